@@ -1,0 +1,39 @@
+# make setup | demo | test | test-slow | lint | clean      (PYTHON=python3.12 picks another Python)
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: setup demo test test-slow lint clean
+
+setup: $(VENV)/.dev  ## the package, and what its tests need
+
+demo: $(VENV)/.package  ## the whole experiment, small: no network, no GPU
+	$(BIN)/python train.py algo=dpo beta=0.1
+
+test: lint
+	$(BIN)/python -m pytest -q -m "not slow and not gpu"
+
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -m "slow and not gpu"
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+clean:  ## caches and build folders; never outputs/ or the environment
+	rm -rf build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+		|| { echo "error: Python 3.11, 3.12 or 3.13 is needed and $(PYTHON) is not: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.package: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install -q -e .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.package
+	$(BIN)/python -m pip install -q -e ".[dev]"
+	touch $@

@@ -1,0 +1,43 @@
+"""Hydra's own sweeper, except that every job is composed and checked before anything is written or started."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from imdb_rlhf.cli import to_run
+
+
+class CheckedSweeper(BasicSweeper):
+    """A Cartesian product of overrides whose jobs are all valid, or none of which starts."""
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Check every job, then run them.
+
+        Raises:
+            ConfigError: a job is refused; nothing was written.
+        """
+        assert self.hydra_context is not None
+        loader = self.hydra_context.config_loader
+        overrides = OverridesParser.create(config_loader=loader).parse_overrides([*self._parse_config(), *arguments])
+        for batch in self.split_arguments(overrides, self.max_batch_size):
+            for job in batch:
+                config = loader.load_sweep_config(self.config, list(job))
+                OmegaConf.set_readonly(config, None)
+                to_run(config)
+        return super().sweep(arguments)
+
+
+@dataclass
+class CheckedSweeperConfig:
+    """The keys of Hydra's own sweeper."""
+
+    _target_: str = "hydra_plugins.imdb_rlhf_sweeper.CheckedSweeper"
+    max_batch_size: int | None = None
+    params: dict[str, str] | None = None
+
+
+ConfigStore.instance().store(group="hydra/sweeper", name="checked", node=CheckedSweeperConfig, provider="imdb_rlhf")

@@ -1,0 +1,1 @@
+"""How much reward does a preference-tuning method buy for each nat of KL?"""

@@ -1,0 +1,1 @@
+"""Algorithms: batches and a loss each, for the one loop."""

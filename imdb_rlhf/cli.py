@@ -1,0 +1,154 @@
+"""Hydra glue: schemas, a composed config to a typed `Run`, and every refusal as one line with its exit code."""
+
+import os
+import re
+import sys
+from copy import deepcopy
+from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, cast
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf, flag_override
+from omegaconf.errors import OmegaConfBaseException
+
+from imdb_rlhf import config as c
+from imdb_rlhf.errors import ConfigError, RunError, Stopped
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+SCHEMAS: dict[str, type] = {
+    "run": c.Run,
+    "sft": c.SFTRun,
+    "dpo": c.DPORun,
+    "trainer": c.TrainerConfig,
+    "model/pretrained": c.PretrainedModel,
+    "model/scratch": c.ScratchModel,
+    "data/embedded": c.EmbeddedData,
+    "data/imdb": c.ImdbData,
+    "reward/lexicon": c.LexiconReward,
+    "reward/classifier": c.ClassifierReward,
+    "reward/two_label": c.TwoLabelReward,
+    "reward/own": c.OwnReward,
+    "optim/adamw": c.AdamWConfig,
+    "optim/rmsprop": c.RMSpropConfig,
+    "logger/wandb": c.WandbLogger,
+    "logger/none": c.NoLogger,
+}
+
+
+def register() -> None:
+    """Put the types of `config.py` where the YAML files of `conf/` name them."""
+    for name, schema in SCHEMAS.items():
+        group, _, leaf = f"schema/{name}".rpartition("/")
+        ConfigStore.instance().store(group=group, name=leaf, node=schema, provider="imdb_rlhf")
+
+
+def to_run(composed: DictConfig) -> c.Run:
+    """The typed and checked run of a composed config.
+
+    Raises:
+        ConfigError: a key that the algorithm does not use (`+key=value` gets past Hydra), a missing value, or a value
+            out of range.
+    """
+    values = deepcopy(composed)
+    with flag_override(values, ["struct", "readonly"], False):
+        values.pop("hydra", None)
+    try:
+        OmegaConf.resolve(values)
+        _refuse_extra(values, OmegaConf.get_type(values), "", str(values.algo))
+        run = OmegaConf.to_object(values)
+    except ConfigError:
+        raise
+    except OmegaConfBaseException as error:
+        raise ConfigError(explain(error)) from error
+    return cast(c.Run, run)
+
+
+def _refuse_extra(node: DictConfig, schema: Any, prefix: str, algo: str) -> None:
+    names = [field.name for field in fields(schema)] if is_dataclass(schema) else []
+    for key in node:
+        if str(key) not in names:
+            raise ConfigError(_unknown(f"{prefix}{key}", [f"{prefix}{n}" for n in names], algo))
+        child = node._get_node(key)
+        if isinstance(child, DictConfig) and not child._is_none():
+            _refuse_extra(child, OmegaConf.get_type(child), f"{prefix}{key}.", algo)
+
+
+def _unknown(key: str, names: list[str], algo: str | None = None) -> str:
+    near = get_close_matches(key, names, 1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return f"{key}: no such key{f' for algo={algo}' if algo else ''}; {hint}keys there: {', '.join(names)}"
+
+
+_SCHEMA_BY_NAME = {schema.__name__: schema for schema in SCHEMAS.values()} | {
+    name: getattr(c, name) for name in dir(c) if is_dataclass(getattr(c, name))
+}
+
+
+def explain(error: BaseException) -> str:
+    """One line for what Hydra or OmegaConf say in several: the key, the value and the way out."""
+    chain = [error]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+    text, last = "\n".join(map(str, chain)), str(chain[-1])
+    if match := re.search(r"Could not find '([^']+)'.*?Available options in '([^']+)':\n(.*?)\nConfig search", text, re.S):
+        options = ", ".join(match[3].split())
+        return f"{match[2]}={match[1].rpartition('/')[2]}: no such choice; there are {options}"
+    key_match = re.search(r"full_key: ([\w.]+)", last)
+    if match := re.search(r"Key '([^']+)' (?:not in|is not in struct)(?: '(\w+)')?", last):
+        key = key_match[1] if key_match else match[1]
+        schema = _CLASSES.get(match[2] or "")
+        prefix = key.rpartition(".")[0]
+        names = [f"{prefix}.{f.name}" if prefix else f.name for f in fields(schema)] if schema else []
+        algo = schema.__name__.removesuffix("Run").lower() if schema and issubclass(schema, c.Run) else None
+        return _unknown(key, names, algo) if names else f"{key}: no such key; `python train.py --cfg job` lists them"
+    if match := re.search(r"Missing mandatory value: ([\w.]+)", text):
+        return f"{match[1]} has no value; set {match[1]}=..."
+    if key_match:
+        asked = re.search(r"Error merging override (\S+)", text)
+        return f"{asked[1] if asked else key_match[1]}: {last.splitlines()[0]}; conf/ says what it takes"
+    if match := re.search(r"Could not override '([^']+)'", text):
+        return f"{match[1]}: no such group; `python train.py --help` lists the groups, --cfg job the keys"
+    return " ".join(line.strip() for line in text.splitlines() if line.strip())
+
+
+_CLASSES: dict[str, type] = {name: value for name, value in vars(c).items() if is_dataclass(value)}
+_OUTCOMES: list[tuple[int, str]] = []  # what the jobs of this process came to, where not well
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+def _job(composed: DictConfig) -> None:
+    try:
+        run = to_run(composed)
+        from imdb_rlhf.pipeline import run_experiment  # torch is imported here and not before
+
+        run_experiment(run, OmegaConf.to_yaml(OmegaConf.structured(run)), list(HydraConfig.get().overrides.task))
+    except ConfigError as error:
+        _OUTCOMES.append((2, f"refused: {error}"))
+    except RunError as error:
+        _OUTCOMES.append((1, f"failed: {error}"))
+    except Stopped as error:  # the jobs of a sweep that were to follow are not started
+        _leave(75, f"stopped: {error}")
+
+
+def main() -> None:
+    """What `train.py` calls. Exit codes: 0 done, 1 a failure, 2 a configuration refused, 75 stopped by a signal."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come through to here instead of being printed
+    register()
+    try:
+        _job()
+    except ConfigError as error:
+        _leave(2, f"refused: {error}")
+    except (HydraException, OmegaConfBaseException) as error:
+        _leave(2, f"refused: {explain(error)}")
+    if _OUTCOMES:
+        _leave(max(code for code, _ in _OUTCOMES), "\n".join(line for _, line in _OUTCOMES))
+
+
+def _leave(code: int, line: str) -> None:
+    print(line, file=sys.stderr)
+    sys.exit(code)

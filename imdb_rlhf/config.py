@@ -1,0 +1,607 @@
+"""Every key that may be set, typed and checked. Values and their meaning stand in `conf/`; none stand here.
+
+A key that the chosen algorithm does not use has no field in its `Run`, so Hydra refuses it. `Run.__post_init__`
+checks ranges when the composed config is turned into these classes, and walks the whole tree, before anything is loaded or written.
+"""
+
+import math
+from dataclasses import dataclass, fields, is_dataclass
+from enum import Enum
+from typing import Any
+
+from imdb_rlhf.errors import ConfigError
+
+
+class _Choice(str, Enum):
+    def __str__(self) -> str:
+        return str(self.value)
+
+
+class Attention(_Choice):
+    """Which attention kernel transformers uses."""
+
+    eager = "eager"
+    sdpa = "sdpa"
+
+
+class Br(_Choice):
+    """What becomes of `<br />` in real reviews."""
+
+    keep = "keep"
+    newline = "newline"
+
+
+class Device(_Choice):
+    """Where the models live."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Precision(_Choice):
+    """Arithmetic of training and sampling; reported numbers are float32 always."""
+
+    auto = "auto"
+    bf16 = "bf16"
+    float32 = "float32"
+
+
+class Labels(_Choice):
+    """How the winner of a pair is drawn from the true rewards."""
+
+    deterministic = "deterministic"
+    bradley_terry = "bradley_terry"
+    noisy = "noisy"
+
+
+class Order(_Choice):
+    """Whether the pairs of a prefix stay together in training."""
+
+    prefix = "prefix"
+    shuffled = "shuffled"
+
+
+class Ties(_Choice):
+    """What becomes of a pair with equal rewards."""
+
+    drop = "drop"
+    random = "random"
+
+
+class Eos(_Choice):
+    """Whether a completion that was cut at the length limit is trained with an EOS that was never sampled."""
+
+    sampled = "sampled"
+    appended = "appended"
+
+
+class Crop(_Choice):
+    """Where the crops that a two-label reward is trained on start."""
+
+    opening = "opening"
+    anywhere = "anywhere"
+
+
+class Init(_Choice):
+    """Which weights a reward starts from."""
+
+    sft = "sft"
+    base = "base"
+
+
+class Schedule(_Choice):
+    """The learning rate after warm-up."""
+
+    constant = "constant"
+    linear = "linear"
+    cosine = "cosine"
+
+
+class KeepModel(_Choice):
+    """Which trained policy stays in the run's folder."""
+
+    last = "last"
+    best = "best"
+    none = "none"
+
+
+class WandbMode(_Choice):
+    """W&B's mode; auto is online where a key is configured and offline elsewhere."""
+
+    auto = "auto"
+    online = "online"
+    offline = "offline"
+
+
+def _number(owner: Any, key: str, prefix: str, low: float, high: float = math.inf, *, above: bool = False) -> None:
+    value = getattr(owner, key)
+    if value is None:
+        return
+    name = f"{prefix}{key}"
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{name}={value} is not a finite number; give one {_range(low, high, above)}")
+    if value < low or (above and value <= low) or value > high:
+        raise ConfigError(f"{name}={value} is out of range; give a number {_range(low, high, above)}")
+
+
+def _range(low: float, high: float, above: bool) -> str:
+    text = f"above {low:g}" if above else f"of at least {low:g}"
+    return text if high == math.inf else f"{text} and at most {high:g}"
+
+
+@dataclass
+class ModelConfig:
+    """What every model has."""
+
+    name: str
+    attention: Attention
+
+
+@dataclass
+class PretrainedModel(ModelConfig):
+    """A Hugging Face causal LM by Hub id or folder."""
+
+    path: str
+    revision: str | None
+
+
+@dataclass
+class ScratchModel(ModelConfig):
+    """A GPT-2 with random weights and a byte-level BPE tokenizer trained on the SFT text."""
+
+    layers: int
+    width: int
+    heads: int
+    context: int
+    tokenizer_size: int
+    vocabulary: int
+    init_seed: int
+
+    def check(self, at: str) -> None:
+        """Refuse a value out of range."""
+        for key in ("layers", "width", "heads"):
+            _number(self, key, at, 1)
+        _number(self, "context", at, 4)
+        _number(self, "tokenizer_size", at, 260)
+        if self.width % self.heads:
+            raise ConfigError(f"{at}heads={self.heads} does not divide {at}width={self.width}; choose a divisor")
+        if self.vocabulary < self.tokenizer_size:
+            raise ConfigError(
+                f"model.vocabulary={self.vocabulary} is smaller than model.tokenizer_size={self.tokenizer_size}; "
+                "make it at least as large"
+            )
+
+
+@dataclass
+class PromptsConfig:
+    """How many prompts of each kind, and how long."""
+
+    train: int
+    validation: int
+    test: int
+    min_tokens: int
+    max_tokens: int
+
+    def check(self, at: str) -> None:
+        """Refuse a value out of range."""
+        for key in ("train", "validation", "test", "min_tokens"):
+            _number(self, key, at, 1)
+        if self.min_tokens > self.max_tokens:
+            raise ConfigError(
+                f"data.prompts.min_tokens={self.min_tokens} is above data.prompts.max_tokens={self.max_tokens}; "
+                "lower the one or raise the other"
+            )
+
+
+@dataclass
+class DataConfig:
+    """What every dataset has."""
+
+    name: str
+    seed: int
+    sft_reviews: int
+    prompts: PromptsConfig
+    preferences: str | None
+    preferences_eos: bool
+
+    def check(self, at: str) -> None:
+        """Refuse a value out of range."""
+        _number(self, "sft_reviews", at, 1)
+
+
+@dataclass
+class EmbeddedData(DataConfig):
+    """Generated film-review openings."""
+
+    labelled_reviews: int
+
+    def check(self, at: str) -> None:
+        """Refuse a value out of range."""
+        super().check(at)
+        _number(self, "labelled_reviews", at, 2)
+
+
+@dataclass
+class ImdbData(DataConfig):
+    """The Large Movie Review Dataset in the Hub's parquet layout."""
+
+    hub_id: str
+    revision: str
+    path: str | None
+    br: Br
+    prompt_splits: list[str]
+    test_splits: list[str]
+    sft_splits: list[str]
+    labelled_split: str
+
+
+@dataclass
+class OptimConfig:
+    """What every optimizer has."""
+
+    name: str
+    lr: float
+    warmup_steps: int
+    schedule: Schedule
+    max_grad_norm: float | None
+
+    def check(self, at: str) -> None:
+        """Refuse a value out of range."""
+        _number(self, "lr", at, 0, above=True)
+        _number(self, "warmup_steps", at, 0)
+        _number(self, "max_grad_norm", at, 0, above=True)
+
+
+@dataclass
+class AdamWConfig(OptimConfig):
+    """torch.optim.AdamW."""
+
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+
+    def check(self, at: str) -> None:
+        """Refuse a value out of range."""
+        super().check(at)
+        _number(self, "beta1", at, 0, 0.999999)
+        _number(self, "beta2", at, 0, 0.999999)
+        _number(self, "eps", at, 0, above=True)
+        _number(self, "weight_decay", at, 0)
+
+
+@dataclass
+class RMSpropConfig(OptimConfig):
+    """torch.optim.RMSprop without momentum."""
+
+    alpha: float
+    eps: float
+
+    def check(self, at: str) -> None:
+        """Refuse a value out of range."""
+        super().check(at)
+        _number(self, "alpha", at, 0, 0.999999)
+        _number(self, "eps", at, 0, above=True)
+
+
+@dataclass
+class RewardConfig:
+    """What every true reward has."""
+
+    name: str
+
+
+@dataclass
+class LexiconReward(RewardConfig):
+    """The log-odds of the generated world."""
+
+
+@dataclass
+class ClassifierReward(RewardConfig):
+    """A Hugging Face sequence classifier by Hub id or folder."""
+
+    path: str
+    revision: str | None
+    positive_label: str | None
+    batch_size: int
+
+    def check(self, at: str) -> None:
+        """Refuse a value out of range."""
+        _number(self, "batch_size", at, 1)
+
+
+@dataclass
+class TwoLabelReward(RewardConfig):
+    """A two-label head that a stage fine-tunes on labelled reviews."""
+
+    seed: int
+    init: Init
+    epochs: float
+    batch_size: int
+    crop: Crop
+    dropout: float
+    held_out: int
+    score_batch_size: int
+    optim: OptimConfig
+
+    def check(self, at: str) -> None:
+        """Refuse a value out of range."""
+        _number(self, "epochs", at, 0, above=True)
+        _number(self, "batch_size", at, 1)
+        _number(self, "score_batch_size", at, 1)
+        _number(self, "held_out", at, 2)
+        _number(self, "dropout", at, 0, 0.9)
+
+
+@dataclass
+class OwnReward(RewardConfig):
+    """A user's own function."""
+
+    function: str
+
+
+@dataclass
+class GenerationConfig:
+    """How completions are sampled, everywhere."""
+
+    max_new_tokens: int
+    temperature: float
+
+    def check(self, at: str) -> None:
+        """Refuse a value out of range."""
+        _number(self, "max_new_tokens", at, 1)
+        _number(self, "temperature", at, 0, above=True)
+
+
+@dataclass
+class SFTConfig:
+    """The reference policy."""
+
+    path: str | None
+    revision: str | None
+    seed: int
+    epochs: float
+    batch_size: int
+    max_tokens: int
+    optim: OptimConfig
+
+    def check(self, at: str) -> None:
+        """Refuse a value out of range."""
+        _number(self, "epochs", at, 0, above=True)
+        _number(self, "batch_size", at, 1)
+        _number(self, "max_tokens", at, 2)
+
+
+@dataclass
+class GroupsConfig:
+    """K reference completions for each training prompt."""
+
+    seed: int
+    k: int
+    eos: Eos
+    batch_size: int
+
+    def check(self, at: str) -> None:
+        """Refuse a value out of range."""
+        _number(self, "k", at, 2)
+        _number(self, "batch_size", at, 1)
+
+
+@dataclass
+class PolicyConfig:
+    """The training of the policy."""
+
+    epochs: float
+    steps: int | None
+    batch_size: int
+    optim: OptimConfig
+
+    def check(self, at: str) -> None:
+        """Refuse a value out of range."""
+        _number(self, "epochs", at, 0, above=True)
+        _number(self, "steps", at, 1)
+        _number(self, "batch_size", at, 1)
+
+
+@dataclass
+class EvaluationConfig:
+    """Reward and KL on the validation and test prompts."""
+
+    seed: int
+    samples: int
+    every: int
+    batch_size: int
+    bootstrap: int
+    confidence: float
+
+    def check(self, at: str) -> None:
+        """Refuse a value out of range."""
+        _number(self, "samples", at, 1)
+        _number(self, "every", at, 1)
+        _number(self, "batch_size", at, 1)
+        _number(self, "bootstrap", at, 100)
+        _number(self, "confidence", at, 0.5, 0.9999)
+
+
+@dataclass
+class TrainerConfig:
+    """The machine."""
+
+    device: Device
+    precision: Precision
+    processes: int
+    threads: int | None
+    micro_batch: int | None
+    checkpoint_every: int
+    log_every: int
+
+    def check(self, at: str) -> None:
+        """Refuse a value out of range."""
+        _number(self, "processes", at, 1)
+        _number(self, "threads", at, 1)
+        _number(self, "micro_batch", at, 1)
+        _number(self, "checkpoint_every", at, 0)
+        _number(self, "log_every", at, 1)
+
+
+@dataclass
+class LoggerConfig:
+    """What every logger has."""
+
+    name: str
+
+
+@dataclass
+class NoLogger(LoggerConfig):
+    """Only the run's own files."""
+
+
+@dataclass
+class WandbLogger(LoggerConfig):
+    """A Weights & Biases mirror of the run's own files."""
+
+    project: str
+    entity: str | None
+    group: str | None
+    mode: WandbMode
+    tags: list[str]
+
+
+@dataclass
+class PathsConfig:
+    """Where everything is written."""
+
+    outputs: str
+
+
+@dataclass
+class Run:
+    """What every algorithm has."""
+
+    algo: str
+    seed: int
+    plan: bool
+    keep_model: KeepModel
+    model: ModelConfig
+    data: DataConfig
+    reward: RewardConfig
+    generation: GenerationConfig
+    sft: SFTConfig
+    evaluation: EvaluationConfig
+    trainer: TrainerConfig
+    logger: LoggerConfig
+    paths: PathsConfig
+
+    def __post_init__(self) -> None:
+        check(self)
+        prompt = self.data.prompts.max_tokens
+        total = prompt + self.generation.max_new_tokens
+        if isinstance(self.model, ScratchModel) and self.sft.path is None:
+            if total > self.model.context:
+                raise ConfigError(
+                    f"data.prompts.max_tokens={prompt} + generation.max_new_tokens={self.generation.max_new_tokens} is "
+                    f"longer than model.context={self.model.context}; shorten them or raise model.context"
+                )
+            if self.sft.max_tokens > self.model.context:
+                raise ConfigError(
+                    f"sft.max_tokens={self.sft.max_tokens} is longer than model.context={self.model.context}; "
+                    "shorten it or raise model.context"
+                )
+        if self.sft.path is None and self.sft.revision is not None:
+            raise ConfigError(
+                f"sft.revision={self.sft.revision} is used with sft.path alone; set sft.path or model.revision"
+            )
+        self._divides("sft.batch_size", self.sft.batch_size)
+        if isinstance(self.reward, TwoLabelReward):
+            self._divides("reward.batch_size", self.reward.batch_size)
+
+    def _divides(self, name: str, value: int) -> None:
+        if value % self.trainer.processes:
+            raise ConfigError(
+                f"{name}={value} is not a multiple of trainer.processes={self.trainer.processes}; choose a multiple"
+            )
+
+    @property
+    def knob(self) -> tuple[str, float] | None:
+        """Name and value of the key that a paper sweeps for this algorithm, or None."""
+        return None
+
+
+@dataclass
+class SFTRun(Run):
+    """`algo=sft`: the reference policy itself, evaluated."""
+
+
+@dataclass
+class PreferenceRun(Run):
+    """What every algorithm that trains on groups of completions has."""
+
+    groups: GroupsConfig
+    policy: PolicyConfig
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._divides("policy.batch_size", self.policy.batch_size)
+
+
+@dataclass
+class DPOConfig:
+    """Pairs and labels of DPO."""
+
+    labels: Labels
+    tau: float | None
+    noise: float | None
+    min_margin: float
+    ties: Ties
+    order: Order
+
+    def check(self, at: str) -> None:
+        """Refuse a value out of range."""
+        _number(self, "tau", at, 0, above=True)
+        _number(self, "noise", at, 0, 0.5)
+        _number(self, "min_margin", at, 0)
+        if self.tau is not None and self.labels != Labels.bradley_terry:
+            raise ConfigError(f"dpo.tau={self.tau} is used by dpo.labels=bradley_terry alone; drop it or set the labels")
+        if self.noise is not None and self.labels != Labels.noisy:
+            raise ConfigError(f"dpo.noise={self.noise} is used by dpo.labels=noisy alone; drop it or set the labels")
+        if self.noise is None and self.labels == Labels.noisy:
+            raise ConfigError("dpo.labels=noisy needs dpo.noise, the share of flipped labels; for example dpo.noise=0.1")
+
+
+@dataclass
+class DPORun(PreferenceRun):
+    """`algo=dpo`: direct preference optimization; the knob is beta."""
+
+    beta: float
+    dpo: DPOConfig
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _number(self, "beta", "", 0, above=True)
+        if self.data.preferences is not None and self.dpo.labels == Labels.bradley_terry:
+            raise ConfigError(
+                "dpo.labels=bradley_terry draws labels from rewards, but data.preferences brings its own; "
+                "use dpo.labels=deterministic or noisy"
+            )
+
+    @property
+    def knob(self) -> tuple[str, float] | None:
+        """Beta."""
+        return "beta", self.beta
+
+
+def check(node: Any, at: str = "") -> None:
+    """Check `node` and all below it: every number finite, every value in its range.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    if at and hasattr(node, "check"):
+        node.check(at)
+    for field in fields(node):
+        value = getattr(node, field.name)
+        if is_dataclass(value):
+            check(value, f"{at}{field.name}.")
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{at}{field.name}={value} is not a finite number; give one that is")

@@ -1,0 +1,1 @@
+"""Reviews, prompts, and groups of completions."""

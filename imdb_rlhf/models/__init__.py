@@ -1,0 +1,1 @@
+"""Causal language models: loading, log-probs and exact KL, sampling."""

@@ -1,0 +1,212 @@
+"""Any Hugging Face causal LM as a policy: load, make from scratch, freeze, save."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from imdb_rlhf.config import ScratchModel
+from imdb_rlhf.errors import RunError
+from imdb_rlhf.models.logprobs import hidden_states, output_layer
+
+EOS, PAD = "<|endoftext|>", "<|pad|>"
+# Entries by which an embedding may exceed its tokenizer: models round it up for speed.
+ROUNDING = 512
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+TOKENIZERS = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A causal LM with its tokenizer."""
+
+    lm: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def eos_id(self) -> int:
+        """The token that ends a completion."""
+        return int(self.tokenizer.eos_token_id)
+
+    @property
+    def context(self) -> int:
+        """The longest row in tokens."""
+        return context_length(self.lm.config)
+
+
+def context_length(config: object) -> int:
+    """The longest row that a model of this configuration reads, in tokens."""
+    for name in ("n_positions", "max_position_embeddings", "seq_length", "n_ctx"):
+        if getattr(config, name, None):
+            return int(getattr(config, name))
+    return 1 << 20
+
+
+def train_tokenizer(texts: Iterable[str], size: int, vocabulary: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer with an EOS and a padding token of its own.
+
+    Args:
+        texts: what it is trained on.
+        size: entries at most, special ones included.
+        vocabulary: entries after padding with unused ones, at least `size`.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=[EOS, PAD],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    missing = vocabulary - tokenizer.get_vocab_size()
+    tokenizer.add_special_tokens([f"<|unused{i}|>" for i in range(missing)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=EOS, pad_token=PAD, clean_up_tokenization_spaces=False
+    )
+
+
+def load_tokenizer(folder: Path, key: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder.
+
+    Raises:
+        RunError: there is none, or it has no EOS.
+    """
+    if not any((folder / name).exists() for name in TOKENIZERS):
+        raise RunError(f"{key}={folder} holds no tokenizer (one of {', '.join(TOKENIZERS)}); save it beside the model")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:
+        raise RunError(f"{key}={folder}: its tokenizer cannot be loaded: {_first_line(error)}") from error
+    if tokenizer.eos_token_id is None:
+        raise RunError(f"{key}={folder}: its tokenizer has no EOS token; add eos_token to its tokenizer_config.json")
+    return cast(PreTrainedTokenizerBase, tokenizer)
+
+
+def check_folder(folder: Path, key: str) -> None:
+    """Refuse a model folder without configuration or weights before anything is loaded.
+
+    Raises:
+        RunError: naming what is missing.
+    """
+    if not (folder / "config.json").exists():
+        raise RunError(f"{key}={folder} holds no config.json; give a folder made by save_pretrained")
+    if not any(True for pattern in WEIGHTS for _ in folder.glob(pattern)):
+        raise RunError(f"{key}={folder} holds no weights ({' or '.join(WEIGHTS)}); give a folder made by save_pretrained")
+
+
+def load(folder: Path, attention: str, key: str = "model.path") -> Policy:
+    """A causal LM in float32 with dropout off, on the CPU.
+
+    Args:
+        folder: made by `save_pretrained`, tokenizer included.
+        attention: transformers' attention implementation.
+        key: config key that messages name.
+
+    Raises:
+        RunError: weights or tokenizer missing, of different vocabularies, or an output layer that is no plain product.
+    """
+    check_folder(folder, key)
+    tokenizer = load_tokenizer(folder, key)
+    try:
+        lm = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention)
+    except Exception as error:
+        raise RunError(f"{key}={folder}: its weights cannot be loaded: {_first_line(error)}") from error
+    rows = len(output_layer(lm)[0])
+    if not 0 <= rows - len(tokenizer) < ROUNDING:
+        raise RunError(
+            f"{key}={folder}: the model has {rows} entries and its tokenizer {len(tokenizer)}; "
+            "give the tokenizer that the model was trained with"
+        )
+    _check_output_layer(lm, key)
+    return Policy(lm.eval(), tokenizer)
+
+
+@torch.no_grad()
+def _check_output_layer(lm: PreTrainedModel, key: str) -> None:
+    """Refuse models that do more to their logits than one product: log-probs would silently be others."""
+    ids = torch.arange(4)[None]
+    lm.eval()
+    weight, bias = output_layer(lm)
+    ours = nn.functional.linear(hidden_states(lm, ids), weight, bias)
+    if not torch.allclose(ours, lm(input_ids=ids).logits, atol=1e-3, rtol=1e-3):
+        raise RunError(f"{key}: {type(lm).__name__} changes its logits after the output layer, which is not supported")
+
+
+def scratch(config: ScratchModel, tokenizer: PreTrainedTokenizerBase) -> Policy:
+    """A GPT-2 with random weights, a function of the configuration alone."""
+    gpt2 = GPT2Config(
+        vocab_size=config.vocabulary,
+        n_positions=config.context,
+        n_embd=config.width,
+        n_layer=config.layers,
+        n_head=config.heads,
+        activation_function="gelu_pytorch_tanh",  # gelu_new in one pass
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=tokenizer.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.init_seed)
+        lm = AutoModelForCausalLM.from_config(gpt2, attn_implementation=str(config.attention))
+    return Policy(lm.eval(), tokenizer)
+
+
+def freeze(lm: PreTrainedModel) -> PreTrainedModel:
+    """The same model without gradients."""
+    return cast(PreTrainedModel, lm.requires_grad_(False).eval())
+
+
+def parameters_of(folder: Path) -> int:
+    """Number of parameters of the model in a folder, without loading its weights."""
+    config = AutoConfig.from_pretrained(folder)
+    with torch.device("meta"):
+        return sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+
+
+def save(policy: Policy, folder: Path, card: str) -> None:
+    """Write weights, tokenizer and a model card; loads with `from_pretrained` and `pipeline("text-generation")`.
+
+    The card is README.md; generation defaults are the sampler's own (no top-k, no top-p, temperature 1).
+    """
+    generation = policy.lm.generation_config
+    if generation is not None:
+        generation.do_sample, generation.top_k, generation.top_p, generation.temperature = True, 0, 1.0, 1.0
+        generation.pad_token_id = policy.tokenizer.pad_token_id or policy.eos_id
+        generation.eos_token_id = policy.eos_id
+    policy.lm.save_pretrained(folder)
+    policy.tokenizer.save_pretrained(folder)
+    (folder / "README.md").write_text(card)
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, rows: Iterable[list[int]]) -> list[str]:
+    """Texts of token rows, special tokens left out: what a reward scores."""
+    return cast(list[str], tokenizer.batch_decode(list(rows), skip_special_tokens=True))
+
+
+def read_json(path: Path) -> dict[str, object]:
+    """A JSON object from a file."""
+    return cast(dict[str, object], json.loads(path.read_text()))

@@ -1,0 +1,118 @@
+"""Ancestral sampling at a temperature, without truncation, with random numbers that belong to the row.
+
+`generate()` of transformers is not used: its defaults truncate, and its draws depend on the other rows of the batch.
+Here row i consumes the uniforms of its own prompt, so the same prompt draws the same completion in any batch and on any
+number of processes (up to rounding), and two policies that are compared see common random numbers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from imdb_rlhf.models.logprobs import _chunk_logits, output_layer
+from imdb_rlhf.seeds import generator
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Sampled completions.
+
+    Attributes:
+        ids: a list of tokens a row; ends in EOS where EOS was sampled, else cut at the limit.
+        finished: a bool a row: EOS was sampled.
+    """
+
+    ids: list[list[int]]
+    finished: list[bool]
+
+
+def uniforms(seed: int, stage: str, prompt_ids: Sequence[int], samples: int, steps: int) -> np.ndarray:
+    """(prompts, samples, steps) float64 in [0, 1), a function of (seed, stage, prompt id) alone."""
+    return np.stack([generator(seed, stage, int(prompt)).random((samples, steps)) for prompt in prompt_ids])
+
+
+def batches_by_length(lengths: Sequence[int], size: int) -> list[np.ndarray]:
+    """Indices in batches of at most `size` whose rows are of one length, so that nothing is padded.
+
+    The batches are a function of all lengths; processes share them out whole.
+    """
+    order = np.argsort(np.asarray(lengths), kind="stable")
+    edges = np.flatnonzero(np.diff(np.asarray(lengths)[order])) + 1
+    return [run[at : at + size] for run in np.split(order, edges) for at in range(0, len(run), size) if len(run)]
+
+
+def draw(logits: Tensor, uniform: Tensor, temperature: float = 1.0) -> Tensor:
+    """Inverse-CDF draws from softmax(logits / temperature).
+
+    Args:
+        logits: (rows, vocabulary), any float type.
+        uniform: (rows,) in [0, 1).
+        temperature: above 0.
+
+    Returns:
+        (rows,) int64 tokens; one of probability 0 is never drawn.
+    """
+    cumulative = (logits.float() / temperature).softmax(-1).cumsum(-1)
+    threshold = uniform.to(cumulative)[:, None] * cumulative[:, -1:]
+    # a product that rounds up to the total would fall off the end
+    threshold = threshold.minimum(torch.nextafter(cumulative[:, -1:], torch.zeros_like(threshold)))
+    return torch.searchsorted(cumulative, threshold, right=True)[:, 0]
+
+
+@torch.no_grad()
+def sample(
+    lm: PreTrainedModel,
+    prompts: Tensor | Sequence[Sequence[int]],
+    uniform: Tensor | np.ndarray,
+    eos_id: int,
+    temperature: float = 1.0,
+) -> Samples:
+    """Sample a completion for each prompt until EOS or until the uniforms run out.
+
+    Args:
+        lm: the policy; runs in the caller's autocast precision.
+        prompts: (rows, time) tokens, all of one length (`batches_by_length`).
+        uniform: (rows, new tokens) in [0, 1).
+        eos_id: token that ends a completion.
+        temperature: divides the logits; above 0.
+
+    Raises:
+        ValueError: prompts of different lengths.
+    """
+    if len({len(prompt) for prompt in prompts}) > 1:
+        raise ValueError("prompts of different lengths in one batch; see batches_by_length")
+    ids = torch.as_tensor(prompts, dtype=torch.int64).to(lm.device)
+    random = torch.as_tensor(uniform).to(lm.device)
+    rows, steps = random.shape
+    tokens = torch.full((rows, steps), eos_id, dtype=torch.int64, device=lm.device)
+    alive = torch.arange(rows, device=lm.device)  # rows still being written, in the order of the cache
+    cache = DynamicCache()
+    weight, bias = output_layer(lm)
+    for step in range(steps):
+        state = lm.base_model(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
+        logits = _chunk_logits(state, weight.to(state.dtype), bias, 1.0)
+        drawn = draw(logits, random[alive, step], temperature)
+        tokens[alive, step] = drawn
+        going = drawn != eos_id
+        if not bool(going.any()):
+            break
+        # finished rows are dropped once they are many: copying the cache has its price
+        if going.sum() < 0.75 * len(alive):
+            keep = going.nonzero()[:, 0]
+            cache.batch_select_indices(keep)
+            alive, drawn = alive[keep], drawn[keep]
+        ids = drawn[:, None]
+    return _cut(tokens, eos_id)
+
+
+def _cut(tokens: Tensor, eos_id: int) -> Samples:
+    is_eos = tokens == eos_id
+    finished = is_eos.any(1)
+    lengths = torch.where(finished, is_eos.int().argmax(1) + 1, tokens.shape[1])
+    table = cast(list[list[int]], tokens.tolist())
+    return Samples([row[:n] for row, n in zip(table, lengths.tolist(), strict=True)], finished.tolist())

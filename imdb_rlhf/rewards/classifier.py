@@ -1,0 +1,84 @@
+"""Any Hugging Face two-label sequence classifier as a reward."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from imdb_rlhf.errors import RunError
+from imdb_rlhf.rewards import Scores, sigmoid
+
+
+def positive_index(id2label: dict[int, str], wanted: str | None, key: str) -> int:
+    """Which of two labels is the positive one.
+
+    Args:
+        id2label: the model's label names.
+        wanted: the name, or None to find the one that contains "pos".
+        key: config key that messages name.
+
+    Raises:
+        RunError: not two labels, or none or both of them fit.
+    """
+    names = {int(index): str(name) for index, name in id2label.items()}
+    if len(names) != 2:
+        raise RunError(f"{key} has {len(names)} labels ({', '.join(names.values())}); give a two-label classifier")
+    if wanted is not None:
+        found = [index for index, name in names.items() if name == wanted]
+    else:
+        found = [index for index, name in names.items() if "pos" in name.lower()]
+    if len(found) != 1:
+        raise RunError(
+            f"{key}: which of {', '.join(names.values())} is positive? set reward.positive_label to its name"
+        )
+    return found[0]
+
+
+class ClassifierReward:
+    """p(positive) and the log-odds logit(positive) - logit(other) of whole texts, in float32."""
+
+    def __init__(
+        self, folder: Path, positive_label: str | None, batch_size: int, device: torch.device, key: str = "reward.path"
+    ) -> None:
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(folder)
+            self.model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+        except Exception as error:
+            reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise RunError(f"{key}={folder} cannot be loaded as a sequence classifier: {reason}") from error
+        self.positive = positive_index(self.model.config.id2label, positive_label, key)
+        if self.tokenizer.pad_token_id is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        if self.model.config.pad_token_id is None:
+            self.model.config.pad_token_id = self.tokenizer.pad_token_id
+        self.model.to(device).eval()
+        self.batch_size = batch_size
+        config = self.model.config
+        limit = getattr(config, "n_positions", None) or getattr(config, "max_position_embeddings", None) or 512
+        self.limit = min(int(limit) - (2 if "roberta" in str(config.model_type) else 0), self.tokenizer.model_max_length)
+
+    @torch.no_grad()
+    def score(self, texts: Sequence[str]) -> Scores:
+        """Score texts, sorted by length and batched so that little is padded."""
+        rows = self.tokenizer(list(texts), truncation=True, max_length=self.limit)["input_ids"]
+        # an empty text has no token that a head could read
+        rows = [row or [self.tokenizer.pad_token_id] for row in rows]
+        logit = np.zeros(len(rows), dtype=np.float64)
+        order = np.argsort([len(row) for row in rows], kind="stable")
+        for at in range(0, len(order), self.batch_size):
+            part = order[at : at + self.batch_size]
+            logit[part] = self._log_odds([rows[index] for index in part])
+        return Scores(sigmoid(logit), logit)
+
+    def _log_odds(self, rows: list[list[int]]) -> np.ndarray:
+        device = self.model.device
+        lengths = torch.tensor([len(row) for row in rows])
+        ids = torch.full((len(rows), int(lengths.max())), int(self.tokenizer.pad_token_id))
+        for index, row in enumerate(rows):
+            ids[index, : len(row)] = torch.tensor(row)
+        mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
+        with torch.autocast(device.type, enabled=False):
+            logits = self.model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits.float()
+        return (logits[:, self.positive] - logits[:, 1 - self.positive]).double().cpu().numpy()

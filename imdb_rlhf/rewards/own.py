@@ -1,0 +1,65 @@
+"""A user's own reward: `reward.function=file.py:name`, a list of texts to a list of floats."""
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from imdb_rlhf.artifacts import hash_file
+from imdb_rlhf.errors import RunError
+from imdb_rlhf.rewards import Scores
+
+
+def locate(function: str) -> tuple[Path, str]:
+    """File and name of `file.py:name`.
+
+    Raises:
+        RunError: not of that form, or no such file.
+    """
+    path, _, name = function.rpartition(":")
+    if not path or not name.isidentifier():
+        raise RunError(f"reward.function={function} is not of the form file.py:name")
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise RunError(f"reward.function={function}: no file {path}; give a path from the current folder")
+    return file, name
+
+
+class OwnReward:
+    """Scores by a function of the user's; its numbers stand on both scales as they are."""
+
+    def __init__(self, function: str) -> None:
+        file, self.name = locate(function)
+        spec = importlib.util.spec_from_file_location(f"imdb_rlhf_own_{hash_file(file)[:8]}", file)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            raise RunError(f"reward.function={function}: importing {file} raised {type(error).__name__}: {error}") from error
+        if not callable(getattr(module, self.name, None)):
+            raise RunError(f"reward.function={function}: {file} has no function {self.name}")
+        self.function: Callable[[list[str]], Sequence[float]] = getattr(module, self.name)
+
+    def score(self, texts: Sequence[str]) -> Scores:
+        """The function's numbers, checked.
+
+        Raises:
+            RunError: it raised, or gave another count than texts, or a number that is not finite.
+        """
+        try:
+            values = np.asarray(self.function(list(texts)), dtype=np.float64)
+        except Exception as error:
+            raise RunError(f"reward.function {self.name} raised {type(error).__name__}: {error}") from error
+        if values.shape != (len(texts),):
+            raise RunError(
+                f"reward.function {self.name} gave shape {values.shape} for {len(texts)} texts; return one float a text"
+            )
+        bad = np.flatnonzero(~np.isfinite(values))
+        if len(bad):
+            raise RunError(
+                f"reward.function {self.name} gave {values[bad[0]]} for the text {texts[bad[0]][:60]!r}; "
+                "return finite numbers"
+            )
+        return Scores(values, values)

@@ -1,0 +1,209 @@
+"""A mirror of the run in Weights & Biases, which may never fail, slow or alter it.
+
+Whatever goes wrong in here costs one warning and the mirror; `metrics.jsonl` has every row, and
+`replay` can send them later.
+"""
+
+import math
+import os
+import random
+import secrets
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+Mode = Literal["auto", "online", "offline"]
+
+
+class WandbTracker:
+    """A `Tracker` that writes to one W&B run; its files lie in the run's own folder.
+
+    Rows bring their own `step`, which is the axis of every chart: W&B's counter would start at 0 again after a resume.
+    `eval/reward` and its like are drawn over `eval/kl`, since that plane is what runs are compared in.
+    """
+
+    def __init__(
+        self,
+        *,
+        folder: Path,
+        config: Mapping[str, Any],
+        project: str,
+        entity: str | None,
+        group: str | None,
+        name: str,
+        job_type: str,
+        run_id: str,
+        mode: Mode,
+        tags: Sequence[str],
+        console_warn: Callable[[str], None],
+    ) -> None:
+        """Start (or, online, go on with) the run `run_id`.
+
+        Args:
+            folder: the run's folder; W&B makes `wandb/` in it.
+            config: the resolved configuration, as plain containers.
+            project: the W&B project.
+            entity: its owner; None is the account's default.
+            group: what the runs of a sweep share.
+            name: what charts call the run.
+            job_type: the stage or kind of run.
+            run_id: from `run_id`; unique in the project.
+            mode: `auto` follows WANDB_MODE, else is online where an API key is configured and offline where none is.
+            tags: labels to filter by.
+            console_warn: is told once, in one line, if W&B failed and the mirror is off.
+        """
+        self.url: str | None = None
+        """Where to look at the run, if it is online."""
+        self._folder = folder
+        self._warn = console_warn
+        self._run: Any = None
+        self._on = False
+        with self._may_fail("start"):
+            import wandb
+
+            chosen = _mode() if mode == "auto" else mode
+            self._run = wandb.init(
+                dir=str(folder),
+                config=dict(config),
+                project=project,
+                entity=entity,
+                group=group,
+                name=name,
+                job_type=job_type,
+                id=run_id,
+                mode=chosen,
+                tags=list(tags),
+                resume="allow" if chosen == "online" else None,
+                reinit="create_new",
+                settings=_settings(),
+            )
+            self._on = True
+            self.url = self._run.url if chosen == "online" else None
+            self._run.define_metric("step", hidden=True)
+            self._run.define_metric("*", step_metric="step")
+            # No summary="last": it is what W&B does anyway, and asking for it renames the summary's key.
+            self._run.define_metric("eval/kl", step_metric="step")
+            for key in ("eval/reward", "eval/reward_logit", "eval/win_rate", "eval/distinct_2"):
+                self._run.define_metric(key, step_metric="eval/kl")
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Log a row in one call, so that metrics drawn over another one of it keep their pairs."""
+        if self._on:
+            with self._may_fail("log"):
+                self._run.log(dict(row))
+
+    def replay(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Log rows that exist already, such as those of a finished run's `metrics.jsonl`."""
+        for row in rows:
+            self.log(row)
+
+    def histogram(self, key: str, values: Sequence[float], step: int) -> None:
+        """Log a histogram of the finite values; none at all are no histogram."""
+        finite = [value for value in map(float, values) if math.isfinite(value)]
+        if self._on and finite:
+            with self._may_fail("log a histogram"):
+                import wandb
+
+                self._run.log({"step": step, key: wandb.Histogram(finite)})
+
+    def table(self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Log a table."""
+        if self._on:
+            with self._may_fail("log a table"), _staging_in(self._folder):
+                import wandb
+
+                self._run.log({key: wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
+
+    def finish(self, summary: Mapping[str, Any], exit_code: int = 0) -> None:
+        """Write the summary and end the run; W&B shows it as failed where `exit_code` is not 0."""
+        if self._run is None:
+            return
+        if self._on:
+            with self._may_fail("write the summary"):
+                self._run.summary.update(dict(summary))
+        with self._may_fail("finish"):  # also after a failure: the run's file should say how it ended
+            self._run.finish(exit_code=exit_code)
+        self._run, self._on = None, False
+
+    @contextmanager
+    def _may_fail(self, what: str) -> Iterator[None]:
+        starting = self._run is None
+        state = random.getstate()  # W&B's retries draw from it
+        try:
+            yield
+        except Exception as error:
+            if self._on or starting:
+                first_line = (str(error).strip().splitlines() or [""])[0]
+                self._warn(
+                    f"W&B could not {what} ({type(error).__name__}: {first_line}); "
+                    "the run goes on without it, metrics.jsonl has every row"
+                )
+            self._on = False
+        finally:
+            random.setstate(state)
+
+
+def run_id(folder: Path, config_hash: str) -> str:
+    """Return the W&B id of the run in `folder`, made at the first call and kept there in `wandb_id`.
+
+    A bare hash would be shared by everyone who runs the same configuration in one project, so a nonce is added.
+    """
+    path = folder / "wandb_id"
+    if path.exists() and (known := path.read_text(encoding="utf-8").strip()):
+        return known
+    made = f"{config_hash}-{secrets.token_hex(4)}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(made + "\n", encoding="utf-8")
+    return made
+
+
+def sync_command(folder: Path) -> str | None:
+    """Return the command that uploads what lies offline in a run's folder, or None if nothing does."""
+    if not any((folder / "wandb").glob("offline-run-*")):
+        return None
+    return f"wandb sync {shlex.quote(str(folder / 'wandb'))}/offline-run-*"
+
+
+def _mode() -> Any:
+    if os.environ.get("WANDB_MODE"):
+        return os.environ["WANDB_MODE"]
+    if os.environ.get("WANDB_API_KEY"):
+        return "online"
+    from wandb.sdk import wandb_setup
+    from wandb.sdk.lib import wbauth
+
+    return "online" if wbauth.read_netrc_auth(host=wandb_setup.singleton().settings.base_url) else "offline"
+
+
+def _settings() -> Any:
+    import wandb
+
+    return wandb.Settings(
+        x_disable_meta=True,  # or the command line, with any token in it, is stored
+        x_disable_machine_info=True,  # nor the hardware's use, the git state
+        x_save_requirements=False,
+        disable_git=True,
+        disable_code=True,
+        disable_job_creation=True,
+        symlink=False,
+        console="off",
+        silent=True,
+        x_transaction_log_flush_interval=1.0,  # a killed process loses one second of rows, not 15
+        init_timeout=20,
+        finish_timeout=60,
+    )
+
+
+@contextmanager
+def _staging_in(folder: Path) -> Iterator[None]:
+    """Keep the copy that W&B makes of a table in the run's folder instead of the home folder."""
+    if os.environ.get("WANDB_DATA_DIR"):
+        yield
+        return
+    os.environ["WANDB_DATA_DIR"] = str((folder / "wandb").resolve())
+    try:
+        yield
+    finally:
+        del os.environ["WANDB_DATA_DIR"]

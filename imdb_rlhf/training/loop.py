@@ -1,0 +1,226 @@
+"""The only training loop: steps, optimizer, evaluation points, checkpoints, tracking.
+
+An algorithm supplies global batches and a loss. A batch knows its parts: what each process computes, in pieces that fit
+into memory. Losses and metrics come back as sums over a part's examples and are divided by the size of the global batch,
+so neither the number of processes nor the size of the parts changes them.
+"""
+
+import math
+import signal
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from imdb_rlhf.config import OptimConfig
+from imdb_rlhf.errors import RunError, Stopped
+from imdb_rlhf.seeds import derive
+from imdb_rlhf.training import checkpoint, optim
+from imdb_rlhf.training.runtime import Runtime
+
+
+class Batch(Protocol):
+    """A global batch."""
+
+    size: float
+
+    def parts(self, rank: int, world: int, limit: int | None) -> Sequence[Any]:
+        """What one process computes, in pieces of at most `limit` examples; at least one."""
+        ...
+
+
+class Algorithm(Protocol):
+    """What the loop trains.
+
+    Attributes:
+        stage: its name, part of every random stream and of every row of metrics.
+        module: what is trained; its forward returns what the loss needs (log-probs, not logits).
+        steps: optimizer steps in all.
+    """
+
+    stage: str
+    module: nn.Module
+    steps: int
+
+    def batches(self, first: int) -> Iterator[Batch]:
+        """Global batches from step `first` on, each a function of (seed, step) alone; lazy."""
+        ...
+
+    def loss(self, module: nn.Module, part: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sum of the losses of a part's examples, and sums of metrics under their keys (`train/...`)."""
+        ...
+
+
+@dataclass
+class Settings:
+    """What a stage's configuration says of its training."""
+
+    seed: int
+    optim: OptimConfig
+    micro_batch: int | None
+    checkpoint_every: int
+    log_every: int
+    evaluate_every: int | None = None
+
+
+@dataclass
+class Hooks:
+    """What the loop calls.
+
+    Attributes:
+        log: a row of metrics.
+        advance: one step is done, with values to show.
+        evaluate: at evaluation points, with the number of steps done; rows it returns are logged.
+    """
+
+    log: Callable[[dict[str, Any]], None] = lambda row: None
+    advance: Callable[[dict[str, float]], None] = lambda values: None
+    evaluate: Callable[[int], dict[str, float]] | None = None
+
+
+@dataclass
+class _Signals:
+    """SIGTERM and SIGINT ask for a checkpoint after the step in progress."""
+
+    caught: list[int] = field(default_factory=list)
+    before: dict[int, Any] = field(default_factory=dict)
+
+    def __enter__(self) -> "_Signals":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self.before[number] = signal.signal(number, self._catch)
+        return self
+
+    def _catch(self, number: int, frame: FrameType | None) -> None:
+        if self.caught and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.caught.append(number)
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+def train(algorithm: Algorithm, settings: Settings, runtime: Runtime, folder: Path, hooks: Hooks) -> None:
+    """Train `algorithm.module` in place.
+
+    Args:
+        algorithm: batches, loss, module and number of steps.
+        settings: optimizer and intervals.
+        runtime: device, precision, processes.
+        folder: where checkpoints lie; a whole one is gone on from.
+        hooks: tracking and evaluation.
+
+    Raises:
+        RunError: nan or infinity in a loss or a gradient, told before the step changes a weight.
+        Stopped: a signal came and a checkpoint is written.
+    """
+    algorithm.module.to(runtime.device)
+    optimizer = optim.make(settings.optim, algorithm.module.parameters())
+    start, sums = _restore(algorithm, optimizer, runtime, folder)
+    module, prepared = runtime.accelerator.prepare(algorithm.module, optimizer)
+    began = time.perf_counter()
+    with _Signals() as signals:
+        for step, batch in zip(range(start, algorithm.steps), algorithm.batches(start), strict=False):
+            torch.manual_seed(derive(settings.seed, algorithm.stage, step, runtime.rank))
+            values = _step(algorithm, module, prepared, batch, step, settings, runtime)
+            done = step + 1
+            for key, value in values.items():
+                sums[key] += value
+            sums["steps"] += 1
+            evaluated: dict[str, float] = {}
+            if hooks.evaluate and settings.evaluate_every and _due(done, settings.evaluate_every, algorithm.steps):
+                evaluated = hooks.evaluate(done)
+            if _due(done, settings.log_every, algorithm.steps) or evaluated:
+                count = sums.pop("steps")
+                row = {key: total / count for key, total in sums.items()} | evaluated
+                sums.clear()
+                hooks.log(
+                    {"stage": algorithm.stage, "step": done} | row | {"time/elapsed": time.perf_counter() - began}
+                )
+            hooks.advance({"loss": values["train/loss"]} | evaluated)
+            stop = runtime.broadcast(bool(signals.caught)) if runtime.world > 1 else bool(signals.caught)
+            at_interval = settings.checkpoint_every and done % settings.checkpoint_every == 0
+            if done < algorithm.steps and (at_interval or stop):
+                _save(algorithm, module, prepared, done, dict(sums), runtime, folder)
+            if stop and done < algorithm.steps:
+                raise Stopped(f"{algorithm.stage} at step {done} of {algorithm.steps}; run the same command to go on")
+    runtime.accelerator.free_memory()
+
+
+def _due(done: int, every: int, total: int) -> bool:
+    return done % every == 0 or done == total
+
+
+def _step(
+    algorithm: Algorithm,
+    module: nn.Module,
+    optimizer: Any,
+    batch: Batch,
+    step: int,
+    settings: Settings,
+    runtime: Runtime,
+) -> dict[str, float]:
+    """One optimizer step; the metrics of the global batch."""
+    parts = batch.parts(runtime.rank, runtime.world, settings.micro_batch)
+    totals: dict[str, Tensor] = {}
+    optimizer.zero_grad()
+    for index, part in enumerate(parts):
+        last = index == len(parts) - 1
+        with nullcontext() if last else runtime.accelerator.no_sync(module):
+            loss, metrics = algorithm.loss(module, part)
+            # DDP averages gradients over processes; the sum over all examples is wanted
+            runtime.accelerator.backward(loss * (runtime.world / batch.size))
+        for key, value in ({"train/loss": loss} | metrics).items():
+            totals[key] = totals.get(key, torch.zeros((), device=runtime.device)) + value.detach().float()
+    table = torch.stack([totals[key] for key in totals])
+    table = runtime.accelerator.reduce(table, reduction="sum") if runtime.world > 1 else table
+    values = dict(zip(totals, (table / batch.size).tolist(), strict=True))
+    limit = settings.optim.max_grad_norm
+    norm = runtime.accelerator.clip_grad_norm_(module.parameters(), math.inf if limit is None else limit)
+    values["train/grad_norm"] = float(norm)
+    for key, value in values.items():
+        if not math.isfinite(value):
+            raise RunError(
+                f"{algorithm.stage}: {key} is {value} at step {step}, before that step changed a weight; "
+                "lower the learning rate, or set trainer.precision=float32"
+            )
+    values["train/lr"] = optim.learning_rate(settings.optim, step, algorithm.steps)
+    for group in optimizer.param_groups:
+        group["lr"] = values["train/lr"]
+    optimizer.step()
+    return values
+
+
+def _restore(
+    algorithm: Algorithm, optimizer: torch.optim.Optimizer, runtime: Runtime, folder: Path
+) -> tuple[int, defaultdict[str, float]]:
+    found = checkpoint.load(folder)
+    if found is None:
+        return 0, defaultdict(float)
+    algorithm.module.load_state_dict(found.weights)
+    optimizer.load_state_dict(found.optimizer)
+    return found.step, defaultdict(float, found.sums)
+
+
+def _save(
+    algorithm: Algorithm,
+    module: nn.Module,
+    optimizer: Any,
+    done: int,
+    sums: dict[str, float],
+    runtime: Runtime,
+    folder: Path,
+) -> None:
+    if runtime.rank == 0:
+        weights = runtime.accelerator.unwrap_model(module).state_dict()
+        checkpoint.save(folder, checkpoint.Checkpoint(done, weights, optimizer.optimizer.state_dict(), sums))
+    runtime.barrier()

@@ -1,0 +1,50 @@
+"""Optimizers, and the learning rate as a pure function of the step."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from imdb_rlhf.config import AdamWConfig, OptimConfig, RMSpropConfig, Schedule
+
+
+def make(config: OptimConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimizer of a configuration, over the parameters that have gradients.
+
+    Raises:
+        TypeError: an optimizer that is not known here.
+    """
+    wanted = [parameter for parameter in parameters if parameter.requires_grad]
+    if isinstance(config, AdamWConfig):
+        # norms and biases are not decayed
+        groups = [
+            {"params": [p for p in wanted if p.ndim >= 2], "weight_decay": config.weight_decay},
+            {"params": [p for p in wanted if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(
+            groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True
+        )
+    if isinstance(config, RMSpropConfig):
+        return torch.optim.RMSprop(wanted, lr=config.lr, alpha=config.alpha, eps=config.eps, foreach=True)
+    raise TypeError(f"no optimizer for {type(config).__name__}")
+
+
+def learning_rate(config: OptimConfig, step: int, total: int) -> float:
+    """The rate of a step.
+
+    Linear warm-up from 0 as in the DPO authors' code, (step + 1) / (warm-up + 1), then the schedule.
+
+    Args:
+        config: peak, warm-up and schedule.
+        step: 0 for the first.
+        total: steps in all.
+    """
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / (config.warmup_steps + 1)
+    done = (step - config.warmup_steps) / max(1, total - config.warmup_steps)
+    if config.schedule == Schedule.linear:
+        return config.lr * (1 - done)
+    if config.schedule == Schedule.cosine:
+        return config.lr * 0.5 * (1 + math.cos(math.pi * done))
+    return config.lr

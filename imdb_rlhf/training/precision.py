@@ -1,0 +1,40 @@
+"""What the hardware offers: device, threads, and whether it multiplies bf16 matrices."""
+
+import os
+
+import torch
+
+from imdb_rlhf.config import Device, Precision
+from imdb_rlhf.errors import ConfigError
+
+
+def resolve_device(wanted: Device) -> str:
+    """`cpu` or `cuda`.
+
+    Raises:
+        ConfigError: a GPU is wanted and there is none.
+    """
+    if wanted == Device.cuda and not torch.cuda.is_available():
+        raise ConfigError("trainer.device=cuda, but torch sees no GPU here; use trainer.device=auto or cpu")
+    if wanted == Device.auto:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return str(wanted)
+
+
+def resolve_precision(wanted: Precision, device: str) -> str:
+    """`bf16` or `float32`; auto is bf16 where matrix products in it are native."""
+    if wanted != Precision.auto:
+        return str(wanted)
+    if device == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    return "bf16" if _cpu_has_bf16() else "float32"
+
+
+def _cpu_has_bf16() -> bool:
+    probe = getattr(torch.cpu, "_is_amx_tile_supported", None)  # private, so it may go
+    return bool(probe is not None and probe())
+
+
+def resolve_threads(wanted: int | None) -> int:
+    """The number of threads of a CPU run: one a core that this process may use."""
+    return wanted if wanted is not None else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1

@@ -1,0 +1,104 @@
+"""The processes and the device that a run has: accelerate behind the few words that the package needs."""
+
+import os
+import random
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import torch
+from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+
+from imdb_rlhf.config import TrainerConfig
+from imdb_rlhf.errors import ConfigError
+from imdb_rlhf.training.precision import resolve_device, resolve_precision, resolve_threads
+
+T = TypeVar("T")
+
+
+def check_processes(wanted: int) -> None:
+    """Refuse a number of running processes that is not the wanted one.
+
+    `accelerate launch --cpu --num_processes 2` silently runs one; torchrun says how many there are in WORLD_SIZE.
+
+    Raises:
+        ConfigError: naming both numbers and the way out.
+    """
+    running = int(os.environ.get("WORLD_SIZE", "1"))
+    if running != wanted:
+        raise ConfigError(
+            f"trainer.processes={wanted}, but {running} running; start with `torchrun --nproc-per-node {wanted} train.py "
+            f"...` (ACCELERATE_USE_CPU=true on CPUs) or set trainer.processes={running}"
+        )
+
+
+class Runtime:
+    """Device, precision, threads and processes of this run.
+
+    Attributes:
+        device: where models live.
+        precision: "bf16" or "float32", of training and sampling.
+        threads: of a CPU run.
+        rank, world: this process and their number.
+    """
+
+    def __init__(self, config: TrainerConfig) -> None:
+        check_processes(config.processes)
+        kind = resolve_device(config.device)
+        self.precision = resolve_precision(config.precision, kind)
+        self.threads = resolve_threads(config.threads)
+        torch.set_num_threads(self.threads)
+        _reset_accelerate()
+        self.accelerator = Accelerator(
+            cpu=kind == "cpu",
+            mixed_precision="bf16" if self.precision == "bf16" else "no",
+            # rank 0 may wait for hours on another run that makes the same artifact
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=24))],
+        )
+        self.device = self.accelerator.device
+        self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
+        random.seed(0)
+        np.random.seed(0)
+        torch.manual_seed(0)
+
+    def facts(self) -> dict[str, Any]:
+        """What an artifact's key holds of the machine: numbers depend on it in their last bits."""
+        return {
+            "device": self.device.type,
+            "precision": self.precision,
+            "threads": self.threads if self.device.type == "cpu" else None,
+            "processes": self.world,
+        }
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision of sampling and training."""
+        if self.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def broadcast(self, value: T) -> T:
+        """Rank 0's value on every rank."""
+        if self.world == 1:
+            return value
+        box = [value]
+        broadcast_object_list(box)
+        return box[0]
+
+    def gather(self, values: Sequence[T]) -> list[T]:
+        """All ranks' values, in the order of the ranks, on every rank."""
+        return cast(list[T], gather_object(list(values))) if self.world > 1 else list(values)
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        self.accelerator.wait_for_everyone()
+
+
+def _reset_accelerate() -> None:
+    """Let a second run of this process (a sweep's next job) have another precision or device."""
+    if PartialState._shared_state and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        AcceleratorState._reset_state(True)
+        GradientState._reset_state()
