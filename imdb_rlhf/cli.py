@@ -124,7 +124,7 @@ _OUTCOMES: list[tuple[int, str]] = []  # what the jobs of this process came to, 
 def _job(composed: DictConfig) -> None:
     try:
         run = to_run(composed)
-        from imdb_rlhf.pipeline import run_experiment  # torch is imported here and not before
+        from imdb_rlhf.experiment import run_experiment  # torch is imported here and not before
 
         run_experiment(run, OmegaConf.to_yaml(OmegaConf.structured(run)), list(HydraConfig.get().overrides.task))
     except ConfigError as error:

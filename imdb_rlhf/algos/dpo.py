@@ -6,6 +6,7 @@ and is scored once. The reference's log-probs are stored beside the completions,
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from imdb_rlhf.algos.batches import Stream, share, steps_for
 from imdb_rlhf.config import DPORun
-from imdb_rlhf.data.groups import Pairs, shuffled
+from imdb_rlhf.data.groups import Pairs, draw_pairs, flip, read, shuffled
 from imdb_rlhf.losses import dpo_sigmoid, log_ratio_margin
 from imdb_rlhf.models.logprobs import LogProbs, Rows
 from imdb_rlhf.models.policy import Policy
@@ -82,6 +83,25 @@ class DPO:
         self.stream = Stream(
             len(pairs.rows), batch_size, lambda epoch: shuffled(pairs, run.dpo.order, run.seed, epoch)
         )
+
+    @classmethod
+    def from_artifacts(cls, policy: Policy, folder: Path, run: DPORun) -> "DPO":
+        """DPO on the groups of an artifact: pairs drawn by the true reward, or those of a preference file.
+
+        Raises:
+            RunError: no pair is left.
+        """
+        groups, pairs = read(folder)
+        if pairs is None:
+            pairs = draw_pairs(groups, run.dpo, run.seed)
+        elif run.dpo.noise is not None:
+            pairs = flip(pairs, run.dpo.noise, run.seed)
+        return cls(policy, groups, pairs, run)
+
+    def remark(self) -> str:
+        """What a person wants to know before it starts."""
+        left_out = ", ".join(f"{count} {reason}" for reason, count in self.pairs.dropped.items() if count)
+        return f"{len(self.pairs.rows)} pairs, {self.steps} steps" + (f"; left out: {left_out}" if left_out else "")
 
     def batches(self, first: int) -> Iterator[PairBatch]:
         """The batch of each step from `first` on."""

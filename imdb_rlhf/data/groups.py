@@ -4,6 +4,7 @@ A group's table has a row a completion, ordered by prompt and sample: `prompt_id
 `completion_ids` (as sampled), `prompt`, `completion` (texts), `finished`, `reward`, `reward_logit`, `ref_logprob`.
 """
 
+import json
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -205,3 +206,20 @@ def flip(pairs: Pairs, noise: float, seed: int) -> Pairs:
     """The same pairs with each label flipped with probability `noise`."""
     flips = generator(seed, "flips").random(len(pairs.rows)) < noise
     return Pairs(np.where(flips[:, None], pairs.rows[:, ::-1], pairs.rows), pairs.prompts, pairs.dropped)
+
+
+def read(folder: Path) -> tuple[pd.DataFrame, Pairs | None]:
+    """The group table of an artifact, and its pairs where they came from a preference file.
+
+    Raises:
+        RunError: the table has no finite reference log-probs.
+    """
+    frame = pd.read_parquet(folder / "groups.parquet")
+    if not np.isfinite(frame["ref_logprob"]).all():
+        raise RunError(f"{folder}: reference log-probs are not finite; delete the folder and run again")
+    stored = folder / "pairs.npz"
+    if not stored.exists():
+        return frame, None
+    with np.load(stored) as arrays:
+        dropped = json.loads((folder / "report.json").read_text())["dropped"]
+        return frame, Pairs(arrays["rows"], arrays["prompts"], dropped)

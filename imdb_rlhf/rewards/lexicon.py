@@ -30,7 +30,7 @@ from imdb_rlhf.data.embedded_words import (
     VALENCE,
     WORDS_PER_OPINION,
 )
-from imdb_rlhf.rewards import Scores
+from imdb_rlhf.rewards import Scores, sigmoid
 
 _SENTENCE_END = re.compile(r"[.!?]")
 _PHRASE_END = re.compile(r"[,;:()]")
@@ -54,7 +54,7 @@ class LexiconReward:
     def score(self, texts: Sequence[str]) -> Scores:
         """Score n texts: logit (n,) holds `log_odds`, reward (n,) its sigmoid, p(positive)."""
         logit = np.array([log_odds(text) for text in texts], dtype=np.float64)
-        return Scores(reward=0.5 * (1.0 + np.tanh(0.5 * logit)), logit=logit)
+        return Scores(sigmoid(logit), logit)
 
 
 def _sentence_sum(sentence: str, seen: set[str]) -> float:

@@ -1,0 +1,1 @@
+"""What a policy is worth: reward and KL, with honest intervals."""

@@ -1,0 +1,163 @@
+"""What a run leaves in its folder: evaluations, samples, summary, model card."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from imdb_rlhf.artifacts import atomic_write
+from imdb_rlhf.config import Run
+from imdb_rlhf.evaluation.policy import COLUMNS, interval, metrics
+from imdb_rlhf.evaluation.stats import bootstrap_mean, win_rates
+
+PARTS = "evaluations"
+
+
+def keep_point(folder: Path, frame: pd.DataFrame, step: int) -> None:
+    """Write one evaluation point aside, texts included, until the run is finished."""
+    (folder / PARTS).mkdir(exist_ok=True)
+    part = folder / PARTS / f"step-{step:08d}.parquet"
+    frame.to_parquet(part.with_suffix(".part"), index=False)
+    part.with_suffix(".part").replace(part)
+
+
+def points(folder: Path, until: int | None = None) -> dict[int, pd.DataFrame]:
+    """The evaluation points of an unfinished run by step; those after `until` are deleted (the run goes on there)."""
+    found = {}
+    for part in sorted((folder / PARTS).glob("step-*.parquet")):
+        step = int(part.stem.removeprefix("step-"))
+        if until is not None and step > until:
+            part.unlink()
+        else:
+            found[step] = pd.read_parquet(part)
+    return found
+
+
+def best_step(found: dict[int, pd.DataFrame]) -> int:
+    """The step with the highest mean reward on validation prompts; the earliest of equals."""
+    return max(sorted(found), key=lambda step: metrics(found[step])["eval/validation_reward"])
+
+
+def summary(
+    run: Run,
+    name: str,
+    frame: pd.DataFrame,
+    reference: pd.DataFrame,
+    config_hash: str,
+    seconds: float,
+    stage_seconds: dict[str, float],
+) -> dict[str, Any]:
+    """`summary.json`: what a run came to, on test prompts.
+
+    Args:
+        run: its configuration.
+        name: its folder's name.
+        frame: the reported evaluation point.
+        reference: the same prompts under the reference policy.
+        config_hash: of everything that the numbers depend on.
+        seconds: wall time of the policy's training and evaluation.
+        stage_seconds: wall time of the stages before, near 0 where they were reused.
+    """
+    config = run.evaluation
+    test, before = (f[f["split"] == "test"] for f in (frame, reference))
+    values, base = metrics(frame), metrics(reference)
+    wins = win_rates(test, before)
+    return {
+        "name": name,
+        "algo": run.algo,
+        "knob": None if run.knob is None else {"name": run.knob[0], "value": run.knob[1]},
+        "seed": run.seed,
+        "step": int(frame["step"].iloc[0]),
+        "reward": values["eval/reward"],
+        "reward_ci": interval(frame, "reward", config),
+        "reward_logit": values["eval/reward_logit"],
+        "kl": values["eval/kl"],
+        "kl_ci": interval(frame, "kl", config),
+        "kl_k1": values["eval/kl_k1"],
+        "kl_k1_ci": interval(frame, "kl_k1", config),
+        "kl_per_token": values["eval/kl_per_token"],
+        "length": values["eval/length"],
+        "eos_rate": values["eval/eos_rate"],
+        "distinct_2": values["eval/distinct_2"],
+        "prompts": int(test["prompt_id"].nunique()),
+        "samples_per_prompt": config.samples,
+        "reference": {
+            "reward": base["eval/reward"],
+            "reward_ci": interval(reference, "reward", config),
+            "reward_logit": base["eval/reward_logit"],
+            "reward_std": float(before["reward"].std()),
+            "length": base["eval/length"],
+            "eos_rate": base["eval/eos_rate"],
+            "distinct_2": base["eval/distinct_2"],
+        },
+        "win_rate": float(wins.mean()),
+        "win_rate_ci": list(bootstrap_mean(wins, config.bootstrap, config.confidence, config.seed)),
+        "reward_name": run.reward.name,
+        "data_name": run.data.name,
+        "seconds": seconds,
+        "stage_seconds": stage_seconds,
+        "config_hash": config_hash,
+    }
+
+
+def samples(frame: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
+    """`samples.parquet`: before and after, a row a sample of a test prompt, with the same random numbers.
+
+    `log_ratio` is log pi - log ref of the policy's completion, nats.
+    """
+    keys = ["split", "prompt_id", "sample_id"]
+    before = reference[[*keys, "completion", "reward", "reward_logit"]]
+    before = before.rename(
+        columns={"completion": "reference", "reward": "reference_reward", "reward_logit": "reference_reward_logit"}
+    )
+    after = frame[[*keys, "prompt", "completion", "reward", "reward_logit", "kl", "kl_k1"]]
+    after = after.rename(
+        columns={
+            "completion": "policy",
+            "reward": "policy_reward",
+            "reward_logit": "policy_reward_logit",
+            "kl_k1": "log_ratio",
+        }
+    )
+    joined = after.merge(before, on=keys, validate="one_to_one")
+    return joined[joined["split"] == "test"].drop(columns="split").reset_index(drop=True)
+
+
+def shown(table: pd.DataFrame, count: int = 6) -> list[dict[str, Any]]:
+    """The first sample of evenly spaced prompts, for the table that a person reads."""
+    first = table[table["sample_id"] == 0]
+    return first.iloc[:: max(1, len(first) // count)].head(count).to_dict("records")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON, whole or not at all."""
+    atomic_write(path, json.dumps(value, indent=2) + "\n")
+
+
+def evaluations(found: dict[int, pd.DataFrame]) -> pd.DataFrame:
+    """`evaluations.parquet`: the rows of every point, without texts."""
+    return pd.concat([found[step][COLUMNS] for step in sorted(found)], ignore_index=True)
+
+
+def card(run: Run, result: dict[str, Any] | None) -> str:
+    """The model card of an exported policy."""
+    lines = ["---", "library_name: transformers", "pipeline_tag: text-generation", "---", f"# {run.algo} policy", ""]
+    lines += [f"Trained by imdb_rlhf with `algo={run.algo}`, data `{run.data.name}`, true reward `{run.reward.name}`."]
+    if result is not None:
+        low, high = result["reward_ci"]
+        lines += [
+            "",
+            f"On {result['prompts']} test prompts, {result['samples_per_prompt']} samples each "
+            f"({100 * run.evaluation.confidence:g} % intervals over prompts):",
+            "",
+            f"- reward {result['reward']:.3f} [{low:.3f}, {high:.3f}] (reference {result['reference']['reward']:.3f})",
+            f"- KL to the reference {result['kl']:.2f} [{result['kl_ci'][0]:.2f}, {result['kl_ci'][1]:.2f}] nats a sequence",
+        ]
+    lines += [
+        "",
+        f"Sample at temperature {run.generation.temperature:g} without top-k or top-p, at most "
+        f"{run.generation.max_new_tokens} new tokens, after prompts of {run.data.prompts.min_tokens} to "
+        f"{run.data.prompts.max_tokens} tokens. Right-pad; add no special tokens in front.",
+    ]
+    return "\n".join(lines) + "\n"

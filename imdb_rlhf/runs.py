@@ -1,0 +1,268 @@
+"""A run's folder: the policy is trained and evaluated there, and everything that it came to is left there."""
+
+import json
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import pandas as pd
+
+from imdb_rlhf.algos import ALGOS
+from imdb_rlhf.artifacts import MANIFEST, check_manifest, hash_of, in_use, write_manifest
+from imdb_rlhf.config import DPORun, KeepModel, PreferenceRun, WandbLogger
+from imdb_rlhf.errors import RunError, Stopped
+from imdb_rlhf.evaluation import record
+from imdb_rlhf.evaluation.policy import evaluate, metrics
+from imdb_rlhf.models import policy as policies
+from imdb_rlhf.models.policy import Policy
+from imdb_rlhf.pipeline import Pipeline
+from imdb_rlhf.tracking import Trackers
+from imdb_rlhf.tracking.jsonl import JsonlLog, read
+from imdb_rlhf.tracking.wandb import WandbTracker, run_id, sync_command
+from imdb_rlhf.training import checkpoint, loop
+
+# Not part of what a run came to: a mirror that may be added later.
+OUTSIDE = ("wandb/*", "wandb_id")
+NOT_IN_HASH = ("logger", "paths", "plan")
+
+
+class RunFolder:
+    """`<outputs>/runs/<algo>-<knob>-s<seed>-<hash8>` of one configuration."""
+
+    def __init__(self, pipeline: Pipeline, config_yaml: str, overrides: list[str]) -> None:
+        self.pipeline, self.run, self.runtime = pipeline, pipeline.run, pipeline.runtime
+        self.console, self.config_yaml, self.overrides = pipeline.console, config_yaml, overrides
+        knob = "" if self.run.knob is None else f"-{self.run.knob[0]}{self.run.knob[1]:g}"
+        self.name = f"{self.run.algo}{knob}-s{self.run.seed}-{self.config_hash[:8]}"
+        self.path = Path(self.run.paths.outputs) / "runs" / self.name
+
+    @cached_property
+    def config_hash(self) -> str:
+        """Of everything that the run's numbers depend on."""
+        config = {key: value for key, value in asdict(self.run).items() if key not in NOT_IN_HASH}
+        for places in (config["data"], config["model"], config["reward"], config["sft"]):
+            places.pop("path", None)  # where it lies does not matter; its content is in the artifacts' keys
+        config["trainer"].pop("checkpoint_every")
+        return hash_of({"config": config, "artifacts": self.pipeline.keys(), "machine": self.runtime.facts()}, 32)
+
+    @property
+    def leader(self) -> bool:
+        """Whether this process writes."""
+        return self.runtime.rank == 0
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes out of the folder.
+
+        Raises:
+            RunError: another one is in it.
+        """
+        if not self.leader:
+            yield
+            return
+        with in_use(self.path):
+            yield
+
+    def finished(self) -> bool:
+        """Whether the run is done and its files are what they were.
+
+        Raises:
+            RunError: a file was changed since.
+        """
+        problem = check_manifest(self.path) if self.leader and (self.path / MANIFEST).exists() else None
+        done, problem = self.runtime.broadcast(((self.path / MANIFEST).exists(), problem))
+        if problem is not None:
+            raise RunError(f"{self.path} was changed after it was finished: {problem}; move it away to run again")
+        return done
+
+    def plan(self) -> None:
+        """Say what would become of the folder."""
+        state = "finished, would not be run again" if (self.path / MANIFEST).exists() else "to be made"
+        self.console.note(f"{self.run.algo:<10} {state}    {self.path}")
+
+    def begin(self) -> None:
+        """Make the folder, with the configuration and the artifacts that it will use."""
+        if self.leader:
+            self.path.mkdir(parents=True, exist_ok=True)
+            (self.path / "config.yaml").write_text(self.config_yaml)
+            record.write_json(self.path / "artifacts.json", self.pipeline.keys())
+            record.write_json(self.path / "overrides.json", self.overrides)
+
+    # --- training and evaluation -----------------------------------------------------------------------------------
+
+    def train_and_evaluate(self) -> None:
+        """Train the policy from the reference, evaluate it as it goes, and leave the results.
+
+        Raises:
+            RunError: a number that is not finite, or no preference pair is left.
+            Stopped: a signal came and a checkpoint is written.
+        """
+        began = time.perf_counter()
+        found = checkpoint.load(self.path)
+        start = 0 if found is None else found.step
+        trackers = self._trackers(start)
+        try:
+            result, table = self._work(trackers, start, began)
+        except BaseException as error:
+            trackers.finish({}, exit_code=75 if isinstance(error, Stopped) else 1)
+            raise
+        if self.leader:
+            self._show(result, table)
+
+    def _work(self, trackers: Trackers, start: int, began: float) -> tuple[dict[str, Any], pd.DataFrame]:
+        run, pipeline = self.run, self.pipeline
+        reference = pipeline.reference_policy()
+        policies.freeze(reference.lm)
+        before = pd.read_parquet(pipeline.path("reference") / "evaluation.parquet")
+        policy = reference
+        if isinstance(run, PreferenceRun):
+            policy = pipeline.reference_policy()
+            self._train(policy, reference, trackers, start)
+        elif self.leader:
+            record.keep_point(self.path, before, 0)
+            values = metrics(before)
+            trackers.log({"stage": run.algo, "step": 0} | values)
+        self.runtime.barrier()
+        points = record.points(self.path)
+        kept = record.best_step(points) if run.keep_model == KeepModel.best else max(points)
+        result = record.summary(
+            run, self.name, points[kept], before, self.config_hash, time.perf_counter() - began, pipeline.seconds
+        )
+        table = record.samples(points[kept], before)
+        if self.leader:
+            self._leave(policy, points, result, table)
+            self._mirror(trackers, points[kept], before, table, result)
+        self.runtime.barrier()
+        return result, table
+
+    def _train(self, policy: Policy, reference: Policy, trackers: Trackers, start: int) -> None:
+        run, pipeline = self.run, self.pipeline
+        assert isinstance(run, DPORun)
+        algorithm = ALGOS[run.algo].from_artifacts(policy, pipeline.path("groups"), run)
+        self.console.note(f"{run.algo:<10} {algorithm.remark()}" + (f"; going on at step {start}" if start else ""))
+        wanted, done = pipeline.evaluation_prompts(), record.points(self.path, start)
+        best = max((metrics(frame)["eval/validation_reward"] for frame in done.values()), default=-float("inf"))
+
+        def evaluate_at(step: int) -> dict[str, float]:
+            nonlocal best
+            frame = evaluate(
+                policy, reference.lm, pipeline.reward, wanted, run.evaluation, run.generation, self.runtime, step
+            )
+            values = metrics(frame)
+            if self.leader:
+                record.keep_point(self.path, frame, step)
+                trackers.histogram("eval/reward_histogram", frame[frame["split"] == "test"]["reward"].tolist(), step)
+                if run.keep_model == KeepModel.best and values["eval/validation_reward"] > best:
+                    policies.save(policy, self.path / "best", "")
+            best = max(best, values["eval/validation_reward"])
+            return values
+
+        def advance(values: dict[str, float]) -> None:
+            names = {"loss": "loss", "eval/reward": "reward", "eval/kl": "KL"}
+            progress.advance(1, **{names[key]: value for key, value in values.items() if key in names})
+
+        settings = pipeline.tools.settings(run.seed, run.policy.optim, run.evaluation.every)
+        with self.console.progress(run.algo, algorithm.steps, start=start) as progress:
+            loop.train(
+                algorithm, settings, self.runtime, self.path, loop.Hooks(trackers.log, advance, evaluate_at)
+            )
+
+    def _leave(
+        self, policy: Policy, points: dict[int, pd.DataFrame], result: dict[str, Any], table: pd.DataFrame
+    ) -> None:
+        run = self.run
+        record.evaluations(points).to_parquet(self.path / "evaluations.parquet", index=False)
+        table.to_parquet(self.path / "samples.parquet", index=False)
+        record.write_json(self.path / "summary.json", result)
+        if run.keep_model == KeepModel.best and (self.path / "best").exists():
+            (self.path / "best").rename(self.path / "model")
+            (self.path / "model" / "README.md").write_text(record.card(run, result))
+        elif run.keep_model != KeepModel.none:
+            policies.save(policy, self.path / "model", record.card(run, result))
+        shutil.rmtree(self.path / record.PARTS)
+        checkpoint.remove(self.path)
+        write_manifest(self.path, OUTSIDE)
+
+    # --- tracking --------------------------------------------------------------------------------------------------
+
+    def _trackers(self, start: int) -> Trackers:
+        if not self.leader:
+            return Trackers()
+        trackers = Trackers([JsonlLog(self.path / "metrics.jsonl", start or None)])
+        mirror = self._wandb()
+        if mirror is not None:
+            trackers.append(mirror)
+        return trackers
+
+    def _wandb(self) -> WandbTracker | None:
+        logger = self.run.logger
+        if not isinstance(logger, WandbLogger):
+            return None
+        return WandbTracker(
+            folder=self.path,
+            config=_plain(asdict(self.run)),
+            project=logger.project,
+            entity=logger.entity,
+            group=logger.group or f"{self.run.data.name}-{self.run.reward.name}",
+            name=self.name,
+            job_type=self.run.algo,
+            run_id=run_id(self.path, self.config_hash),
+            mode=cast(Any, str(logger.mode)),
+            tags=list(logger.tags),
+            console_warn=self.console.warn,
+        )
+
+    def _mirror(
+        self,
+        trackers: Trackers,
+        frame: pd.DataFrame,
+        before: pd.DataFrame,
+        table: pd.DataFrame,
+        result: Mapping[str, Any],
+    ) -> None:
+        columns = ["prompt", "reference", "reference_reward", "policy", "policy_reward", "kl", "log_ratio"]
+        first = table[table["sample_id"] == 0].head(100)
+        trackers.table("samples", columns, first[columns].values.tolist())
+        for key, rows in (("reward_before", before), ("reward_after", frame)):
+            trackers.histogram(key, rows[rows["split"] == "test"]["reward"].tolist(), int(result["step"]))
+        trackers.finish(result)
+
+    def show_again(self) -> None:
+        """Say what a finished run came to; a logger that has not seen it is given its metrics."""
+        if not self.leader:
+            return
+        result = json.loads((self.path / "summary.json").read_text())
+        table = pd.read_parquet(self.path / "samples.parquet")
+        self.console.note(f"{self.run.algo:<10} finished already, not run again: {self.path}")
+        if isinstance(self.run.logger, WandbLogger) and not (self.path / "wandb").exists():
+            mirror = self._wandb()
+            if mirror is not None:
+                mirror.replay(read(self.path / "metrics.jsonl"))
+                points = pd.read_parquet(self.path / "evaluations.parquet")
+                before = table.assign(split="test", reward=table["reference_reward"])
+                last = points[points["step"] == result["step"]]
+                self._mirror(Trackers([mirror]), last, before, table, result)
+        self._show(result, table)
+
+    def _show(self, result: Mapping[str, Any], table: pd.DataFrame) -> None:
+        self.console.samples(record.shown(table))
+        places = {"folder": str(self.path), "metrics": str(self.path / "metrics.jsonl")}
+        if (self.path / "model").exists():
+            places["model"] = str(self.path / "model")
+        if (self.path / "wandb").exists():
+            places["W&B"] = sync_command(self.path) or "online"
+        self.console.result(result, places)
+
+
+def _plain(value: Any) -> Any:
+    """Enums as their values, for W&B."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return str(value) if hasattr(value, "value") else value
