@@ -20,7 +20,7 @@ class CheckedSweeper(BasicSweeper):
         Raises:
             ConfigError: a job is refused; nothing was written.
         """
-        assert self.hydra_context is not None
+        assert self.hydra_context is not None and self.config is not None
         loader = self.hydra_context.config_loader
         overrides = OverridesParser.create(config_loader=loader).parse_overrides([*self._parse_config(), *arguments])
         for batch in self.split_arguments(overrides, self.max_batch_size):

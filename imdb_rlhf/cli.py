@@ -7,9 +7,10 @@ from copy import deepcopy
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
@@ -70,18 +71,19 @@ def to_run(composed: DictConfig) -> c.Run:
 
 def _refuse_extra(node: DictConfig, schema: Any, prefix: str, algo: str) -> None:
     names = [field.name for field in fields(schema)] if is_dataclass(schema) else []
-    for key in node:
-        if str(key) not in names:
-            raise ConfigError(_unknown(f"{prefix}{key}", [f"{prefix}{n}" for n in names], algo))
+    for key in map(str, node):
+        if key not in names:
+            names = [f"{prefix}{name}" for name in names]
+            raise ConfigError(_unknown(f"{prefix}{key}", names, algo, f"{prefix}{key}={node._get_node(key)}"))
         child = node._get_node(key)
         if isinstance(child, DictConfig) and not child._is_none():
             _refuse_extra(child, OmegaConf.get_type(child), f"{prefix}{key}.", algo)
 
 
-def _unknown(key: str, names: list[str], algo: str | None = None) -> str:
+def _unknown(key: str, names: list[str], algo: str | None = None, shown: str | None = None) -> str:
     near = get_close_matches(key, names, 1)
     hint = f"did you mean {near[0]}? " if near else ""
-    return f"{key}: no such key{f' for algo={algo}' if algo else ''}; {hint}keys there: {', '.join(names)}"
+    return f"{shown or key}: no such key{f' for algo={algo}' if algo else ''}; {hint}keys there: {', '.join(names)}"
 
 
 _SCHEMA_BY_NAME = {schema.__name__: schema for schema in SCHEMAS.values()} | {
@@ -95,19 +97,24 @@ def explain(error: BaseException) -> str:
     while chain[-1].__cause__ is not None:
         chain.append(chain[-1].__cause__)
     text, last = "\n".join(map(str, chain)), str(chain[-1])
-    if match := re.search(r"Could not find '([^']+)'.*?Available options in '([^']+)':\n(.*?)\nConfig search", text, re.S):
+    if match := re.search(
+        r"Could not find '([^']+)'.*?Available options in '([^']+)':\n(.*?)\nConfig search", text, re.S
+    ):
         options = ", ".join(match[3].split())
         return f"{match[2]}={match[1].rpartition('/')[2]}: no such choice; there are {options}"
     key_match = re.search(r"full_key: ([\w.]+)", last)
     if match := re.search(r"Key '([^']+)' (?:not in|is not in struct)(?: '(\w+)')?", last):
         key = key_match[1] if key_match else match[1]
+        asked = re.search(r"To append to your config use \+(.+)", text)
+        shown = asked[1] if asked else key
         schema = _CLASSES.get(match[2] or "")
         prefix = key.rpartition(".")[0]
         names = [f"{prefix}.{f.name}" if prefix else f.name for f in fields(schema)] if schema else []
         algo = schema.__name__.removesuffix("Run").lower() if schema and issubclass(schema, c.Run) else None
-        return _unknown(key, names, algo) if names else f"{key}: no such key; `python train.py --cfg job` lists them"
-    if match := re.search(r"Missing mandatory value: ([\w.]+)", text):
-        return f"{match[1]} has no value; set {match[1]}=..."
+        return _unknown(key, names, algo, shown) if names else f"{shown}: no such key; --cfg job lists them"
+    if match := re.search(r"[Mm]issing (?:mandatory value:|1 required positional argument:) '?([\w.]+)", text):
+        key = key_match[1] if key_match and key_match[1].endswith(match[1]) else match[1]
+        return f"{key} has no value; set {key}=..."
     if key_match:
         asked = re.search(r"Error merging override (\S+)", text)
         return f"{asked[1] if asked else key_match[1]}: {last.splitlines()[0]}; conf/ says what it takes"
@@ -116,7 +123,7 @@ def explain(error: BaseException) -> str:
     return " ".join(line.strip() for line in text.splitlines() if line.strip())
 
 
-_CLASSES: dict[str, type] = {name: value for name, value in vars(c).items() if is_dataclass(value)}
+_CLASSES: dict[str, type] = {n: v for n, v in vars(c).items() if isinstance(v, type) and is_dataclass(v)}
 _OUTCOMES: list[tuple[int, str]] = []  # what the jobs of this process came to, where not well
 
 
@@ -130,7 +137,7 @@ def _job(composed: DictConfig) -> None:
     except ConfigError as error:
         _OUTCOMES.append((2, f"refused: {error}"))
     except RunError as error:
-        _OUTCOMES.append((1, f"failed: {error}"))
+        _OUTCOMES.append((1, f"failed: {' '.join(str(error).split())}"))  # what a user's function raised has many lines
     except Stopped as error:  # the jobs of a sweep that were to follow are not started
         _leave(75, f"stopped: {error}")
 
@@ -139,16 +146,27 @@ def main() -> None:
     """What `train.py` calls. Exit codes: 0 done, 1 a failure, 2 a configuration refused, 75 stopped by a signal."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come through to here instead of being printed
     register()
+    parser = get_args_parser()
+    parser.error = _refuse_option  # type: ignore[method-assign,assignment]  # argparse would answer in eight lines
+    parser.parse_args()
     try:
         _job()
     except ConfigError as error:
         _leave(2, f"refused: {error}")
     except (HydraException, OmegaConfBaseException) as error:
         _leave(2, f"refused: {explain(error)}")
+    except ValueError as error:  # a group that is set to null: Hydra's only complaint of this type
+        if not str(error).startswith("Config group override"):
+            raise
+        _leave(2, f"refused: {error}; give one of the choices that --help lists")
     if _OUTCOMES:
         _leave(max(code for code, _ in _OUTCOMES), "\n".join(line for _, line in _OUTCOMES))
 
 
-def _leave(code: int, line: str) -> None:
+def _refuse_option(message: str) -> NoReturn:
+    _leave(2, f"refused: {message}; put options before or after all of the key=value, --help shows some")
+
+
+def _leave(code: int, line: str) -> NoReturn:
     print(line, file=sys.stderr)
     sys.exit(code)

@@ -1,37 +1,33 @@
 """Every key that may be set, typed and checked. Values and their meaning stand in `conf/`; none stand here.
 
-A key that the chosen algorithm does not use has no field in its `Run`, so Hydra refuses it. `Run.__post_init__`
-checks ranges when the composed config is turned into these classes, and walks the whole tree, before anything is loaded or written.
+A key that the chosen algorithm does not use has no field in its `Run`, so Hydra refuses it. `Run.__post_init__` checks
+ranges when the composed config is turned into these classes, and walks the whole tree, before anything is loaded or
+written.
 """
 
 import math
 from dataclasses import dataclass, fields, is_dataclass
-from enum import Enum
+from enum import StrEnum
 from typing import Any
 
 from imdb_rlhf.errors import ConfigError
 
 
-class _Choice(str, Enum):
-    def __str__(self) -> str:
-        return str(self.value)
-
-
-class Attention(_Choice):
+class Attention(StrEnum):
     """Which attention kernel transformers uses."""
 
     eager = "eager"
     sdpa = "sdpa"
 
 
-class Br(_Choice):
+class Br(StrEnum):
     """What becomes of `<br />` in real reviews."""
 
     keep = "keep"
     newline = "newline"
 
 
-class Device(_Choice):
+class Device(StrEnum):
     """Where the models live."""
 
     auto = "auto"
@@ -39,7 +35,7 @@ class Device(_Choice):
     cuda = "cuda"
 
 
-class Precision(_Choice):
+class Precision(StrEnum):
     """Arithmetic of training and sampling; reported numbers are float32 always."""
 
     auto = "auto"
@@ -47,7 +43,7 @@ class Precision(_Choice):
     float32 = "float32"
 
 
-class Labels(_Choice):
+class Labels(StrEnum):
     """How the winner of a pair is drawn from the true rewards."""
 
     deterministic = "deterministic"
@@ -55,42 +51,42 @@ class Labels(_Choice):
     noisy = "noisy"
 
 
-class Order(_Choice):
+class Order(StrEnum):
     """Whether the pairs of a prefix stay together in training."""
 
     prefix = "prefix"
     shuffled = "shuffled"
 
 
-class Ties(_Choice):
+class Ties(StrEnum):
     """What becomes of a pair with equal rewards."""
 
     drop = "drop"
     random = "random"
 
 
-class Eos(_Choice):
+class Eos(StrEnum):
     """Whether a completion that was cut at the length limit is trained with an EOS that was never sampled."""
 
     sampled = "sampled"
     appended = "appended"
 
 
-class Crop(_Choice):
+class Crop(StrEnum):
     """Where the crops that a two-label reward is trained on start."""
 
     opening = "opening"
     anywhere = "anywhere"
 
 
-class Init(_Choice):
+class Init(StrEnum):
     """Which weights a reward starts from."""
 
     sft = "sft"
     base = "base"
 
 
-class Schedule(_Choice):
+class Schedule(StrEnum):
     """The learning rate after warm-up."""
 
     constant = "constant"
@@ -98,7 +94,7 @@ class Schedule(_Choice):
     cosine = "cosine"
 
 
-class KeepModel(_Choice):
+class KeepModel(StrEnum):
     """Which trained policy stays in the run's folder."""
 
     last = "last"
@@ -106,7 +102,7 @@ class KeepModel(_Choice):
     none = "none"
 
 
-class WandbMode(_Choice):
+class WandbMode(StrEnum):
     """W&B's mode; auto is online where a key is configured and offline elsewhere."""
 
     auto = "auto"
@@ -234,6 +230,13 @@ class ImdbData(DataConfig):
     test_splits: list[str]
     sft_splits: list[str]
     labelled_split: str
+
+    def check(self, at: str) -> None:
+        """Refuse a value out of range."""
+        super().check(at)
+        for key in ("sft_splits", "prompt_splits", "test_splits"):
+            if not getattr(self, key):
+                raise ConfigError(f"{at}{key}=[] names no split; give some of train, test, unsupervised")
 
 
 @dataclass
@@ -512,6 +515,10 @@ class Run:
             raise ConfigError(
                 f"sft.revision={self.sft.revision} is used with sft.path alone; set sft.path or model.revision"
             )
+        if self.data.preferences is not None and not isinstance(self, PreferenceRun):
+            raise ConfigError(
+                f"data.preferences={self.data.preferences} is not used by algo={self.algo}; drop it or choose algo=dpo"
+            )
         self._divides("sft.batch_size", self.sft.batch_size)
         if isinstance(self.reward, TwoLabelReward):
             self._divides("reward.batch_size", self.reward.batch_size)
@@ -562,11 +569,15 @@ class DPOConfig:
         _number(self, "noise", at, 0, 0.5)
         _number(self, "min_margin", at, 0)
         if self.tau is not None and self.labels != Labels.bradley_terry:
-            raise ConfigError(f"dpo.tau={self.tau} is used by dpo.labels=bradley_terry alone; drop it or set the labels")
+            raise ConfigError(
+                f"dpo.tau={self.tau} is used by dpo.labels=bradley_terry alone; drop it or set the labels"
+            )
         if self.noise is not None and self.labels != Labels.noisy:
             raise ConfigError(f"dpo.noise={self.noise} is used by dpo.labels=noisy alone; drop it or set the labels")
         if self.noise is None and self.labels == Labels.noisy:
-            raise ConfigError("dpo.labels=noisy needs dpo.noise, the share of flipped labels; for example dpo.noise=0.1")
+            raise ConfigError(
+                "dpo.labels=noisy needs dpo.noise, the share of flipped labels; for example dpo.noise=0.1"
+            )
 
 
 @dataclass

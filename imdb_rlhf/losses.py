@@ -7,7 +7,7 @@ from torch import Tensor
 def log_ratio_margin(
     chosen_logprob: Tensor, rejected_logprob: Tensor, chosen_ref_logprob: Tensor, rejected_ref_logprob: Tensor
 ) -> Tensor:
-    """h = [log pi(y_w) - log ref(y_w)] - [log pi(y_l) - log ref(y_l)], nats.
+    """Margin h = [log pi(y_w) - log ref(y_w)] - [log pi(y_l) - log ref(y_l)], nats.
 
     Args:
         chosen_logprob: (pairs,) log-prob of the preferred completion under the policy, summed over its tokens.

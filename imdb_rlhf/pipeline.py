@@ -1,9 +1,9 @@
-"""THE DATA FLOW, stage by stage:
+"""THE DATA FLOW, stage by stage.
 
     reviews -> data -> sft -> (two_label) -> groups -> reference -> policy
 
-Every stage but the last is an artifact named by the hash of what produced it, so it is made once and reused by every run
-that needs the same. How it is made stands in `stages.py`; the policy is trained and evaluated in the run's own folder
+Every stage but the last is an artifact named by the hash of what produced it, so it is made once and reused by every
+run that needs the same. How it is made stands in `stages.py`; the policy is trained and evaluated in the run's own folder
 (`runs.py`).
 """
 
@@ -19,6 +19,7 @@ from imdb_rlhf.artifacts import Artifact, Store, hash_file, hash_of
 from imdb_rlhf.config import (
     ClassifierReward,
     ImdbData,
+    Init,
     LexiconReward,
     OwnReward,
     PreferenceRun,
@@ -62,9 +63,7 @@ class Pipeline:
 
     def __init__(self, run: Run, runtime: Runtime, console: Console) -> None:
         self.run, self.runtime, self.console = run, runtime, console
-        self.store = Store(
-            Path(run.paths.outputs) / "artifacts", runtime, on_wait=console.note, on_damage=console.warn
-        )
+        self.store = Store(Path(run.paths.outputs) / "artifacts", runtime, on_wait=console.note, on_damage=console.warn)
         self.seconds: dict[str, float] = {}
         self.tools = stages.Tools(run, runtime, console)
         self._check()
@@ -180,7 +179,7 @@ class Pipeline:
         # 3. two_label: a true reward that is trained
         reward: Any = self._reward_identity()
         if isinstance(run.reward, TwoLabelReward):
-            start = reference if str(run.reward.init) == "sft" else self.base
+            start = reference if run.reward.init == Init.sft else self.base
             add(
                 "two_label",
                 self._make_two_label,
@@ -340,10 +339,7 @@ class Pipeline:
 
     def _make_two_label(self, folder: Path) -> None:
         assert isinstance(self.run.reward, TwoLabelReward)
-        if str(self.run.reward.init) == "sft":
-            policy = self.reference_policy()
-        else:
-            policy = self.base_policy()
+        policy = self.reference_policy() if self.run.reward.init == Init.sft else self.base_policy()
         self.tools.make_two_label(folder, policy, self.path("data"))
 
     def _make_groups(self, folder: Path) -> None:

@@ -168,9 +168,7 @@ class RunFolder:
 
         settings = pipeline.tools.settings(run.seed, run.policy.optim, run.evaluation.every)
         with self.console.progress(run.algo, algorithm.steps, start=start) as progress:
-            loop.train(
-                algorithm, settings, self.runtime, self.path, loop.Hooks(trackers.log, advance, evaluate_at)
-            )
+            loop.train(algorithm, settings, self.runtime, self.path, loop.Hooks(trackers.log, advance, evaluate_at))
 
     def _leave(
         self, policy: Policy, points: dict[int, pd.DataFrame], result: dict[str, Any], table: pd.DataFrame

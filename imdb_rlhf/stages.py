@@ -42,7 +42,7 @@ class Tools:
         """Texts to tokens, without special ones and without a warning about length."""
 
         def encode(texts: list[str]) -> list[list[int]]:
-            return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []  # type: ignore[return-value]
+            return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
 
         return encode
 
@@ -56,12 +56,13 @@ class Tools:
         prompt, new = self.run.data.prompts.max_tokens, self.run.generation.max_new_tokens
         if prompt + new > context:
             raise ConfigError(
-                f"data.prompts.max_tokens={prompt} + generation.max_new_tokens={new} is longer than the {context} tokens "
-                f"that {key}={folder} reads; shorten them"
+                f"data.prompts.max_tokens={prompt} + generation.max_new_tokens={new} is longer than the {context} "
+                f"tokens that {key}={folder} reads; shorten them"
             )
         if self.run.sft.path is None and self.run.sft.max_tokens > context:
             raise ConfigError(
-                f"sft.max_tokens={self.run.sft.max_tokens} is longer than the {context} tokens that {key}={folder} reads"
+                f"sft.max_tokens={self.run.sft.max_tokens} is longer than the {context} tokens that {key}={folder} "
+                "reads; shorten it"
             )
 
     def parameters(self) -> int:
@@ -108,7 +109,10 @@ class Tools:
         if self.runtime.rank:
             return
         policies.freeze(policy.lm)
-        report: dict[str, Any] = {"steps": algorithm.steps, "parameters": sum(p.numel() for p in policy.lm.parameters())}
+        report: dict[str, Any] = {
+            "steps": algorithm.steps,
+            "parameters": sum(p.numel() for p in policy.lm.parameters()),
+        }
         if kept:
             report["held_out_loss"] = held_out_loss(policy, rows[:kept], self.run.sft.batch_size)
         tokens = float(np.mean([len(row) for row in rows])) * self.run.sft.batch_size * algorithm.steps
@@ -227,9 +231,7 @@ class Tools:
         if len(bad):
             raise RunError(f"groups: the true reward of {wholes[bad[0]][:60]!r} is not finite; mend the reward")
         if run.groups.eos == Eos.appended:
-            tails = [
-                tail if ended else [*tail, policy.eos_id] for tail, ended in zip(tails, finished, strict=True)
-            ]
+            tails = [tail if ended else [*tail, policy.eos_id] for tail, ended in zip(tails, finished, strict=True)]
         with self.runtime.autocast():
             logprobs = sequence_logprobs(policy.lm, Rows.of(heads, tails), run.generation.temperature).tolist()
         return [
@@ -289,16 +291,22 @@ class Tools:
             removed = sum(sum(v.values()) for v in report.get("duplicates_removed", {}).values())
             empty = sum(report.get("empty_texts_skipped", {}).values())
             share = report["test_prompts_also_training_prompts"]
-            return f"{removed} duplicate and {empty} empty reviews left out, {share:.0%} of test prompts also in training"
+            return (
+                f"{removed} duplicate and {empty} empty reviews left out, {share:.0%} of test prompts also in training"
+            )
         if name == "sft" and "held_out_loss" in report:
-            return f"held-out loss {report['held_out_loss']:.3f} nats a token, {report['tokens_per_second']:,.0f} tokens/s"
+            return (
+                f"held-out loss {report['held_out_loss']:.3f} nats a token, {report['tokens_per_second']:,.0f} tokens/s"
+            )
         if name == "two_label":
             return (
                 f"held-out accuracy {report['accuracy']:.1%}, n-gram logistic regression on the same crops "
                 f"{report['ngram_accuracy']:.1%}"
             )
         if name == "groups" and "reward_mean" in report:
-            return f"{report['completions']} completions, reward {report['reward_mean']:.3f} ± {report['reward_std']:.3f}"
+            return (
+                f"{report['completions']} completions, reward {report['reward_mean']:.3f} ± {report['reward_std']:.3f}"
+            )
         if name == "groups":
             return f"{report['pairs']} pairs over {report['completions']} completions"
         return ""

@@ -80,9 +80,7 @@ class DPO:
         self.completions, self.pairs, self.beta = Completions(groups), pairs, run.beta
         batch_size = run.policy.batch_size
         self.steps = run.policy.steps or steps_for(len(pairs.rows), batch_size, run.policy.epochs)
-        self.stream = Stream(
-            len(pairs.rows), batch_size, lambda epoch: shuffled(pairs, run.dpo.order, run.seed, epoch)
-        )
+        self.stream = Stream(len(pairs.rows), batch_size, lambda epoch: shuffled(pairs, run.dpo.order, run.seed, epoch))
 
     @classmethod
     def from_artifacts(cls, policy: Policy, folder: Path, run: DPORun) -> "DPO":

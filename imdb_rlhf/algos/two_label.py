@@ -21,8 +21,8 @@ from imdb_rlhf.config import Crop, PromptsConfig, TwoLabelReward
 from imdb_rlhf.losses import two_label_cross_entropy
 from imdb_rlhf.seeds import generator
 
-DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "dropout", "attention_dropout", "hidden_dropout")
-DROPOUTS += ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
+DROPOUTS = ["resid_pdrop", "embd_pdrop", "attn_pdrop", "dropout", "attention_dropout", "hidden_dropout"]
+DROPOUTS += ["hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"]
 
 
 @dataclass(frozen=True)

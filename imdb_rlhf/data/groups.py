@@ -53,8 +53,8 @@ def draw_pairs(groups: pd.DataFrame, config: DPOConfig, seed: int) -> Pairs:
     logits = groups["reward_logit"].to_numpy()
     completions = [tuple(ids) for ids in groups["completion_ids"]]
     for prompt, members in groups.groupby("prompt_id", sort=True).indices.items():
-        random = generator(seed, "labels", int(prompt))
-        for first, second in combinations(members.tolist(), 2):
+        random = generator(seed, "labels", int(str(prompt)))
+        for first, second in combinations([int(row) for row in members], 2):
             coin, flip = random.random(2)  # drawn for every pair, so that dropping one leaves the others' labels alone
             gap = logits[first] - logits[second]
             if completions[first] == completions[second]:

@@ -67,7 +67,7 @@ def fetch(path: str, revision: str | None, key: str, kind: Literal["model", "dat
             f"the Hub cannot be reached for {path} ({type(error).__name__}); "
             f"set {key}=DIR to a folder that holds it, or try again with a network"
         ) from error
-    files = [sibling.rfilename for sibling in info.siblings or []]
+    files = [sibling.rfilename for sibling in getattr(info, "siblings", None) or []]
     if kind == "model" and not any(name.endswith(".safetensors") and "/" not in name for name in files):
         wanted.append("pytorch_model*.bin")
     try:

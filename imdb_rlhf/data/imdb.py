@@ -23,7 +23,9 @@ def split_files(folder: Path, split: str, key: str = "data.path") -> list[Path]:
         raise RunError(f"{key}={folder} holds no parquet; expected plain_text/{split}-00000-of-00001.parquet")
     files = [path for path in every if path.name.startswith(f"{split}-") or path.stem == split]
     if not files:
-        raise RunError(f"{key}={folder} holds no parquet of split {split}; there are {', '.join(p.name for p in every)}")
+        raise RunError(
+            f"{key}={folder} holds no parquet of split {split}; there are {', '.join(p.name for p in every)}"
+        )
     return files
 
 

@@ -109,7 +109,9 @@ def _divide_imdb(config: ImdbData, held_out: int, folder: Path) -> Reviews:
     report["reviews"] = {role: len(frame) for role, frame in texts.items()}
     empty = pd.DataFrame({"text": [], "label": []})
     if labelled is not None:
-        labelled = labelled[~labelled.index.isin(held.index)] if config.labelled_split in config.test_splits else labelled
+        labelled = (
+            labelled[~labelled.index.isin(held.index)] if config.labelled_split in config.test_splits else labelled
+        )
         if labelled["label"].nunique() < 2:
             raise RunError(f"{folder}: split {config.labelled_split} has one label only; a two-label reward needs both")
     return Reviews(
@@ -142,7 +144,7 @@ def _read_pools(config: ImdbData, held_out: int, folder: Path) -> tuple[dict[str
         frame = frame[~(within | across)]
         order = generator(config.seed, "data", split).permutation(len(frame))
         frame = frame.iloc[order].reset_index(drop=True)
-        frame["words"] = frame["text"].str.split().str.len()
+        frame["words"] = frame["text"].map(lambda text: len(text.split()))
         pools[split] = frame
     return pools, report
 
@@ -157,7 +159,9 @@ def encode_prompts(texts: list[str], role: str, config: PromptsConfig, seed: int
     for index, tokens in enumerate(encode([text[: 64 * config.max_tokens] for text in texts])):
         length = int(generator(seed, "prompt", role, index).integers(config.min_tokens, config.max_tokens + 1))
         if len(tokens) < length:
-            raise RunError(f"a {role} review has {len(tokens)} tokens, fewer than its prompt's {length}; lower data.prompts")
+            raise RunError(
+                f"a {role} review has {len(tokens)} tokens, fewer than its prompt's {length}; lower data.prompts"
+            )
         prompts.append(tokens[:length])
     return prompts
 
@@ -171,7 +175,7 @@ def encode_reviews(texts: list[str], max_tokens: int, eos_id: int, encode: Encod
 
 
 def write(folder: Path, reviews: Reviews, prompts: dict[str, list[list[int]]], rows: list[list[int]]) -> None:
-    """Leave the data where the stages after read it: `sft.npz`, `prompts.parquet`, `labelled.parquet`, `report.json`."""
+    """Leave the data for the stages after: `sft.npz`, `prompts.parquet`, `labelled.parquet`, `report.json`."""
     lengths = np.array([len(row) for row in rows])
     np.savez(folder / "sft.npz", ids=np.concatenate(rows).astype(np.int32), lengths=lengths.astype(np.int32))
     frame = pd.DataFrame(

@@ -116,8 +116,8 @@ def _check(frame: pd.DataFrame, step: int) -> None:
         bad = frame[~np.isfinite(frame[column])]
         if len(bad):
             raise RunError(
-                f"evaluation at step {step}: {column} is {bad[column].iloc[0]} for prompt {bad['prompt_id'].iloc[0]} of "
-                f"split {bad['split'].iloc[0]}; no number is reported from it"
+                f"evaluation at step {step}: {column} is {bad[column].iloc[0]} for prompt {bad['prompt_id'].iloc[0]} "
+                f"of split {bad['split'].iloc[0]}; no number is reported from it"
             )
     if len(frame) and frame["kl"].min() < -1e-3:
         raise RunError(f"evaluation at step {step}: an exact KL is {frame['kl'].min():.6f}, below 0 beyond rounding")

@@ -127,7 +127,8 @@ def samples(frame: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
 def shown(table: pd.DataFrame, count: int = 6) -> list[dict[str, Any]]:
     """The first sample of evenly spaced prompts, for the table that a person reads."""
     first = table[table["sample_id"] == 0]
-    return first.iloc[:: max(1, len(first) // count)].head(count).to_dict("records")
+    rows = first.iloc[:: max(1, len(first) // count)].head(count).to_dict("records")
+    return [{str(key): value for key, value in row.items()} for row in rows]
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -152,7 +153,8 @@ def card(run: Run, result: dict[str, Any] | None) -> str:
             f"({100 * run.evaluation.confidence:g} % intervals over prompts):",
             "",
             f"- reward {result['reward']:.3f} [{low:.3f}, {high:.3f}] (reference {result['reference']['reward']:.3f})",
-            f"- KL to the reference {result['kl']:.2f} [{result['kl_ci'][0]:.2f}, {result['kl_ci'][1]:.2f}] nats a sequence",
+            f"- KL to the reference {result['kl']:.2f} [{result['kl_ci'][0]:.2f}, {result['kl_ci'][1]:.2f}] "
+            "nats a sequence",
         ]
     lines += [
         "",

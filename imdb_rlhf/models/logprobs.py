@@ -72,7 +72,7 @@ class _TokenLogProbs(torch.autograd.Function):
     """log softmax(hidden @ weight^T / temperature)[target], chunk by chunk, logits recomputed in backward."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float
     ) -> Tensor:
         table = weight.to(hidden.dtype)
@@ -89,7 +89,7 @@ class _TokenLogProbs(torch.autograd.Function):
         return logprobs
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         hidden, weight, bias, targets, normalisers = ctx.saved_tensors
         table = weight.to(hidden.dtype)
         grad_hidden = torch.empty_like(hidden)

@@ -107,7 +107,9 @@ def check_folder(folder: Path, key: str) -> None:
     if not (folder / "config.json").exists():
         raise RunError(f"{key}={folder} holds no config.json; give a folder made by save_pretrained")
     if not any(True for pattern in WEIGHTS for _ in folder.glob(pattern)):
-        raise RunError(f"{key}={folder} holds no weights ({' or '.join(WEIGHTS)}); give a folder made by save_pretrained")
+        raise RunError(
+            f"{key}={folder} holds no weights ({' or '.join(WEIGHTS)}); give a folder made by save_pretrained"
+        )
 
 
 def load(folder: Path, attention: str, key: str = "model.path") -> Policy:

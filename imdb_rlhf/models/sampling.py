@@ -98,7 +98,7 @@ def sample(
         logits = _chunk_logits(state, weight.to(state.dtype), bias, 1.0)
         drawn = draw(logits, random[alive, step], temperature)
         tokens[alive, step] = drawn
-        going = drawn != eos_id
+        going = (tokens[alive, : step + 1] != eos_id).all(1)  # a finished row that was kept goes on drawing
         if not bool(going.any()):
             break
         # finished rows are dropped once they are many: copying the cache has its price

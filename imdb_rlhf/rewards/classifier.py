@@ -57,7 +57,9 @@ class ClassifierReward:
         self.batch_size = batch_size
         config = self.model.config
         limit = getattr(config, "n_positions", None) or getattr(config, "max_position_embeddings", None) or 512
-        self.limit = min(int(limit) - (2 if "roberta" in str(config.model_type) else 0), self.tokenizer.model_max_length)
+        self.limit = min(
+            int(limit) - (2 if "roberta" in str(config.model_type) else 0), self.tokenizer.model_max_length
+        )
 
     @torch.no_grad()
     def score(self, texts: Sequence[str]) -> Scores:

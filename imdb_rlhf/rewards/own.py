@@ -37,7 +37,9 @@ class OwnReward:
         try:
             spec.loader.exec_module(module)
         except Exception as error:
-            raise RunError(f"reward.function={function}: importing {file} raised {type(error).__name__}: {error}") from error
+            raise RunError(
+                f"reward.function={function}: importing {file} raised {type(error).__name__}: {error}"
+            ) from error
         if not callable(getattr(module, self.name, None)):
             raise RunError(f"reward.function={function}: {file} has no function {self.name}")
         self.function: Callable[[list[str]], Sequence[float]] = getattr(module, self.name)

@@ -52,12 +52,13 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
 
 def load(folder: Path) -> Checkpoint | None:
     """The newest whole checkpoint of a folder, or None; a damaged one is passed over."""
-    for suffix in ("", ".new", ".old"):
+    for suffix in (".new", "", ".old"):  # a whole new one is the newest
         path = folder / f"{FOLDER}{suffix}"
         if path.is_dir() and check_manifest(path) is None:
             state = json.loads((path / "state.json").read_text())
             weights, optimizer = (
-                torch.load(path / f"{name}.pt", map_location="cpu", weights_only=True) for name in ("weights", "optimizer")
+                torch.load(path / f"{name}.pt", map_location="cpu", weights_only=True)
+                for name in ("weights", "optimizer")
             )
             return Checkpoint(state["step"], weights, optimizer, state["sums"])
     return None

@@ -1,8 +1,8 @@
 """The only training loop: steps, optimizer, evaluation points, checkpoints, tracking.
 
 An algorithm supplies global batches and a loss. A batch knows its parts: what each process computes, in pieces that fit
-into memory. Losses and metrics come back as sums over a part's examples and are divided by the size of the global batch,
-so neither the number of processes nor the size of the parts changes them.
+into memory. Losses and metrics come back as sums over a part's examples and are divided by the size of the global
+batch, so neither the number of processes nor the size of the parts changes them.
 """
 
 import math
@@ -30,7 +30,10 @@ from imdb_rlhf.training.runtime import Runtime
 class Batch(Protocol):
     """A global batch."""
 
-    size: float
+    @property
+    def size(self) -> float:
+        """What the summed loss is divided by."""
+        ...
 
     def parts(self, rank: int, world: int, limit: int | None) -> Sequence[Any]:
         """What one process computes, in pieces of at most `limit` examples; at least one."""

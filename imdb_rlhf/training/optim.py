@@ -22,9 +22,7 @@ def make(config: OptimConfig, parameters: Iterable[nn.Parameter]) -> torch.optim
             {"params": [p for p in wanted if p.ndim >= 2], "weight_decay": config.weight_decay},
             {"params": [p for p in wanted if p.ndim < 2], "weight_decay": 0.0},
         ]
-        return torch.optim.AdamW(
-            groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True
-        )
+        return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
     if isinstance(config, RMSpropConfig):
         return torch.optim.RMSprop(wanted, lr=config.lr, alpha=config.alpha, eps=config.eps, foreach=True)
     raise TypeError(f"no optimizer for {type(config).__name__}")

@@ -31,8 +31,8 @@ def check_processes(wanted: int) -> None:
     running = int(os.environ.get("WORLD_SIZE", "1"))
     if running != wanted:
         raise ConfigError(
-            f"trainer.processes={wanted}, but {running} running; start with `torchrun --nproc-per-node {wanted} train.py "
-            f"...` (ACCELERATE_USE_CPU=true on CPUs) or set trainer.processes={running}"
+            f"trainer.processes={wanted}, but {running} running; start with `torchrun --nproc-per-node {wanted} "
+            f"train.py ...` (ACCELERATE_USE_CPU=true on CPUs) or set trainer.processes={running}"
         )
 
 

@@ -1,0 +1,107 @@
+"""SFT against a plain cross-entropy."""
+
+from types import SimpleNamespace
+from typing import cast
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
+
+from imdb_rlhf.algos.sft import SFT, held_out_loss
+from imdb_rlhf.config import SFTConfig
+from imdb_rlhf.models.policy import Policy
+
+
+def make_policy(dropout: float = 0.0) -> Policy:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 19, "n_positions": 16, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    rates = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), dropout)
+    lm = GPT2LMHeadModel(GPT2Config(initializer_range=0.3, bos_token_id=0, eos_token_id=0, **sizes, **rates)).eval()
+    return Policy(lm, cast(PreTrainedTokenizerBase, SimpleNamespace(eos_token_id=0)))
+
+
+def make_rows(count: int = 7) -> list[np.ndarray]:
+    random = np.random.default_rng(0)
+    return [random.integers(1, 19, size=2 + i % 5).astype(np.int32) for i in range(count)]
+
+
+def config(**changes: float) -> SFTConfig:
+    values = {
+        "path": None,
+        "revision": None,
+        "seed": 3,
+        "epochs": 2.0,
+        "batch_size": 3,
+        "max_tokens": 16,
+        "optim": None,
+    }
+    return cast(SFTConfig, SimpleNamespace(**{**values, **changes}))
+
+
+def plain(lm: PreTrainedModel, row: np.ndarray) -> torch.Tensor:
+    """Summed loss of one row."""
+    ids = torch.as_tensor(row.astype(np.int64))[None]
+    return F.cross_entropy(lm(input_ids=ids).logits[0, :-1], ids[0, 1:], reduction="sum")
+
+
+@pytest.mark.parametrize("limit", [None, 1, 2])
+def test_the_loss_of_a_batch_is_the_mean_over_its_predicted_tokens(limit: int | None) -> None:
+    policy, rows = make_policy(), make_rows()
+    algorithm = SFT(policy, rows, config())
+    batch = next(algorithm.batches(0))
+    chosen = [rows[i] for i in batch.chosen]
+    assert len(chosen) == 3 and len({len(row) for row in chosen}) > 1
+    tokens = sum(len(row) - 1 for row in chosen)
+    assert batch.size == tokens
+    expected = sum(plain(policy.lm, row) for row in chosen) / tokens
+    torch.as_tensor(expected).backward()
+    truth = {name: p.grad.clone() for name, p in policy.lm.named_parameters() if p.grad is not None}
+    policy.lm.zero_grad()
+    total = 0.0
+    for part in batch.parts(0, 1, limit):
+        loss, metrics = algorithm.loss(algorithm.module, part)
+        (loss / batch.size).backward()
+        total += float(loss.detach())
+        assert metrics == {}
+    assert total / batch.size == pytest.approx(float(torch.as_tensor(expected).detach()), abs=1e-5)
+    for name, parameter in policy.lm.named_parameters():
+        assert parameter.grad is not None
+        torch.testing.assert_close(parameter.grad, truth[name], atol=1e-5, rtol=1e-4)
+
+
+def test_every_row_is_seen_once_an_epoch_and_batches_can_be_had_from_any_step() -> None:
+    rows = make_rows(9)
+    algorithm = SFT(make_policy(), rows, config())
+    assert algorithm.steps == 6
+    every = [batch.chosen.tolist() for batch in algorithm.batches(0)]
+    assert sorted(sum(every[:3], [])) == sorted(sum(every[3:], [])) == list(range(9))
+    assert every[:3] != every[3:]
+    assert [batch.chosen.tolist() for batch in algorithm.batches(4)] == every[4:]
+    again = SFT(make_policy(), rows, config())
+    assert [batch.chosen.tolist() for batch in again.batches(0)] == every
+    other = SFT(make_policy(), rows, config(seed=4))
+    assert [batch.chosen.tolist() for batch in other.batches(0)] != every
+
+
+def test_dropout_is_off() -> None:
+    algorithm = SFT(make_policy(dropout=0.5), make_rows(), config())
+    part = next(algorithm.batches(0)).parts(0, 1, None)[0]
+    first, second = (float(algorithm.loss(algorithm.module, part)[0]) for _ in range(2))
+    assert first == second
+
+
+def test_held_out_loss_is_the_mean_over_all_tokens_whatever_the_batch() -> None:
+    policy, rows = make_policy(), make_rows()
+    with torch.no_grad():
+        expected = float(sum(plain(policy.lm, row) for row in rows)) / sum(len(row) - 1 for row in rows)
+    for batch_size in (1, 3, 100):
+        assert held_out_loss(policy, rows, batch_size) == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_frozen_policy_is_thawed() -> None:
+    policy = make_policy()
+    policy.lm.requires_grad_(False)
+    SFT(policy, make_rows(), config())
+    assert all(p.requires_grad for p in policy.lm.parameters())

@@ -1,0 +1,210 @@
+"""Policies: made from scratch, saved, loaded, and refused."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, CohereConfig, CohereForCausalLM, GPT2Config
+
+from imdb_rlhf.config import Attention, ScratchModel
+from imdb_rlhf.errors import RunError
+from imdb_rlhf.models.policy import (
+    EOS,
+    PAD,
+    Policy,
+    context_length,
+    decode,
+    freeze,
+    load,
+    parameters_of,
+    save,
+    scratch,
+    train_tokenizer,
+)
+
+TEXTS = ["The film is good.", "The film is bad, naïve and dull — isn't it?", "A lovely film with a weak plot."]
+
+
+def model(**changes: int) -> ScratchModel:
+    sizes = {"layers": 1, "width": 16, "heads": 2, "context": 24, "tokenizer_size": 300, "vocabulary": 310}
+    return ScratchModel(name="tiny", attention=Attention.eager, **{"init_seed": 0, **sizes, **changes})
+
+
+@pytest.fixture(scope="module")
+def policy() -> Policy:
+    return scratch(model(), train_tokenizer(TEXTS, 300, 310))
+
+
+@pytest.fixture(scope="module")
+def saved(policy: Policy, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved")
+    save(policy, folder, "a card")
+    return folder
+
+
+@pytest.fixture
+def copy(saved: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(saved, tmp_path / "model"))
+
+
+# --- the tokenizer
+
+
+def test_a_tokenizer_gives_its_texts_back(policy: Policy) -> None:
+    tokenizer = policy.tokenizer
+    unseen = ["\n\tUnseen: 100 % of 7½!", " leading space", "emoji 🎬<br />"]
+    for text in TEXTS + unseen:
+        ids = tokenizer(text)["input_ids"]
+        assert policy.eos_id not in ids  # nothing is added
+        assert decode(tokenizer, [[*ids, policy.eos_id]]) == [text]
+    assert len(tokenizer("The film is good.")["input_ids"]) < len("The film is good.")  # pairs were merged
+
+
+def test_a_tokenizer_has_the_sizes_that_were_asked_for(policy: Policy) -> None:
+    tokenizer = policy.tokenizer
+    assert len(tokenizer) == 310
+    assert len(train_tokenizer(TEXTS, 280, 280)) == 280
+    assert tokenizer.eos_token_id == tokenizer.convert_tokens_to_ids(EOS)
+    assert tokenizer.pad_token_id == tokenizer.convert_tokens_to_ids(PAD)
+    assert tokenizer.eos_token_id != tokenizer.pad_token_id
+    # every byte has a token, so any text can be written
+    assert len(tokenizer(bytes(range(32, 127)).decode())["input_ids"]) <= 95
+
+
+def test_special_tokens_are_left_out_of_texts(policy: Policy) -> None:
+    assert decode(policy.tokenizer, [[policy.eos_id, policy.tokenizer.pad_token_id, 309]]) == [""]
+
+
+# --- from scratch
+
+
+def test_weights_are_a_function_of_the_configuration() -> None:
+    tokenizer = train_tokenizer(TEXTS, 300, 310)
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    first = scratch(model(), tokenizer).lm.state_dict()
+    assert torch.get_rng_state().equal(before)  # the global generator is left alone
+    torch.manual_seed(4)
+    again, other = (scratch(model(init_seed=seed), tokenizer).lm.state_dict() for seed in (0, 1))
+    assert all(first[name].equal(again[name]) for name in first)
+    assert not first["transformer.wte.weight"].equal(other["transformer.wte.weight"])
+
+
+def test_a_scratch_model_has_its_sizes_and_no_dropout(policy: Policy) -> None:
+    config = policy.lm.config
+    # embeddings 310 x 16 and 24 x 16; a block 12 x 16^2 + 13 x 16; the last norm 2 x 16
+    assert sum(p.numel() for p in policy.lm.parameters()) == 334 * 16 + 12 * 256 + 13 * 16 + 32
+    assert (policy.context, policy.eos_id) == (24, policy.tokenizer.eos_token_id)
+    assert (config.resid_pdrop, config.embd_pdrop, config.attn_pdrop) == (0, 0, 0)
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        assert policy.lm.train()(input_ids=ids).logits.equal(policy.lm.eval()(input_ids=ids).logits)
+
+
+def test_a_frozen_model_has_no_gradients() -> None:
+    lm = freeze(scratch(model(), train_tokenizer(TEXTS, 300, 310)).lm.train())
+    assert not lm.training
+    assert not any(p.requires_grad for p in lm.parameters())
+
+
+def test_the_context_is_found_in_the_configuration() -> None:
+    assert context_length(GPT2Config(n_positions=77)) == 77
+    assert context_length(CohereConfig(max_position_embeddings=55)) == 55
+    assert context_length(object()) >= 1 << 20
+
+
+# --- saved and loaded
+
+
+def test_what_is_saved_is_loaded(policy: Policy, saved: Path) -> None:
+    ids = torch.tensor([[5, 6, 7, 300]])
+    ours, theirs = load(saved, "eager"), AutoModelForCausalLM.from_pretrained(saved).eval()
+    assert not ours.lm.training
+    with torch.no_grad():
+        expected = policy.lm(input_ids=ids).logits
+        assert ours.lm(input_ids=ids).logits.equal(expected)
+        torch.testing.assert_close(theirs(input_ids=ids).logits, expected)
+    assert (
+        AutoTokenizer.from_pretrained(saved)("The film is")["input_ids"] == policy.tokenizer("The film is")["input_ids"]
+    )
+    assert (saved / "README.md").read_text() == "a card"
+    assert parameters_of(saved) == sum(p.numel() for p in policy.lm.parameters())
+
+
+def test_weights_are_loaded_in_float32(copy: Path, policy: Policy) -> None:
+    half = AutoModelForCausalLM.from_pretrained(copy).bfloat16()
+    half.save_pretrained(copy)
+    assert load_file(copy / "model.safetensors")["transformer.wte.weight"].dtype == torch.bfloat16
+    assert {p.dtype for p in load(copy, "eager").lm.parameters()} == {torch.float32}
+
+
+def test_generate_samples_as_the_package_does(saved: Path, policy: Policy) -> None:
+    written = json.loads((saved / "generation_config.json").read_text())
+    assert written["do_sample"] is True
+    assert written.get("top_k") in (None, 0) and written.get("top_p", 1.0) == 1.0
+    lm = AutoModelForCausalLM.from_pretrained(saved)
+    torch.manual_seed(0)
+    drawn = lm.generate(torch.tensor([[5, 6]]).expand(400, 2), max_new_tokens=1)[:, -1]
+    assert len(drawn.unique()) > 60  # transformers' own top-k is 50
+
+
+# --- refused
+
+
+def test_a_folder_without_configuration_or_weights_is_refused(copy: Path) -> None:
+    (copy / "model.safetensors").rename(copy / "elsewhere")
+    with pytest.raises(RunError, match="sft.path=.*holds no weights"):
+        load(copy, "eager", "sft.path")
+    (copy / "config.json").unlink()
+    with pytest.raises(RunError, match="holds no config.json"):
+        load(copy, "eager")
+
+
+def test_a_folder_without_tokenizer_is_refused(copy: Path) -> None:
+    (copy / "tokenizer.json").unlink()
+    with pytest.raises(RunError, match="holds no tokenizer"):
+        load(copy, "eager")
+
+
+def test_a_broken_tokenizer_is_refused_in_one_line(copy: Path) -> None:
+    (copy / "tokenizer.json").write_text("{")
+    with pytest.raises(RunError, match="tokenizer cannot be loaded: .+") as caught:
+        load(copy, "eager")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_without_eos_is_refused(copy: Path) -> None:
+    path = copy / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    del config["eos_token"]
+    path.write_text(json.dumps(config))
+    (copy / "special_tokens_map.json").unlink(missing_ok=True)
+    with pytest.raises(RunError, match="no EOS"):
+        load(copy, "eager")
+
+
+def test_broken_weights_are_refused(copy: Path) -> None:
+    (copy / "model.safetensors").write_bytes(b"\0" * 64)
+    with pytest.raises(RunError, match="weights cannot be loaded"):
+        load(copy, "eager")
+
+
+def test_the_tokenizer_of_another_model_is_refused(copy: Path) -> None:
+    train_tokenizer(TEXTS, 300, 311).save_pretrained(copy)  # one entry more than the model has
+    with pytest.raises(RunError, match="310 entries and its tokenizer 311"):
+        load(copy, "eager")
+
+
+def test_a_model_that_scales_its_logits_is_refused(policy: Policy, tmp_path: Path) -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    lm = CohereForCausalLM(CohereConfig(vocab_size=310, logit_scale=0.5, initializer_range=0.5, **sizes))
+    lm.save_pretrained(tmp_path)
+    policy.tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(RunError, match="CohereForCausalLM changes its logits"):
+        load(tmp_path, "eager")
+    CohereForCausalLM(CohereConfig(vocab_size=310, logit_scale=1.0, **sizes)).save_pretrained(tmp_path)
+    load(tmp_path, "eager")

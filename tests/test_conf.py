@@ -1,0 +1,292 @@
+"""Every file of conf/ composes to typed values, explains its keys, and no option is dead."""
+
+import ast
+import re
+from collections.abc import Iterator
+from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from imdb_rlhf import cli, config
+from imdb_rlhf.errors import ConfigError
+
+ROOT = Path(__file__).parents[1]
+CONF = ROOT / "conf"
+FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
+SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))
+
+
+def choices(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+ALGOS, EXPERIMENTS = choices("algo"), choices("experiment")
+# What a choice cannot do without.
+NEEDS = {"reward/own": ["reward.function=mine.py:score"]}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def hydra_reads_conf() -> Iterator[None]:
+    cli.register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
+
+
+def run_of(*overrides: str) -> config.Run:
+    return cli.to_run(compose("config", list(overrides)))
+
+
+def commands_of(file: Path) -> list[list[str]]:
+    """The commands that read a file of conf/."""
+    group, name = file.parent.as_posix(), file.stem
+    if group == "optim":
+        places = [["optim@sft.optim"], ["optim@policy.optim"], ["reward=two_label", "optim@reward.optim"]]
+        return [[*before, f"{place}={name}"] for *before, place in places]
+    if group == "experiment_algo":
+        return [[f"experiment={e}", f"algo={a}"] for e in EXPERIMENTS for a in ALGOS if f"{e}_{a}" == name]
+    if group in (".", "stage"):  # always there
+        return [[]]
+    return [[f"{group}={name}", *NEEDS.get(f"{group}/{name}", [])]]
+
+
+@pytest.mark.parametrize("file", FILES, ids=str)
+def test_every_file_composes(file):
+    commands = commands_of(file)
+    assert commands, f"no command reads conf/{file}"
+    for overrides in commands:
+        composed = compose("config", overrides, return_hydra_config=True)
+        chosen = {(group.partition("@")[0], name) for group, name in composed.hydra.runtime.choices.items()}
+        assert file.parent.as_posix() in (".", "stage") or (file.parent.as_posix(), file.stem) in chosen
+        run = cli.to_run(composed)
+        assert isinstance(run, config.Run)
+        typed(run)
+
+
+def typed(node: Any) -> None:
+    """No piece of a run is left as a plain dictionary, and every value has its field's type."""
+    for field in fields(node):
+        value = getattr(node, field.name)
+        assert not isinstance(value, dict), field.name
+        if isinstance(field.type, type):
+            assert isinstance(value, field.type), field.name
+        if is_dataclass(value):
+            typed(value)
+
+
+def test_every_sweep_composes():
+    for file in SWEEPS:
+        compose("config", [f"sweep={file.stem}"])
+
+
+@pytest.mark.parametrize("algo", ALGOS)
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_composes_with_every_algorithm(experiment, algo):
+    run = run_of(f"experiment={experiment}", f"algo={algo}")
+    assert run.algo == algo
+    assert type(run).__name__.lower() == f"{algo.replace('_', '')}run"
+
+
+@pytest.mark.parametrize("reward", choices("reward"))
+@pytest.mark.parametrize("data", choices("data"))
+def test_choices_go_together(data, reward):
+    run = run_of(f"data={data}", "model=gpt2", f"reward={reward}", *NEEDS.get(f"reward/{reward}", []))
+    assert (run.data.name, run.model.name, run.reward.name) == (data, "gpt2", reward)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "place", "wanted"),
+    [
+        ([], "", config.DPORun),
+        (["algo=sft"], "", config.SFTRun),
+        ([], "model", config.ScratchModel),
+        (["model=gpt2-large-random"], "model", config.ScratchModel),
+        (["model=gpt2-large"], "model", config.PretrainedModel),
+        ([], "data", config.EmbeddedData),
+        (["data=imdb"], "data", config.ImdbData),
+        ([], "data.prompts", config.PromptsConfig),
+        ([], "reward", config.LexiconReward),
+        (["reward=siebert"], "reward", config.ClassifierReward),
+        (["reward=two_label"], "reward", config.TwoLabelReward),
+        (["reward=two_label"], "reward.optim", config.AdamWConfig),
+        (["reward=own", "reward.function=a.py:f"], "reward", config.OwnReward),
+        ([], "sft.optim", config.AdamWConfig),
+        ([], "policy.optim", config.RMSpropConfig),
+        (["optim@policy.optim=adamw"], "policy.optim", config.AdamWConfig),
+        (["optim@sft.optim=rmsprop"], "sft.optim", config.RMSpropConfig),
+        ([], "logger", config.WandbLogger),
+        (["logger=none"], "logger", config.NoLogger),
+        ([], "dpo.labels", config.Labels),
+        ([], "model.attention", config.Attention),
+        ([], "trainer", config.TrainerConfig),
+    ],
+)
+def test_nested_types(overrides, place, wanted):
+    value: Any = run_of(*overrides)
+    for name in filter(None, place.split(".")):
+        value = getattr(value, name)
+    assert type(value) is wanted
+
+
+def test_values_that_readme_and_paper_state():
+    run = run_of()
+    assert isinstance(run, config.DPORun)
+    assert (run.algo, run.beta, run.seed, run.knob) == ("dpo", 0.1, 0, ("beta", 0.1))
+    assert (run.groups.k, run.data.prompts.min_tokens, run.data.prompts.max_tokens) == (4, 2, 8)
+    assert (run.policy.batch_size, run.policy.optim.name) == (64, "rmsprop")
+    assert run_of("algo=sft").knob is None
+    assert run_of("data=imdb").data.prompts.train == 25_000
+
+
+def test_precedence_is_groups_then_experiment_then_command_line():
+    changed = run_of("experiment=imdb_cpu", "sft.max_tokens=90")
+    assert (run_of("data=imdb", "model=small").sft.max_tokens, run_of("experiment=imdb_cpu").sft.max_tokens) == (80, 96)
+    assert changed.sft.max_tokens == 90
+    assert (changed.model.name, changed.data.name, changed.reward.name) == ("small", "imdb", "two_label")
+
+
+def test_what_an_experiment_changes_in_one_algorithm_only():
+    run = run_of("experiment=imdb_cpu")
+    assert isinstance(run, config.DPORun) and run.policy.optim.lr == 2e-5
+    assert run_of("experiment=imdb_cpu", "algo=sft").evaluation.every == run_of("algo=sft").evaluation.every
+
+
+def test_the_choice_of_a_file_is_its_name():
+    for file in FILES:
+        group = file.parent.as_posix()
+        if group in ("algo", "data", "model", "optim", "reward", "logger"):
+            values = yaml.safe_load((CONF / file).read_text())
+            assert values["algo" if group == "algo" else "name"] == file.stem, file
+
+
+# --- no dead option, no value in Python
+
+
+def our_dataclasses() -> dict[str, type]:
+    return {name: value for name, value in vars(config).items() if isinstance(value, type) and is_dataclass(value)}
+
+
+def test_every_type_is_made_by_some_command():
+    made: set[type] = set()
+
+    def walk(node: Any) -> None:
+        made.update(type(node).__mro__)
+        for field in fields(node):
+            if is_dataclass(getattr(node, field.name)):
+                walk(getattr(node, field.name))
+
+    for file in FILES:
+        for overrides in commands_of(file):
+            walk(run_of(*overrides))
+    assert not {name for name, value in our_dataclasses().items() if value not in made}
+    assert not {name for name, schema in cli.SCHEMAS.items() if schema not in made}
+
+
+def test_a_field_has_no_default_so_a_file_must_set_it():
+    for name, schema in our_dataclasses().items():
+        for field in fields(schema):
+            assert field.default is MISSING and field.default_factory is MISSING, f"{name}.{field.name}"
+
+
+def test_every_field_is_read_somewhere():
+    sources = [*(ROOT / "imdb_rlhf").rglob("*.py")]
+    read = {
+        node.attr
+        for path in sources
+        if path.name != "config.py"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute)
+    }
+    names = {(schema.__name__, field.name) for schema in our_dataclasses().values() for field in fields(schema)}
+    assert not {f"{schema}.{name}" for schema, name in names if name not in read}
+
+
+def test_every_file_holds_only_known_keys():
+    """What a composed config holds is what its types have; the reverse of a field that no file sets."""
+
+    def walk(node: Any, at: str) -> None:
+        schema = OmegaConf.get_type(node)
+        assert is_dataclass(schema), at
+        names = {field.name for field in fields(schema)}
+        assert set(node) == names, at
+        for name in names:
+            if is_dataclass(OmegaConf.get_type(node, name)) and node[name] is not None:
+                walk(node[name], f"{at}{name}.")
+
+    for file in FILES:
+        for overrides in commands_of(file):
+            walk(compose("config", overrides), "")
+
+
+# --- every key is explained where it gets its value
+
+# Keys whose name is their meaning, and neighbours that the comment above the first of them explains.
+PLAIN = {"name", "algo", "model", "data", "reward", "trainer", "logger", "experiment", "defaults", "optim", "prompts"}
+PLAIN |= {"policy", "paths", "layers", "width", "heads", "attention", "hub_id", "function", "project", "tags"}
+PLAIN |= {"beta1", "beta2", "eps", "weight_decay", "alpha", "max_tokens", "prompt_splits", "test_splits", "dpo"}
+
+
+def unexplained(text: str) -> list[str]:
+    """Keys of a YAML file without a comment beside them or on the line above; those below `optim` only change."""
+    found, above, inside = [], "", 99
+    for line in text.splitlines():
+        key = re.match(r"( *)([a-z_0-9]+):", line)
+        if key:
+            indent = len(key[1])
+            inside = indent if key[2] == "optim" else 99 if indent <= inside else inside
+            explained = above.lstrip().startswith("#") or " #" in line or key[2] in PLAIN or indent > inside
+            if not explained:
+                found.append(key[2])
+        above = line
+    return found
+
+
+def test_what_unexplained_means():
+    text = "# A file.\na: 1\nb: 2  # why\nc: 3\noptim:\n  lr: 1\nd:\n  # How many.\n  e: 5\n  f: 6\n"
+    assert unexplained(text) == ["c", "d", "f"]
+
+
+def is_base(file: Path) -> bool:
+    """Whether a file gives first values, rather than changing those of another."""
+    text = (CONF / file).read_text()
+    return not file.parent.name.startswith("experiment") and not re.search(r"^  - [\w-]+$\n  - _self_", text, re.M)
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if is_base(file)], ids=str)
+def test_every_key_is_explained(file):
+    text = (CONF / file).read_text().partition("\nhydra:")[0]
+    assert not unexplained(text)
+
+
+@pytest.mark.parametrize("file", FILES, ids=str)
+def test_every_file_says_what_it_is(file):
+    if not file.parent.name.startswith("experiment_algo"):
+        comments = [line for line in (CONF / file).read_text().splitlines()[:2] if line.startswith("# ")]
+        assert any("@package" not in line for line in comments)
+
+
+# --- what to_run gives back
+
+
+def test_to_run_leaves_the_composed_config_alone():
+    composed = compose("config", ["beta=0.5"], return_hydra_config=True)
+    before = OmegaConf.to_container(composed.model), "hydra" in composed
+    run = cli.to_run(composed)
+    assert isinstance(run, config.DPORun) and run.beta == 0.5
+    assert before == (OmegaConf.to_container(composed.model), "hydra" in composed)
+
+
+def test_the_stored_config_composes_to_the_same_run():
+    run = run_of("experiment=imdb_cpu", "beta=0.25", "data.path=reviews")
+    text = OmegaConf.to_yaml(OmegaConf.structured(run))
+    again = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(run), OmegaConf.create(text)))
+    assert again == run
+
+
+def test_a_group_that_is_taken_away_is_missed():
+    with pytest.raises(ConfigError, match="^reward has no value"):
+        run_of("~reward")

@@ -1,0 +1,255 @@
+"""Ranges by hand: every value out of range is refused with its key, its value and the way out."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from imdb_rlhf import cli, config
+from imdb_rlhf.errors import ConfigError
+
+CONF = Path(__file__).parents[1] / "conf"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def hydra_reads_conf() -> Iterator[None]:
+    cli.register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
+
+
+def run_of(*overrides: str) -> config.Run:
+    return cli.to_run(compose("config", list(overrides)))
+
+
+def refusal(*overrides: str) -> str:
+    """The line that `cli` prints for these overrides."""
+    try:
+        run_of(*overrides)
+    except ConfigError as error:
+        message = str(error)
+    except (HydraException, OmegaConfBaseException) as error:
+        message = cli.explain(error)
+    else:
+        pytest.fail(f"{overrides} was not refused")
+    assert "\n" not in message
+    return message
+
+
+ABOVE_0 = "give a number above 0"
+AT_LEAST_0, AT_LEAST_1, AT_LEAST_2 = (f"give a number of at least {n}" for n in range(3))
+TWO_LABEL, SIEBERT, IMDB = "reward=two_label", "reward=siebert", "data=imdb"
+
+
+@pytest.mark.parametrize(
+    ("override", "way_out", "more"),
+    [
+        ("beta=0", ABOVE_0, []),
+        ("beta=-1", ABOVE_0, []),
+        ("generation.temperature=0", ABOVE_0, []),
+        ("generation.temperature=-0.5", ABOVE_0, []),
+        ("generation.max_new_tokens=0", AT_LEAST_1, []),
+        ("groups.k=1", AT_LEAST_2, []),
+        ("groups.k=0", AT_LEAST_2, []),
+        ("groups.k=-4", AT_LEAST_2, []),
+        ("groups.batch_size=0", AT_LEAST_1, []),
+        ("policy.steps=0", AT_LEAST_1, []),
+        ("policy.steps=-1", AT_LEAST_1, []),
+        ("policy.epochs=0", ABOVE_0, []),
+        ("policy.epochs=-1", ABOVE_0, []),
+        ("policy.batch_size=0", AT_LEAST_1, []),
+        ("policy.optim.lr=0", ABOVE_0, []),
+        ("policy.optim.lr=-0.1", ABOVE_0, []),
+        ("policy.optim.warmup_steps=-1", AT_LEAST_0, []),
+        ("policy.optim.max_grad_norm=0", ABOVE_0, []),
+        ("policy.optim.alpha=1", "at most", []),
+        ("policy.optim.eps=0", ABOVE_0, []),
+        ("sft.optim.beta1=1", "at most", []),
+        ("sft.optim.beta2=-0.1", "at least 0", []),
+        ("sft.optim.weight_decay=-1", AT_LEAST_0, []),
+        ("sft.epochs=0", ABOVE_0, []),
+        ("sft.batch_size=0", AT_LEAST_1, []),
+        ("sft.max_tokens=1", AT_LEAST_2, []),
+        ("data.sft_reviews=0", AT_LEAST_1, []),
+        ("data.labelled_reviews=1", AT_LEAST_2, []),
+        ("data.prompts.train=0", AT_LEAST_1, []),
+        ("data.prompts.validation=0", AT_LEAST_1, []),
+        ("data.prompts.test=-1", AT_LEAST_1, []),
+        ("data.prompts.min_tokens=0", AT_LEAST_1, []),
+        ("data.sft_reviews=-3", AT_LEAST_1, [IMDB]),
+        ("model.layers=0", AT_LEAST_1, []),
+        ("model.heads=0", AT_LEAST_1, []),
+        ("model.width=0", AT_LEAST_1, []),
+        ("model.context=2", "at least 4", []),
+        ("model.tokenizer_size=256", "at least 260", []),
+        ("evaluation.samples=0", AT_LEAST_1, []),
+        ("evaluation.every=0", AT_LEAST_1, []),
+        ("evaluation.every=-5", AT_LEAST_1, []),
+        ("evaluation.batch_size=0", AT_LEAST_1, []),
+        ("evaluation.bootstrap=99", "at least 100", []),
+        ("evaluation.confidence=1", "at most 0.9999", []),
+        ("evaluation.confidence=0.4", "at least 0.5", []),
+        ("trainer.processes=0", AT_LEAST_1, []),
+        ("trainer.threads=0", AT_LEAST_1, []),
+        ("trainer.micro_batch=0", AT_LEAST_1, []),
+        ("trainer.checkpoint_every=-1", AT_LEAST_0, []),
+        ("trainer.log_every=0", AT_LEAST_1, []),
+        ("dpo.noise=0.6", "at most 0.5", ["dpo.labels=noisy"]),
+        ("dpo.tau=0", ABOVE_0, ["dpo.labels=bradley_terry"]),
+        ("dpo.min_margin=-1", AT_LEAST_0, []),
+        ("reward.batch_size=0", AT_LEAST_1, [SIEBERT]),
+        ("reward.batch_size=0", AT_LEAST_1, [TWO_LABEL]),
+        ("reward.score_batch_size=0", AT_LEAST_1, [TWO_LABEL]),
+        ("reward.epochs=0", ABOVE_0, [TWO_LABEL]),
+        ("reward.held_out=1", AT_LEAST_2, [TWO_LABEL]),
+        ("reward.dropout=0.95", "at most 0.9", [TWO_LABEL]),
+        ("reward.optim.lr=0", ABOVE_0, [TWO_LABEL]),
+    ],
+)
+def test_out_of_range(override, way_out, more):
+    key, _, value = override.partition("=")
+    said = refusal(*more, override)
+    named, _, rest = said.partition("=")
+    assert named == key
+    assert float(rest.split()[0]) == float(value)
+    assert "is out of range" in said and way_out in said
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e999"])
+@pytest.mark.parametrize("key", ["beta", "policy.optim.lr", "generation.temperature", "sft.epochs", "dpo.min_margin"])
+def test_not_a_finite_number(key, value):
+    said = refusal(f"{key}={value}")
+    assert said.startswith(f"{key}={value.replace('1e999', 'inf')} is not a finite number; give one")
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_a_whole_number_is_neither_nan_nor_inf(value):
+    assert refusal(f"policy.steps={value}").startswith(f"policy.steps={value}: ")
+
+
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ("beta=much", "could not be converted to Float"),
+        ("beta=true", "could not be converted to Float"),
+        ("beta=[0.1]", "could not be converted to Float"),
+        ("beta=null", "is not Optional"),
+        ("seed=1.5", "could not be converted to Integer"),
+        ("seed=true", "could not be converted to Integer"),
+        ("groups.k=four", "could not be converted to Integer"),
+        ("policy.steps=abc", "could not be converted to Integer"),
+        ("plan=maybe", "not a valid bool"),
+        ("keep_model=first", "expected one of [last, best, none]"),
+        ("dpo.labels=hard", "expected one of [deterministic, bradley_terry, noisy]"),
+        ("trainer.device=tpu", "expected one of [auto, cpu, cuda]"),
+        ("data.prompts=3", "is not a subclass of PromptsConfig"),
+        ("paths.outputs=null", "is not Optional"),
+        ("model.layers=null", "is not Optional"),
+    ],
+)
+def test_wrong_type(override, reason):
+    said = refusal(override)
+    assert said.startswith(f"{override}: ") and reason in said
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.prompts.min_tokens=9"], "data.prompts.min_tokens=9 is above data.prompts.max_tokens=8; lower"),
+        (["model.width=130"], "model.heads=4 does not divide model.width=130; choose a divisor"),
+        (["model.vocabulary=1000"], "model.vocabulary=1000 is smaller than model.tokenizer_size=1024; make it"),
+        (
+            ["generation.max_new_tokens=73"],
+            "data.prompts.max_tokens=8 + generation.max_new_tokens=73 is longer than model.context=80; shorten them",
+        ),
+        (["sft.max_tokens=81"], "sft.max_tokens=81 is longer than model.context=80; shorten it or raise"),
+        (["sft.revision=main"], "sft.revision=main is used with sft.path alone; set sft.path"),
+        (["dpo.tau=2"], "dpo.tau=2.0 is used by dpo.labels=bradley_terry alone; drop it"),
+        (["dpo.noise=0.1"], "dpo.noise=0.1 is used by dpo.labels=noisy alone; drop it"),
+        (["dpo.labels=noisy"], "dpo.labels=noisy needs dpo.noise"),
+        (["dpo.labels=bradley_terry", "data.preferences=a.parquet"], "dpo.labels=bradley_terry draws labels from"),
+        (["trainer.processes=3"], "sft.batch_size=64 is not a multiple of trainer.processes=3; choose a multiple"),
+        (["trainer.processes=4", "policy.batch_size=66"], "policy.batch_size=66 is not a multiple of trainer.proc"),
+        ([TWO_LABEL, "trainer.processes=4", "reward.batch_size=2"], "reward.batch_size=2 is not a multiple of"),
+        (["reward=own"], "reward.function has no value; set reward.function="),
+        (["beta=???"], "beta has no value; set beta="),
+        (["algo=sft", "data.preferences=a.parquet"], "data.preferences=a.parquet is not used by algo=sft; drop it"),
+    ],
+)
+def test_values_that_do_not_go_together(overrides, message):
+    assert refusal(*overrides).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "start", "names"),
+    [
+        (["algo=sft", "beta=0.3"], "beta=0.3: no such key for algo=sft", "generation"),
+        (["algo=sft", "+beta=0.3"], "beta=0.3: no such key for algo=sft", "generation"),
+        (["algo=sft", "++beta=0.3"], "beta=0.3: no such key for algo=sft", "generation"),
+        (["algo=sft", "groups.k=4"], "groups.k=4: no such key for algo=sft", "generation"),
+        (["algo=sft", "+dpo.ties=drop"], "dpo={'ties': 'drop'}: no such key for algo=sft", "generation"),
+        (["target_kl=3"], "target_kl=3: no such key for algo=dpo", "beta"),
+        (["+target_kl=3"], "target_kl=3: no such key for algo=dpo", "beta"),
+        (["policy.step=3"], "policy.step=3: no such key; did you mean policy.steps?", "policy.optim"),
+        (["+policy.step=3"], "policy.step=3: no such key for algo=dpo; did you mean policy.steps?", "policy.optim"),
+        (["policy.optim.beta1=0.5"], "policy.optim.beta1=0.5: no such key", "policy.optim.alpha"),
+        (["sft.optim.alpha=0.5"], "sft.optim.alpha=0.5: no such key", "sft.optim.weight_decay"),
+        (["model=gpt2", "model.layers=3"], "model.layers=3: no such key", "model.path"),
+        (["data.path=reviews"], "data.path=reviews: no such key", "data.labelled_reviews"),
+        (["logger=none", "logger.project=x"], "logger.project=x: no such key", "logger.name"),
+        (["reward.epochs=3"], "reward.epochs=3: no such key", "reward.name"),
+    ],
+)
+def test_a_key_that_is_not_used(overrides, start, names):
+    said = refusal(*overrides)
+    assert said.startswith(start) and names in said.partition(":")[2]
+
+
+@pytest.mark.parametrize(
+    ("override", "start", "choices"),
+    [
+        ("algo=grpo", "algo=grpo: no such choice; there are", ["dpo", "sft"]),
+        ("model=gpt3", "model=gpt3: no such choice; there are", ["gpt2", "tiny"]),
+        ("data=yelp", "data=yelp: no such choice; there are", ["embedded", "imdb"]),
+        ("reward=vader", "reward=vader: no such choice; there are", ["lexicon", "siebert"]),
+        ("optim@policy.optim=sgd", "optim=sgd: no such choice; there are", ["adamw", "rmsprop"]),
+        ("experiment=mine", "experiment=mine: no such choice; there are", ["default", "imdb_cpu"]),
+        ("colour=red", "colour=red: no such key for algo=dpo", ["model"]),
+    ],
+)
+def test_an_unknown_choice(override, start, choices):
+    said = refusal(override)
+    assert said.startswith(start)
+    assert all(choice in said.partition(":")[2] for choice in choices)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["beta=1e-9"],
+        ["generation.max_new_tokens=72", "sft.max_tokens=80"],  # 8 + 72 = 80, the context
+        ["data.prompts.min_tokens=8"],
+        ["groups.k=2"],
+        ["policy.steps=1"],
+        ["policy.optim.max_grad_norm=null"],
+        ["trainer.checkpoint_every=0"],
+        ["dpo.labels=noisy", "dpo.noise=0.5"],
+        ["dpo.labels=bradley_terry", "dpo.tau=0.5"],
+        ["seed=-1"],
+        ["sft.path=reference", "generation.max_new_tokens=5000"],  # another context, read later
+        ["sft.path=reference", "sft.revision=main"],
+        ["beta='0.1'"],
+        ["trainer.processes=2"],
+        ["algo=sft", "keep_model=none"],
+    ],
+)
+def test_what_is_just_in_range_is_taken(overrides):
+    run_of(*overrides)
+
+
+@pytest.mark.parametrize("key", ["prompt_splits", "test_splits", "sft_splits"])
+def test_no_split(key):
+    assert refusal(IMDB, f"data.{key}=[]").startswith(f"data.{key}=[] names no split; give some of")
