@@ -159,6 +159,8 @@ def main() -> None:
         if not str(error).startswith("Config group override"):
             raise
         _leave(2, f"refused: {error}; give one of the choices that --help lists")
+    except KeyboardInterrupt:
+        _leave(75, "stopped: finished stages are kept; run the same command to go on")
     if _OUTCOMES:
         _leave(max(code for code, _ in _OUTCOMES), "\n".join(line for _, line in _OUTCOMES))
 

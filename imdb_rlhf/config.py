@@ -79,6 +79,13 @@ class Crop(StrEnum):
     anywhere = "anywhere"
 
 
+class Positions(StrEnum):
+    """Where in a crop a two-label reward is trained to predict the label."""
+
+    last = "last"
+    second_half = "second_half"
+
+
 class Init(StrEnum):
     """Which weights a reward starts from."""
 
@@ -323,6 +330,7 @@ class TwoLabelReward(RewardConfig):
     epochs: float
     batch_size: int
     crop: Crop
+    positions: Positions
     dropout: float
     held_out: int
     score_batch_size: int

@@ -27,11 +27,12 @@ def run_experiment(run: Run, config_yaml: str, overrides: list[str]) -> None:
         pipeline.plan()
         folder.plan()
         return
+    if not folder.finished():
+        pipeline.fetch()  # before anything is written, so that a refusal leaves nothing behind
     with folder.held():
         if folder.finished():
             folder.show_again()
             return
-        pipeline.fetch()
         folder.begin()
         pipeline.build()
         folder.train_and_evaluate()

@@ -3,8 +3,8 @@
     reviews -> data -> sft -> (two_label) -> groups -> reference -> policy
 
 Every stage but the last is an artifact named by the hash of what produced it, so it is made once and reused by every
-run that needs the same. How it is made stands in `stages.py`; the policy is trained and evaluated in the run's own folder
-(`runs.py`).
+run that needs the same. How it is made stands in `stages.py`; the policy is trained and evaluated in the run's own
+folder (`runs.py`).
 """
 
 import time
@@ -85,7 +85,9 @@ class Pipeline:
             if hub.is_folder(path):
                 folder = hub.fetch(path, revision, key)
                 policies.check_folder(folder, key)
-                policies.load_tokenizer(folder, key) if key != "reward.path" else None
+                if key != "reward.path":
+                    policies.load_tokenizer(folder, key)
+                    self.tools.check_context(folder, key)
         if isinstance(run.data, ImdbData) and run.data.path is not None:
             imdb.check_folder(hub.fetch(run.data.path, None, "data.path", "dataset"), run.data)
 
@@ -108,9 +110,10 @@ class Pipeline:
         """
         run = self.run
         for path, revision, key in self._models():
-            folder = hub.fetch(path, revision, key)
-            if key != "reward.path":
-                self.tools.check_context(folder, key)
+            if not hub.is_folder(path):
+                folder = hub.fetch(path, revision, key)
+                if key != "reward.path":
+                    self.tools.check_context(folder, key)
         if isinstance(run.data, ImdbData):
             _ = self.data_folder
         if isinstance(run.reward, OwnReward):

@@ -21,7 +21,10 @@ FLOORS = [
     {"training"},
     {"algos"},
     {"evaluation"},
+    {"stages"},
     {"pipeline"},
+    {"runs"},
+    {"experiment"},
     {"cli"},
     {"train", "hydra_plugins"},
 ]

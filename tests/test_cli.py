@@ -116,21 +116,23 @@ def test_a_refusal_in_a_process_of_its_own(here, arguments, start):
         (["model=null"], "Config group override must be a string"),
         (["~beta"], "beta has no value; set beta="),
         (["beta"], "Error parsing override 'beta'"),
-        (["trainer.processes=2"], "trainer.processes=2, but 1 running; start with `torchrun"),
         (["--colour=red"], "unrecognized arguments: --colour=red"),
         (["--cfg", "all the keys"], "argument --cfg/-c: invalid choice"),
         (["--config-dir", "nowhere"], "Additional config directory"),
     ],
 )
 def test_a_refusal(train, here, arguments, start, multirun):
-    if multirun and arguments[0] == "trainer.processes=2":
-        pytest.skip("known by the processes alone, when the first job starts")
     one_line(train(*multirun, *arguments, f"paths.outputs={here / 'out'}"), 2, f"refused: {start}")
     assert not list(here.iterdir())
 
 
 def test_a_value_with_a_comma_is_a_sweep(train, here):
     assert "--multirun" in one_line(train("beta=0.1,1"), 2, "refused: Ambiguous value for argument 'beta=0.1,1'")
+    assert not list(here.iterdir())
+
+
+def test_another_number_of_processes_than_wanted(train, here):
+    one_line(train("trainer.processes=2"), 2, "refused: trainer.processes=2, but 1 running; start with `torchrun")
     assert not list(here.iterdir())
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
 from imdb_rlhf.algos.batches import Stream, share, steps_for
-from imdb_rlhf.config import Crop, PromptsConfig, TwoLabelReward
+from imdb_rlhf.config import Crop, Positions, PromptsConfig, TwoLabelReward
 from imdb_rlhf.losses import two_label_cross_entropy
 from imdb_rlhf.seeds import generator
 
@@ -35,17 +35,32 @@ class LabelledRows:
 
 
 class Head(nn.Module):
-    """A sequence classifier that is given lengths, so that padding cannot be taken for the last token."""
+    """A sequence classifier on a causal LM, read at every position of right-padded rows.
+
+    What it says at a position depends on nothing to the right, so it is what it would say of the text cut there.
+    """
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
-        """(rows, 2) logits of negative and positive."""
-        mask = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
-        padded = ids.masked_fill(~mask, int(self.model.config.pad_token_id))
-        return cast(Tensor, self.model(input_ids=padded, attention_mask=mask.long()).logits)
+    def forward(self, ids: Tensor) -> Tensor:
+        """(rows, time, 2) logits of negative and positive."""
+        return cast(Tensor, self.model.score(self.model.base_model(input_ids=ids).last_hidden_state))
+
+
+def position_weights(lengths: Tensor, time: int, positions: Positions) -> Tensor:
+    """(rows, time) weights that sum to 1 a row: all on the last token, or even over the second half of the row.
+
+    Args:
+        lengths: (rows,) int64, at least 1.
+        time: columns.
+        positions: where the label is predicted.
+    """
+    at = torch.arange(time, device=lengths.device)
+    first = lengths - 1 if positions == Positions.last else lengths // 2
+    mask = ((at >= first[:, None]) & (at < lengths[:, None])).float()
+    return mask / mask.sum(1, keepdim=True)
 
 
 def make_head(folder: Path, attention: str, dropout: float, pad_id: int, seed: int) -> Head:
@@ -144,11 +159,13 @@ class TwoLabel:
     def loss(self, module: nn.Module, part: LabelledRows) -> tuple[Tensor, dict[str, Tensor]]:
         """Summed cross-entropy of a part, and how many it got right."""
         device = next(module.parameters()).device
-        labels = part.labels.to(device)
-        logits = module(part.ids.to(device), part.lengths.to(device))
-        return two_label_cross_entropy(logits, labels).sum(), {
-            "train/accuracy": (logits.argmax(-1) == labels).float().sum()
-        }
+        labels, lengths = part.labels.to(device), part.lengths.to(device)
+        logits = module(part.ids.to(device))
+        rows, time, _ = logits.shape
+        losses = two_label_cross_entropy(logits.reshape(-1, 2), labels.repeat_interleave(time)).reshape(rows, time)
+        weights = position_weights(lengths, time, self.config.positions)
+        last = logits[torch.arange(rows, device=device), lengths - 1]
+        return (losses * weights).sum(), {"train/accuracy": (last.argmax(-1) == labels).float().sum()}
 
 
 def ngram_accuracy(

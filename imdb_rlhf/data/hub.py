@@ -1,13 +1,18 @@
 """A Hub id or a folder to a folder: everything that is loaded from the Hub goes through here."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import Literal, TypeVar, cast
 
 from imdb_rlhf.artifacts import hash_folder
 from imdb_rlhf.errors import RunError
 
-TIMEOUT = 5.0  # seconds until a Hub that does not answer is given up
+TIMEOUT = 4.0  # seconds until a Hub that does not answer is given up: 10 with the start of the process
+
+T = TypeVar("T")
 
 
 def is_folder(path: str) -> bool:
@@ -48,18 +53,26 @@ def fetch(path: str, revision: str | None, key: str, kind: Literal["model", "dat
     if is_folder(path):
         return _folder(path, key)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub import HfApi, constants, snapshot_download
+    from huggingface_hub.errors import (
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
+    constants.HF_HUB_DISABLE_TELEMETRY = True  # or the Hub is asked one thing more first, for up to 3 seconds
     wanted = ["*.json", "*.txt", "*.model", "*.safetensors"] if kind == "model" else ["plain_text/*.parquet"]
     try:
         here = Path(snapshot_download(path, repo_type=kind, revision=revision, local_files_only=True))
         if any(found for pattern in wanted[-1:] for found in here.glob(pattern)) or any(here.glob("*.bin")):
             return here
+    except HFValidationError as error:
+        raise RunError(f"{key}={path}: no such folder, and no id of the Hub; give one that exists") from error
     except (LocalEntryNotFoundError, FileNotFoundError):
         pass
     try:
-        info = HfApi().repo_info(path, repo_type=kind, revision=revision, timeout=TIMEOUT)
+        info = _in_time(lambda: HfApi().repo_info(path, repo_type=kind, revision=revision, timeout=TIMEOUT))
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise RunError(f"{key}={path} (revision {revision or 'main'}): the Hub has no such {kind}") from error
     except Exception as error:
@@ -74,3 +87,23 @@ def fetch(path: str, revision: str | None, key: str, kind: Literal["model", "dat
         return Path(snapshot_download(path, repo_type=kind, revision=revision, allow_patterns=wanted))
     except Exception as error:
         raise RunError(f"downloading {path} failed ({error}); run again to go on, or set {key}=DIR") from error
+
+
+def _in_time(ask: Callable[[], T]) -> T:
+    """What `ask` returns or raises within TIMEOUT; a socket's own limit counts anew for every address of a name."""
+    answers: SimpleQueue[tuple[T | None, Exception | None]] = SimpleQueue()
+
+    def put() -> None:
+        try:
+            answers.put((ask(), None))
+        except Exception as error:
+            answers.put((None, error))
+
+    Thread(target=put, daemon=True).start()
+    try:
+        answer, error = answers.get(timeout=TIMEOUT)
+    except Empty:
+        raise TimeoutError from None
+    if error is not None:
+        raise error
+    return cast(T, answer)

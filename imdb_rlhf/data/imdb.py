@@ -60,14 +60,15 @@ def read_split(folder: Path, split: str, br: Br, *, labels: bool, key: str = "da
         if len(wrong):
             row = int(wrong[0])
             raise RunError(
-                f"{path} row {row}: label {frame['label'].iloc[row]!r} is not one of {allowed}; mend the file"
+                f"{path} row {row}: label {frame['label'].iloc[row]} is not one of {allowed}; mend the file"
             )
-        bad_type = frame["text"].map(lambda text: text is not None and not isinstance(text, str))
-        if bad_type.any():
-            raise RunError(f"{path} row {int(np.flatnonzero(bad_type)[0])}: text is not a string; mend the file")
+        strings = np.array([isinstance(text, str) for text in frame["text"]], dtype=bool)
+        wrong = np.flatnonzero(~strings & frame["text"].notna())  # a null is None or nan, as pandas likes it
+        if len(wrong):
+            raise RunError(f"{path} row {int(wrong[0])}: text is not a string; mend the file")
         frames.append(frame)
     reviews = pd.concat(frames, ignore_index=True)
-    text = reviews["text"].fillna("").str.strip()
+    text = reviews["text"].astype(object).where(reviews["text"].notna(), "").astype(str).str.strip()
     if br == Br.newline:
         text = text.str.replace(r"(?:\s*<br\s*/?>\s*)+", "\n", regex=True).str.strip()
     reviews["text"] = text

@@ -77,17 +77,17 @@ def _divide_embedded(config: EmbeddedData, held_out: int) -> Reviews:
 def _divide_imdb(config: ImdbData, held_out: int, folder: Path) -> Reviews:
     pools, report = _read_pools(config, held_out, folder)
     words = config.prompts.max_tokens  # a token never spans two words, so this many words are enough tokens
-    short = 0
+    short: set[tuple[str, int]] = set()  # passed over once or more
 
     def take(splits: Sequence[str], count: int, what: str, *, long: bool) -> pd.DataFrame:
-        nonlocal short
         parts, missing = [], count
         for split in splits:
             pool = pools[split]
             fits = pool["words"] >= words if long else pool["words"] > 0
             chosen = pool[fits].head(missing)
             if len(chosen):
-                short += int((~fits.loc[: chosen.index[-1]]).sum())
+                passed = fits.loc[: chosen.index[-1]]
+                short.update((split, int(row)) for row in passed.index[~passed])
             parts.append(chosen)
             pools[split] = pool.drop(chosen.index)
             missing -= len(chosen)
@@ -104,7 +104,7 @@ def _divide_imdb(config: ImdbData, held_out: int, folder: Path) -> Reviews:
     validation = take(config.prompt_splits, config.prompts.validation, "data.prompts.validation", long=True)
     train = take(config.prompt_splits, config.prompts.train, "data.prompts.train", long=True)
     sft = take(config.sft_splits, config.sft_reviews, "data.sft_reviews", long=False)
-    report["too_short_for_a_prompt"] = short
+    report["too_short_for_a_prompt"] = len(short)
     texts = {"sft": sft, "train": train, "validation": validation, "test": test}
     report["reviews"] = {role: len(frame) for role, frame in texts.items()}
     empty = pd.DataFrame({"text": [], "label": []})

@@ -18,7 +18,7 @@ def locate(function: str) -> tuple[Path, str]:
         RunError: not of that form, or no such file.
     """
     path, _, name = function.rpartition(":")
-    if not path or not name.isidentifier():
+    if not path.endswith(".py") or not name.isidentifier():
         raise RunError(f"reward.function={function} is not of the form file.py:name")
     file = Path(path).expanduser()
     if not file.is_file():
@@ -36,7 +36,7 @@ class OwnReward:
         module = importlib.util.module_from_spec(spec)
         try:
             spec.loader.exec_module(module)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise RunError(
                 f"reward.function={function}: importing {file} raised {type(error).__name__}: {error}"
             ) from error
@@ -52,7 +52,7 @@ class OwnReward:
         """
         try:
             values = np.asarray(self.function(list(texts)), dtype=np.float64)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise RunError(f"reward.function {self.name} raised {type(error).__name__}: {error}") from error
         if values.shape != (len(texts),):
             raise RunError(

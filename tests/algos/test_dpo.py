@@ -1,7 +1,6 @@
 """DPO against a naive per-pair loss and against TRL's trainer."""
 
 import math
-import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -129,9 +128,8 @@ def test_the_metrics_by_hand() -> None:
     algorithm = DPO(policy_of(lm), groups, draw_pairs(groups, config(), 0), run())
     pairs = np.array([[0, 1], [5, 6], [6, 7]])
     with torch.no_grad():
-        ratio = np.array(
-            [float(score(lm, r.prompt_ids, r.completion_ids)) - r.ref_logprob for r in groups.itertuples()]
-        )
+        columns = (groups[name].tolist() for name in ("prompt_ids", "completion_ids", "ref_logprob"))
+        ratio = np.array([float(score(lm, head, tail)) - known for head, tail, known in zip(*columns, strict=True)])
     h = ratio[pairs[:, 0]] - ratio[pairs[:, 1]]
     assert 0 < (h > 0).sum() < 3
     _, metrics = run_batch(algorithm, PairBatch(algorithm.completions, pairs))
@@ -213,7 +211,7 @@ def test_steps_and_batches_are_functions_of_the_configuration() -> None:
     assert algorithm.steps == 3  # 60 pairs
     every = [batch.pairs.tolist() for batch in algorithm.batches(0)]
     assert [batch.pairs.tolist() for batch in algorithm.batches(2)] == every[2:]
-    first_epoch = sum(every, [])[:60]
+    first_epoch = [pair for batch in every for pair in batch][:60]
     assert sorted(first_epoch) == sorted(pairs.rows.tolist())
     wanted = SimpleNamespace(batch_size=24, epochs=1.0, steps=7)
     assert DPO(policy_of(gpt2(0)), groups, pairs, run(policy=wanted)).steps == 7
@@ -241,7 +239,6 @@ def test_a_preference_file_brings_its_own_pairs(tmp_path: Path) -> None:
 
 def trl_trainer(model: PreTrainedModel, tokenizer: Any, table: pd.DataFrame, folder: Path, **changes: Any) -> Any:
     """TRL's trainer of a preference table on the CPU, float32, nothing from outside."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     trl = pytest.importorskip("trl", reason="trl is not installed")
     datasets = pytest.importorskip("datasets", reason="datasets is not installed")
     arguments = {
@@ -251,7 +248,6 @@ def trl_trainer(model: PreTrainedModel, tokenizer: Any, table: pd.DataFrame, fol
         "bf16": False,
         "use_cpu": True,
         "report_to": "none",
-        "activation_checkpointing": False,
         "save_strategy": "no",
         "disable_tqdm": True,
     }

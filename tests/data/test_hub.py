@@ -1,0 +1,216 @@
+"""Folders as they are; a Hub that does not answer is given up in time, with the key that is the way out."""
+
+import os
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from imdb_rlhf.data import hub
+from imdb_rlhf.errors import RunError
+
+NOWHERE = "http://127.0.0.1:9"  # nothing listens on the discard port
+
+
+@pytest.fixture(autouse=True)
+def no_hub(tmp_path, monkeypatch) -> Path:
+    """A Hub that is out of reach and a cache that is empty; nothing leaves this machine. Returns the cache."""
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HF_ENDPOINT", NOWHERE)
+    cache = tmp_path / "cache"
+    for name, value in {"ENDPOINT": NOWHERE, "HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": False}.items():
+        monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY", False)
+    return cache
+
+
+def refused(path: str, revision: str | None = None, key: str = "model.path", kind: Any = "model") -> tuple[str, float]:
+    """What `hub.fetch` says, and after how many seconds."""
+    began = time.monotonic()
+    with pytest.raises(RunError) as caught:
+        hub.fetch(path, revision, key, kind)
+    assert "\n" not in str(caught.value)
+    return str(caught.value), time.monotonic() - began
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """A server that takes every connection and never answers."""
+    held = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def accept() -> None:
+            try:
+                while True:
+                    held.append(server.accept()[0])
+            except OSError:
+                pass
+
+        threading.Thread(target=accept, daemon=True).start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+        server.shutdown(socket.SHUT_RDWR)
+    for connection in held:
+        connection.close()
+
+
+@pytest.mark.parametrize(
+    ("path", "revision", "key", "kind"),
+    [
+        ("openai-community/gpt2", "607a30d783dfa663caf39e06633721c8d4cfcd7e", "model.path", "model"),
+        ("gpt2", None, "sft.path", "model"),
+        ("stanfordnlp/imdb", "e6281661ce1c48d982bc483cf8a173c1bbeb5d31", "data.path", "dataset"),
+    ],
+)
+def test_no_hub(path, revision, key, kind):
+    said, seconds = refused(path, revision, key, kind)
+    assert said.startswith(f"the Hub cannot be reached for {path} (")
+    assert f"set {key}=DIR to a folder that holds it" in said
+    assert seconds < 10
+
+
+def test_a_hub_that_never_answers(silent, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", silent)
+    said, seconds = refused("stanfordnlp/imdb", "main", "data.path", "dataset")
+    assert said.startswith("the Hub cannot be reached for stanfordnlp/imdb (") and "set data.path=DIR" in said
+    assert hub.TIMEOUT - 1 < seconds < 10
+
+
+def test_a_hub_whose_every_address_is_tried(monkeypatch):
+    """A name that resolves slowly, or to many addresses, each with a time limit of its own."""
+    monkeypatch.setattr(hub, "TIMEOUT", 0.2)
+    monkeypatch.setattr("huggingface_hub.HfApi.repo_info", lambda *arguments, **named: time.sleep(20))
+    said, seconds = refused("owner/name")
+    assert said.startswith("the Hub cannot be reached for owner/name (TimeoutError); set model.path=DIR")
+    assert seconds < 10
+
+
+def test_offline(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    said, seconds = refused("gpt2")
+    assert "set model.path=DIR" in said and seconds < 10
+
+
+@pytest.mark.parametrize("path", ["my model", "owner/", "a--b", "x" * 120])
+def test_what_is_no_id_of_the_hub(path):
+    assert refused(path)[0].startswith(f"model.path={path}: no such folder, and no id of the Hub")
+
+
+@pytest.mark.parametrize("revision", [None, "some-branch"])
+def test_no_such_repository_or_revision(monkeypatch, revision):
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    class NotFoundError(RepositoryNotFoundError):
+        def __init__(self) -> None:
+            Exception.__init__(self, "404")
+
+    def repo_info(*arguments, **named):
+        raise NotFoundError
+
+    monkeypatch.setattr("huggingface_hub.HfApi.repo_info", repo_info)
+    said, _ = refused("owner/name", revision, "sft.path")
+    assert said == f"sft.path=owner/name (revision {revision or 'main'}): the Hub has no such model"
+
+
+# --- what is in the cache already
+
+
+def cached(cache: Path, repository: str, commit: str, files: dict[str, bytes]) -> Path:
+    """A repository in the layout of the Hub's cache."""
+    folder = cache / repository
+    snapshot = folder / "snapshots" / commit
+    for name, content in files.items():
+        (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
+        (snapshot / name).write_bytes(content)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text(commit)
+    return snapshot
+
+
+@pytest.mark.parametrize("revision", [None, "main", "a" * 40])
+@pytest.mark.parametrize(
+    ("repository", "path", "kind", "files"),
+    [
+        ("models--owner--name", "owner/name", "model", {"config.json": b"{}", "model.safetensors": b"x"}),
+        ("models--owner--name", "owner/name", "model", {"config.json": b"{}", "pytorch_model.bin": b"x"}),
+        ("datasets--owner--name", "owner/name", "dataset", {"plain_text/train-00000-of-00001.parquet": b"x"}),
+    ],
+)
+def test_what_is_in_the_cache_needs_no_hub(no_hub, revision, repository, path, kind, files):
+    snapshot = cached(no_hub, repository, "a" * 40, files)
+    assert hub.fetch(path, revision, "model.path", kind) == snapshot
+
+
+def test_half_a_model_in_the_cache_is_not_taken(no_hub):
+    cached(no_hub, "models--owner--name", "a" * 40, {"config.json": b"{}"})
+    assert refused("owner/name")[0].startswith("the Hub cannot be reached for owner/name")
+
+
+# --- folders
+
+
+@pytest.mark.parametrize(
+    ("path", "folder"),
+    [
+        ("gpt2", False),
+        ("openai-community/gpt2", False),
+        ("./gpt2", True),
+        ("../models/gpt2", True),
+        ("/models/gpt2", True),
+        ("~/gpt2", True),
+        ("a/b/c", True),
+    ],
+)
+def test_what_means_a_folder(path, folder):
+    assert hub.is_folder(path) is folder
+
+
+def test_a_folder_that_exists_is_meant_whatever_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    assert hub.is_folder("owner/name") and hub.is_folder("owner")
+
+
+@pytest.mark.parametrize("kind", ["model", "dataset"])
+def test_a_folder_is_used_as_it_is(tmp_path, monkeypatch, kind):
+    (tmp_path / "mine").mkdir()
+    assert hub.fetch(str(tmp_path / "mine"), "main", "model.path", kind) == tmp_path / "mine"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert hub.fetch("~/mine", None, "model.path", kind) == tmp_path / "mine"
+
+
+@pytest.mark.parametrize("call", [hub.identity, hub.fetch])
+def test_a_folder_that_is_not_there(tmp_path, call):
+    with pytest.raises(RunError) as caught:
+        call(f"{tmp_path}/none", None, "sft.path")
+    assert str(caught.value).startswith(f"sft.path={tmp_path}/none: no such folder; give one")
+
+
+# --- identities
+
+
+def test_the_identity_of_a_folder_is_its_content(tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    (first / "inner").mkdir(parents=True)
+    (first / "weights").write_bytes(b"abc")
+    (first / "inner" / "vocabulary").write_bytes(b"a b")
+    shutil.copytree(first, second)
+    before = hub.identity(str(first), None, "model.path")
+    assert hub.identity(str(second), "main", "reward.path") == before
+    (second / "weights").write_bytes(b"abd")
+    assert hub.identity(str(second), None, "model.path") != before
+    shutil.copy(first / "weights", second / "weights")
+    assert hub.identity(str(second), None, "model.path") == before
+    (second / "inner" / "vocabulary").rename(second / "inner" / "vocab")
+    assert hub.identity(str(second), None, "model.path") != before
+
+
+def test_the_identity_of_an_id_is_the_id_and_its_commit():
+    first = hub.identity("owner/name", "abc", "model.path")
+    assert first == hub.identity("owner/name", "abc", "sft.path") == "hub:owner/name@abc"
+    assert hub.identity("owner/name", None, "model.path") == "hub:owner/name@main"

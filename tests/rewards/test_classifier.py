@@ -1,0 +1,251 @@
+"""Any two-label classifier: each text's score is what transformers gives for it alone."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
+
+from imdb_rlhf.errors import RunError
+from imdb_rlhf.rewards.classifier import ClassifierReward, positive_index
+
+CPU = torch.device("cpu")
+WORDS = ["the", "film", "was", "not", "good", "bad", "plot", "very", "acting", "and"]
+TEXTS = ["the film was good", "bad", "", "the plot was not very good and the acting was bad", "film", "not bad " * 20]
+NAMES = {0: "NEGATIVE", 1: "POSITIVE"}
+Make = Callable[..., Path]
+
+
+def word_tokenizer(special: list[str], **names: str) -> PreTrainedTokenizerFast:
+    """A token a word; `special` comes first, so its place is its id."""
+    vocabulary = {word: index for index, word in enumerate([*special, *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=names["unk_token"]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    if "cls_token" in names:
+        first, last = names["cls_token"], names["sep_token"]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{first} $A {last}", special_tokens=[(word, vocabulary[word]) for word in (first, last)]
+        )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+
+
+def bert(**changes) -> tuple:
+    tokenizer = word_tokenizer(
+        ["[PAD]", "[UNK]", "[CLS]", "[SEP]"],
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+    )
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    config = BertConfig(vocab_size=14, max_position_embeddings=24, initializer_range=0.5, **sizes, **changes)
+    return BertForSequenceClassification(config), tokenizer
+
+
+def roberta(**changes) -> tuple:
+    tokenizer = word_tokenizer(
+        ["<s>", "<pad>", "</s>", "<unk>"],
+        pad_token="<pad>",
+        unk_token="<unk>",
+        cls_token="<s>",
+        sep_token="</s>",
+        bos_token="<s>",
+        eos_token="</s>",
+    )
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    # positions begin behind the padding's id, 1: two of the 26 cannot be used
+    config = RobertaConfig(vocab_size=14, max_position_embeddings=26, initializer_range=0.5, **sizes, **changes)
+    return RobertaForSequenceClassification(config), tokenizer
+
+
+def gpt2(padding: str | None = None, **changes) -> tuple:
+    """A classifier that reads its last token; without a padding token the end of text pads."""
+    names = {"unk_token": "<unk>", "eos_token": "<end>"} | ({} if padding is None else {"pad_token": padding})
+    tokenizer = word_tokenizer(["<end>", "<unk>", "<pad>"], **names)
+    config = GPT2Config(
+        vocab_size=13, n_positions=24, n_embd=16, n_layer=2, n_head=2, initializer_range=0.5, eos_token_id=0, **changes
+    )
+    return GPT2ForSequenceClassification(config), tokenizer
+
+
+KINDS = {"bert": bert, "roberta": roberta, "gpt2": gpt2}
+
+
+@pytest.fixture
+def make(tmp_path) -> Make:
+    """Writes a tiny classifier with random weights and its tokenizer."""
+
+    def put(kind: str = "bert", id2label: dict[int, str] = NAMES, **changes) -> Path:
+        folder = tmp_path / f"{kind}-{len(list(tmp_path.iterdir()))}"
+        torch.manual_seed(0)
+        label2id = {name: index for index, name in id2label.items()}
+        model, tokenizer = KINDS[kind](id2label=id2label, label2id=label2id, **changes)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return folder
+
+    return put
+
+
+def alone(folder: Path, texts: list[str], longest: int) -> list[float]:
+    """Log-odds of the label 1, one text after the other, nothing padded."""
+    tokenizer, found = AutoTokenizer.from_pretrained(folder), []
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    for text in texts:
+        ids = tokenizer(text)["input_ids"]
+        if len(ids) > longest:  # cut before the closing token, which stays
+            ids = ids[: longest - 1] + ids[-1:] if tokenizer.sep_token_id is not None else ids[:longest]
+        with torch.no_grad():
+            negative, positive = model(input_ids=torch.tensor([ids])).logits[0].tolist()
+        found.append(positive - negative)
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("batch_size", [1, 2, 100])
+def test_scores_are_those_of_each_text_alone(make, kind, batch_size):
+    folder = make(kind)
+    texts = [text for text in TEXTS if text]
+    wanted = alone(folder, texts, 24)
+    scores = ClassifierReward(folder, None, batch_size, CPU).score(texts)
+    np.testing.assert_allclose(scores.logit, wanted, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(scores.reward, [1 / (1 + math.exp(-gap)) for gap in wanted], rtol=1e-4, atol=1e-5)
+    assert len(set(np.round(scores.logit, 3))) > 3  # the texts do differ
+    assert scores.logit.dtype == scores.reward.dtype == np.float64
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_neither_batches_nor_order_nor_neighbours_matter(make, kind):
+    reward = ClassifierReward(make(kind), None, 3, CPU)
+    scores = reward.score(TEXTS).logit
+    assert np.isfinite(scores).all()  # the empty text too
+    np.testing.assert_allclose(reward.score(TEXTS[::-1]).logit[::-1], scores, atol=1e-4)
+    np.testing.assert_allclose([reward.score([text]).logit[0] for text in TEXTS], scores, atol=1e-4)
+    np.testing.assert_allclose(reward.score(TEXTS * 2).logit, np.tile(scores, 2), atol=1e-4)
+
+
+@pytest.mark.parametrize("padding", ["<pad>", "<unk>", None])
+@pytest.mark.parametrize("stored", [None, 0, 5])
+def test_a_last_token_classifier_never_reads_padding(make, padding, stored):
+    """Whatever the model's configuration says of padding: its tokenizer pads."""
+    texts = [text for text in TEXTS if text]
+    folder = make("gpt2", padding=padding, pad_token_id=stored)
+    wanted = alone(make("gpt2", pad_token_id=0), texts, 24)  # the same weights; no text holds the token 0
+    scores = ClassifierReward(folder, None, 100, CPU).score(texts)
+    np.testing.assert_allclose(scores.logit, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_no_text(make):
+    assert ClassifierReward(make(), None, 4, CPU).score([]).logit.shape == (0,)
+
+
+def test_dropout_is_off(make):
+    reward = ClassifierReward(make(hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5), None, 4, CPU)
+    assert reward.score(TEXTS).logit.tolist() == reward.score(TEXTS).logit.tolist()
+
+
+def test_extreme_log_odds_do_not_overflow(make):
+    reward = ClassifierReward(make(), None, 4, CPU)
+    with torch.no_grad():
+        reward.model.classifier.weight.mul_(1e5)
+    scores = reward.score(TEXTS)
+    assert np.abs(scores.logit).max() > 1000
+    assert ((scores.reward >= 0) & (scores.reward <= 1)).all()
+
+
+# --- which label is positive
+
+
+def test_the_positive_label_is_found_by_name_wherever_it_is(make):
+    plain, turned = make(), make(id2label={0: "pos", 1: "neg"})
+    scores = [ClassifierReward(folder, None, 4, CPU).score(TEXTS).logit for folder in (plain, turned)]
+    np.testing.assert_allclose(scores[0], -scores[1], atol=1e-6)
+
+
+def test_the_positive_label_is_told(make):
+    folder = make(id2label={0: "LABEL_0", 1: "LABEL_1"})
+    scores = [ClassifierReward(folder, f"LABEL_{label}", 4, CPU).score(TEXTS).logit for label in (0, 1)]
+    np.testing.assert_allclose(scores[0], -scores[1], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted", "index"),
+    [
+        ({0: "NEGATIVE", 1: "POSITIVE"}, None, 1),
+        ({0: "Positive", 1: "Negative"}, None, 0),
+        ({0: "neg", 1: "pos"}, None, 1),
+        ({0: "a", 1: "b"}, "a", 0),
+        ({0: "NEGATIVE", 1: "POSITIVE"}, "NEGATIVE", 0),
+    ],
+)
+def test_positive_index(names, wanted, index):
+    assert positive_index(names, wanted, "reward.path") == index
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted", "said"),
+    [
+        ({0: "LABEL_0", 1: "LABEL_1"}, None, "reward.path: which of LABEL_0, LABEL_1 is positive? set reward.positive"),
+        ({0: "positive", 1: "not positive"}, None, "reward.path: which of positive, not positive is positive?"),
+        ({0: "NEGATIVE", 1: "POSITIVE"}, "good", "reward.path: which of NEGATIVE, POSITIVE is positive?"),
+        ({0: "a", 1: "b", 2: "pos"}, None, "reward.path has 3 labels (a, b, pos); give a two-label classifier"),
+        ({0: "pos"}, None, "reward.path has 1 labels (pos); give a two-label classifier"),
+    ],
+)
+def test_no_positive_label(make, names, wanted, said):
+    with pytest.raises(RunError) as caught:
+        positive_index(names, wanted, "reward.path")
+    assert str(caught.value).startswith(said)
+    with pytest.raises(RunError):
+        ClassifierReward(make(id2label=names), wanted, 4, CPU)
+
+
+# --- folders that are no classifier
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_file_is_missing(make, name):
+    folder = make()
+    (folder / name).unlink()
+    with pytest.raises(RunError) as caught:
+        ClassifierReward(folder, None, 4, CPU)
+    said = str(caught.value)
+    assert said.startswith(f"reward.path={folder} ") and "\n" not in said
+
+
+def test_damaged_weights(make):
+    folder = make()
+    (folder / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(RunError, match=f"^reward.path={folder} cannot be loaded as a sequence classifier: "):
+        ClassifierReward(folder, None, 4, CPU)
+
+
+def test_a_model_without_a_head(make):
+    folder = make()
+    bert()[0].bert.save_pretrained(folder)
+    with pytest.raises(RunError, match=f"^reward.path={folder} "):
+        ClassifierReward(folder, None, 4, CPU)
+
+
+def test_a_tokenizer_with_more_entries_than_the_model(make):
+    folder = make()
+    AutoTokenizer.from_pretrained(folder)
+    longer = bert()[1]
+    longer.add_tokens([f"word{number}" for number in range(5)])
+    longer.save_pretrained(folder)
+    with pytest.raises(RunError, match=f"^reward.path={folder}: the model has 14 entries and its tokenizer 19; give"):
+        ClassifierReward(folder, None, 4, CPU)

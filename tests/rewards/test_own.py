@@ -1,0 +1,150 @@
+"""A user's own function as a reward: found, called with all texts, and its numbers checked."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from imdb_rlhf.errors import RunError
+from imdb_rlhf.rewards.own import OwnReward, locate
+
+GOOD = "def score(texts):\n    return [float(len(text)) for text in texts]\n"
+TEXTS = ["a", "bb", "", "dddd"]
+
+
+@pytest.fixture
+def write(tmp_path):
+    def put(source: str, name: str = "score") -> str:
+        (tmp_path / "mine.py").write_text(source)
+        return f"{tmp_path / 'mine.py'}:{name}"
+
+    return put
+
+
+def refused(call, *arguments) -> str:
+    with pytest.raises(RunError) as caught:
+        call(*arguments)
+    return str(caught.value)
+
+
+def test_the_numbers_stand_on_both_scales(write):
+    scores = OwnReward(write(GOOD)).score(TEXTS)
+    assert scores.reward.tolist() == scores.logit.tolist() == [1.0, 2.0, 0.0, 4.0]
+    assert scores.reward.dtype == scores.logit.dtype == np.float64
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "return [len(t) for t in texts]",
+        "return tuple(len(t) for t in texts)",
+        "import numpy\n    return numpy.array([len(t) for t in texts], dtype='float32')",
+        "import numpy\n    return [numpy.float32(len(t)) for t in texts]",
+    ],
+)
+def test_any_row_of_numbers_will_do(write, body):
+    assert OwnReward(write(f"def score(texts):\n    {body}\n")).score(TEXTS).reward.tolist() == [1, 2, 0, 4]
+
+
+def test_no_text_is_no_number(write):
+    assert OwnReward(write(GOOD)).score([]).reward.shape == (0,)
+
+
+def test_anything_that_can_be_called(write):
+    source = "class Scorer:\n    def __call__(self, texts):\n        return [1.0] * len(texts)\nscorer = Scorer()\n"
+    assert OwnReward(write(source, "scorer")).score(["a"]).reward.tolist() == [1.0]
+
+
+def test_the_function_is_given_a_list_of_its_own(write):
+    reward = OwnReward(write("def score(texts):\n    n = len(texts)\n    texts.clear()\n    return [0.0] * n\n"))
+    texts = ("a", "b")
+    reward.score(texts)
+    assert texts == ("a", "b")
+
+
+def test_two_files_of_one_name(tmp_path):
+    rewards = []
+    for number in (1, 2):
+        (tmp_path / str(number)).mkdir()
+        file = tmp_path / str(number) / "mine.py"
+        file.write_text(f"def score(texts):\n    return [{number}.0] * len(texts)\n")
+        rewards.append(OwnReward(f"{file}:score"))
+    assert [reward.score(["a"]).reward[0] for reward in rewards] == [1.0, 2.0]
+
+
+# --- bad numbers: refused with the text that they came for
+
+
+@pytest.mark.parametrize(("value", "shown"), [("nan", "nan"), ("inf", "inf"), ("-inf", "-inf")])
+def test_a_number_that_is_not_finite(write, value, shown):
+    source = f"def score(texts):\n    return [1.0] * (len(texts) - 1) + [float('{value}')]\n"
+    said = refused(OwnReward(write(source)).score, TEXTS)
+    assert said == f"reward.function score gave {shown} for the text 'dddd'; return finite numbers"
+
+
+def test_none_is_not_finite(write):
+    source = "def score(texts):\n    return [None for _ in texts]\n"
+    assert refused(OwnReward(write(source)).score, TEXTS).startswith("reward.function score ")
+
+
+@pytest.mark.parametrize(
+    ("expression", "shape"),
+    [("[1.0]", "(1,)"), ("[1.0] * 5", "(5,)"), ("1.0", "()"), ("[[1.0], [1.0], [1.0], [1.0]]", "(4, 1)"), ("[]", "(0,)")],
+)
+def test_the_wrong_count(write, expression, shape):
+    said = refused(OwnReward(write(f"def score(texts):\n    return {expression}\n")).score, TEXTS)
+    assert said == f"reward.function score gave shape {shape} for 4 texts; return one float a text"
+
+
+@pytest.mark.parametrize("expression", ["['good'] * 4", "{}", "[[1.0], [1.0, 2.0], [], []]", "'abcd'"])
+def test_no_numbers_at_all(write, expression):
+    reward = OwnReward(write(f"def score(texts):\n    return {expression}\n"))
+    assert refused(reward.score, TEXTS).startswith("reward.function score raised ")
+
+
+def test_a_function_that_raises(write):
+    reward = OwnReward(write("def score(texts):\n    raise KeyError('no such word')\n"))
+    assert refused(reward.score, TEXTS) == "reward.function score raised KeyError: 'no such word'"
+
+
+# --- files and names
+
+
+@pytest.mark.parametrize("function", ["mine.py", "mine.txt:score", ":score", "mine.py:", "mine.py:not a name", ""])
+def test_not_of_the_form(function):
+    said = refused(locate, function)
+    assert said.startswith(f"reward.function={function} is not of the form file.py:name")
+
+
+def test_no_file(tmp_path):
+    said = refused(OwnReward, f"{tmp_path}/none.py:score")
+    assert said.startswith(f"reward.function={tmp_path}/none.py:score: no file {tmp_path}/none.py")
+
+
+def test_where_a_function_lies(write, tmp_path, monkeypatch):
+    assert locate(write(GOOD)) == (tmp_path / "mine.py", "score")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert locate("~/mine.py:score") == (tmp_path / "mine.py", "score")
+    monkeypatch.chdir(tmp_path)
+    assert locate("mine.py:score") == (Path("mine.py"), "score")
+
+
+def test_no_such_function(write):
+    assert "mine.py has no function other" in refused(OwnReward, write(GOOD, "other"))
+    assert "mine.py has no function word" in refused(OwnReward, write("word = 3\n", "word"))
+
+
+@pytest.mark.parametrize(
+    ("source", "error"),
+    [("import a_library_that_is_not_there", "ModuleNotFoundError"), ("def score(", "SyntaxError"), ("1 / 0", "ZeroDiv")],
+)
+def test_a_file_that_cannot_be_imported(write, source, error):
+    said = refused(OwnReward, write(source))
+    assert said.startswith("reward.function=") and f"raised {error}" in said
+
+
+def test_a_file_that_leaves(write):
+    assert "raised SystemExit" in refused(OwnReward, write("import sys\nsys.exit(0)\n"))
+    assert "raised SystemExit" in refused(
+        OwnReward(write("import sys\ndef score(texts):\n    sys.exit(0)\n")).score, TEXTS
+    )

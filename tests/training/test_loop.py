@@ -1,0 +1,384 @@
+"""The loop by hand, under crashes, signals and numbers that are not finite; micro-batches change nothing."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
+
+from imdb_rlhf.algos.batches import share
+from imdb_rlhf.algos.dpo import DPO
+from imdb_rlhf.algos.sft import SFT
+from imdb_rlhf.config import (
+    AdamWConfig,
+    Device,
+    DPORun,
+    OptimConfig,
+    Order,
+    Precision,
+    RMSpropConfig,
+    Schedule,
+    SFTConfig,
+    TrainerConfig,
+)
+from imdb_rlhf.data.groups import Pairs
+from imdb_rlhf.errors import RunError, Stopped
+from imdb_rlhf.models.policy import Policy
+from imdb_rlhf.training import checkpoint, loop
+from imdb_rlhf.training.runtime import Runtime
+
+Rows = list[dict[str, Any]]
+
+
+def make_runtime(precision: Precision = Precision.float32) -> Runtime:
+    machine = {"device": Device.cpu, "precision": precision, "processes": 1, "threads": 1}
+    return Runtime(TrainerConfig(**machine, micro_batch=None, checkpoint_every=0, log_every=1))  # type: ignore[arg-type]
+
+
+def rmsprop(**changes: Any) -> RMSpropConfig:
+    values = {"name": "rmsprop", "lr": 0.01, "warmup_steps": 0, "schedule": Schedule.constant, "max_grad_norm": None}
+    return RMSpropConfig(**{**values, "alpha": 0.99, "eps": 1e-8, **changes})
+
+
+def adamw(**changes: Any) -> AdamWConfig:
+    values = {"name": "adamw", "lr": 0.003, "warmup_steps": 2, "schedule": Schedule.linear, "max_grad_norm": 1.0}
+    return AdamWConfig(**{**values, "beta1": 0.9, "beta2": 0.98, "eps": 1e-3, "weight_decay": 0.1, **changes})
+
+
+def settings(optim: OptimConfig | None = None, **changes: Any) -> loop.Settings:
+    values = {"seed": 0, "micro_batch": None, "checkpoint_every": 0, "log_every": 1}
+    return loop.Settings(**{**values, "optim": optim or rmsprop(), **changes})
+
+
+# --- something to train
+
+
+@dataclass
+class Numbers:
+    """A global batch of numbers."""
+
+    values: np.ndarray
+
+    @property
+    def size(self) -> float:
+        return float(len(self.values))
+
+    def parts(self, rank: int, world: int, limit: int | None) -> list[Tensor]:
+        return [torch.as_tensor(piece, dtype=torch.float32) for piece in share(self.values, rank, world, limit)]
+
+
+class Weight(nn.Module):
+    """x -> w x, behind dropout."""
+
+    def __init__(self, dropout: float) -> None:
+        super().__init__()
+        self.w, self.dropout = nn.Parameter(torch.tensor([2.0])), nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.w * x)
+
+
+class Toy:
+    """The loss of x is w x; a rule may change it."""
+
+    stage = "toy"
+
+    def __init__(self, batches: list[list[float]], dropout: float = 0.0) -> None:
+        self.module: nn.Module = Weight(dropout)
+        self.data, self.steps = batches, len(batches)
+        self.rule: Callable[[int, Tensor], Tensor] = lambda step, loss: loss
+        self.step = 0
+
+    @property
+    def w(self) -> float:
+        return float(cast(Weight, self.module).w.detach())
+
+    def batches(self, first: int) -> Iterator[Numbers]:
+        for step in range(first, self.steps):
+            self.step = step
+            yield Numbers(np.array(self.data[step]))
+
+    def loss(self, module: nn.Module, part: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = self.rule(self.step, module(part).sum())
+        return loss, {"train/sum": part.sum()}
+
+
+def tiny() -> Policy:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 19, "n_positions": 16, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    lm = GPT2LMHeadModel(GPT2Config(initializer_range=0.2, bos_token_id=0, eos_token_id=0, **sizes)).eval()
+    return Policy(lm, cast(PreTrainedTokenizerBase, SimpleNamespace(eos_token_id=0)))
+
+
+def make_sft(policy: Policy) -> SFT:
+    random = np.random.default_rng(0)
+    rows = [random.integers(1, 19, size=3 + i % 6) for i in range(12)]
+    return SFT(policy, rows, cast(SFTConfig, SimpleNamespace(seed=0, epochs=3.0, batch_size=6)))
+
+
+def make_dpo(policy: Policy) -> DPO:
+    random = np.random.default_rng(0)
+    heads = [random.integers(1, 19, size=2 + i // 4).tolist() for i in range(12)]
+    tails = [random.integers(1, 19, size=1 + i % 6).tolist() for i in range(12)]
+    groups = pd.DataFrame({"prompt_ids": heads, "completion_ids": tails, "ref_logprob": -2.5 * np.arange(12)})
+    pairs = np.array(
+        [(best, worst) for first in (0, 4, 8) for best in range(first, first + 4) for worst in range(first, best)]
+    )
+    run = SimpleNamespace(
+        seed=0,
+        beta=0.1,
+        generation=SimpleNamespace(temperature=1.0),
+        policy=SimpleNamespace(batch_size=6, epochs=1.0, steps=6),
+        dpo=SimpleNamespace(order=Order.prefix),
+    )
+    return DPO(policy, groups, Pairs(pairs, pairs[:, 0] // 4, {}), cast(DPORun, run))
+
+
+def train(
+    algorithm: Any, wanted: loop.Settings, folder: Path, runtime: Runtime | None = None, **hooks: Any
+) -> tuple[Rows, Tensor]:
+    """Logged rows without times, and all weights in one vector."""
+    rows: Rows = []
+    loop.train(algorithm, wanted, runtime or make_runtime(), folder, loop.Hooks(log=rows.append, **hooks))
+    return [without_time(row) for row in rows], weights(algorithm)
+
+
+def without_time(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if not key.startswith("time/")}
+
+
+def weights(algorithm: Any) -> Tensor:
+    return torch.cat([p.detach().flatten().clone() for p in algorithm.module.parameters()])
+
+
+# --- by hand
+
+
+def test_rows_are_means_over_the_steps_since_the_last(tmp_path: Path) -> None:
+    toy = Toy([[1, 3], [1, 1], [5, 5]])
+    rows, _ = train(toy, settings(log_every=2), tmp_path)
+    # step 1: loss 2 x 2, gradient 2, mean square 0.01 x 4: w = 2 - 0.01 x 2 / 0.2 = 1.9
+    # step 2: loss 1.9, gradient 1, mean square 0.99 x 0.04 + 0.01: w = 1.9 - 0.01 / sqrt(0.0496)
+    w = 1.9 - 0.01 / 0.0496**0.5
+    constant = {"stage": "toy", "train/lr": pytest.approx(0.01)}
+    assert rows == [
+        constant | {"step": 2, "train/loss": pytest.approx(2.95), "train/sum": 1.5, "train/grad_norm": 1.5},
+        constant | {"step": 3, "train/loss": pytest.approx(5 * w), "train/sum": 5, "train/grad_norm": 5},
+    ]
+
+
+def test_learning_rates_are_those_of_the_schedule(tmp_path: Path) -> None:
+    optim = rmsprop(lr=1.0, warmup_steps=1, schedule=Schedule.linear)
+    rows, _ = train(Toy([[0.0]] * 4), settings(optim), tmp_path)
+    assert [row["train/lr"] for row in rows] == pytest.approx([1 / 2, 1, 2 / 3, 1 / 3])
+
+
+def test_the_rate_of_a_step_is_the_one_it_moves_by(tmp_path: Path) -> None:
+    toy = Toy([[1.0]] * 2)
+    seen: list[float] = []
+    train(toy, settings(rmsprop(warmup_steps=1)), tmp_path, advance=lambda values: seen.append(toy.w))
+    # 0.005 x 1 / 0.1, then 0.01 x 1 / sqrt(0.0199)
+    assert seen == pytest.approx([1.95, 1.95 - 0.01 / 0.0199**0.5], rel=1e-5)
+
+
+def test_gradients_are_clipped_and_the_norm_before_is_told(tmp_path: Path) -> None:
+    toy = Toy([[3.0, 1.0]])
+    rows, _ = train(toy, settings(rmsprop(max_grad_norm=0.5)), tmp_path)
+    assert rows[0]["train/grad_norm"] == pytest.approx(2)
+    assert float(cast(Weight, toy.module).w.grad) == pytest.approx(0.5, rel=1e-4)  # type: ignore[arg-type]
+
+
+def test_evaluation_comes_at_its_interval_and_at_the_end(tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def evaluate(step: int) -> dict[str, float]:
+        calls.append(step)
+        return {"eval/reward": float(step)}
+
+    rows, _ = train(Toy([[1.0]] * 5), settings(log_every=3, evaluate_every=2), tmp_path, evaluate=evaluate)
+    assert calls == [2, 4, 5]
+    assert [(row["step"], row.get("eval/reward")) for row in rows] == [(2, 2.0), (3, None), (4, 4.0), (5, 5.0)]
+    rows, _ = train(Toy([[1.0]] * 5), settings(log_every=5), tmp_path, evaluate=evaluate)
+    assert calls == [2, 4, 5]  # not wanted, not called
+
+
+# --- micro-batches
+
+
+@pytest.mark.parametrize("make", [make_sft, make_dpo])
+def test_micro_batches_change_nothing(make: Callable[[Policy], Any], tmp_path: Path) -> None:
+    found = {}
+    for limit in (None, 1, 2, 4, 100):
+        algorithm = make(tiny())
+        rows, after = train(algorithm, settings(adamw(), micro_batch=limit), tmp_path)
+        gradient = torch.cat([p.grad.flatten() for p in algorithm.module.parameters() if p.grad is not None])
+        found[limit] = (rows, after, gradient)
+    whole, after, gradient = found[None]
+    assert len(whole) == 6
+    assert whole[0]["train/loss"] != pytest.approx(whole[5]["train/loss"], abs=1e-2)  # it learns
+    for limit in (1, 2, 4, 100):
+        rows, other, other_gradient = found[limit]
+        for mine, theirs in zip(rows, whole, strict=True):
+            assert mine.keys() == theirs.keys()
+            numbers = {key: value for key, value in theirs.items() if key != "stage"}
+            assert {key: mine[key] for key in numbers} == pytest.approx(numbers, abs=1e-5, rel=1e-4)
+        assert (other - after).abs().max() < 1e-5
+        assert (other_gradient - gradient).norm() < 1e-4 * gradient.norm()
+
+
+# --- numbers that are not finite
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_loss_that_is_not_finite_changes_no_weight(value: float, tmp_path: Path) -> None:
+    toy = Toy([[1.0]] * 5)
+    toy.rule = lambda step, loss: loss * value if step == 2 else loss
+    seen: list[float] = []
+    with pytest.raises(RunError, match="toy: train/loss is .* at step 2"):
+        train(toy, settings(), tmp_path, advance=lambda values: seen.append(toy.w))
+    assert len(seen) == 2
+    assert toy.w == seen[-1] != 2.0
+
+
+def test_a_gradient_that_is_not_finite_changes_no_weight(tmp_path: Path) -> None:
+    toy = Toy([[1.0]] * 3)
+    toy.rule = lambda step, loss: (0 * loss).sqrt() if step == 1 else loss  # 0, and its gradient infinity x 0
+    with pytest.raises(RunError, match="toy: train/grad_norm is nan at step 1"):
+        train(toy, settings(rmsprop(max_grad_norm=1.0)), tmp_path)
+    assert toy.w == pytest.approx(1.9)
+
+
+# --- going on
+
+
+class Crash(Exception):
+    pass
+
+
+def crash_at(step: int) -> Callable[[dict[str, float]], None]:
+    count = 0
+
+    def advance(values: dict[str, float]) -> None:
+        nonlocal count
+        count += 1
+        if count == step:
+            raise Crash
+
+    return advance
+
+
+def make_toy(policy: Policy) -> Toy:
+    return Toy([[1.0, 2.0, 3.0, 4.0]] * 6, dropout=0.5)
+
+
+@pytest.mark.parametrize("precision", [Precision.float32, Precision.bf16])
+@pytest.mark.parametrize("make", [make_toy, make_sft, make_dpo])
+def test_a_run_goes_on_bit_for_bit(make: Callable[[Policy], Any], precision: Precision, tmp_path: Path) -> None:
+    # a row every 2 steps and a checkpoint at 3: the sums of half a row are kept too
+    wanted, runtime = settings(adamw(), checkpoint_every=3, log_every=2), make_runtime(precision)
+    rows, straight = train(make(tiny()), wanted, tmp_path / "straight", runtime)
+    assert [row["step"] for row in rows] == [2, 4, 6]
+    folder = tmp_path / "stopped"
+    with pytest.raises(Crash):
+        train(make(tiny()), wanted, folder, make_runtime(precision), advance=crash_at(5))
+    found = checkpoint.load(folder)
+    assert found is not None and found.step == 3
+    # weights that were never touched would be noticed: the model starts from other ones
+    algorithm = make(tiny())
+    with torch.no_grad():
+        for parameter in algorithm.module.parameters():
+            parameter += 1
+    later, resumed = train(algorithm, wanted, folder, make_runtime(precision))
+    assert later == rows[1:]
+    assert resumed.equal(straight)
+
+
+def test_dropout_is_a_function_of_seed_and_step(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    rows, _ = train(make_toy(tiny()), settings(), tmp_path / "a")
+    torch.manual_seed(2)
+    again, _ = train(make_toy(tiny()), settings(), tmp_path / "b")
+    other, _ = train(make_toy(tiny()), settings(seed=1), tmp_path / "c")
+    assert again == rows
+    assert other != rows
+    assert len({row["train/grad_norm"] for row in rows}) > 1
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
+    wanted = settings(checkpoint_every=3)
+    rows, straight = train(make_sft(tiny()), wanted, tmp_path / "straight")
+    folder = tmp_path / "stopped"
+    with pytest.raises(Crash):
+        train(make_sft(tiny()), wanted, folder, advance=crash_at(5))
+    path = folder / "checkpoint" / "weights.pt"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    again, after = train(make_sft(tiny()), wanted, folder)
+    assert again == rows  # from the beginning
+    assert after.equal(straight)
+
+
+# --- signals
+
+
+def send_at(step: int, number: int, times: int = 1) -> Callable[[dict[str, float]], None]:
+    count = 0
+
+    def advance(values: dict[str, float]) -> None:
+        nonlocal count
+        count += 1
+        if count == step:
+            for _ in range(times):
+                os.kill(os.getpid(), number)
+
+    return advance
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_at_a_checkpoint(number: signal.Signals, tmp_path: Path) -> None:
+    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    rows, straight = train(make_sft(tiny()), settings(adamw()), tmp_path / "straight")
+    folder = tmp_path / "stopped"
+    with pytest.raises(Stopped, match="sft at step 2 of 6"):
+        train(make_sft(tiny()), settings(adamw()), folder, advance=send_at(2, number))
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
+    found = checkpoint.load(folder)
+    assert found is not None and found.step == 2
+    later, resumed = train(make_sft(tiny()), settings(adamw()), folder)
+    assert later == rows[2:]
+    assert resumed.equal(straight)
+
+
+def test_a_signal_during_the_last_step_lets_it_finish(tmp_path: Path) -> None:
+    rows, _ = train(Toy([[1.0]] * 3), settings(), tmp_path, advance=send_at(3, signal.SIGTERM))
+    assert len(rows) == 3
+    assert checkpoint.load(tmp_path) is None
+
+
+def test_a_second_interrupt_ends_at_once(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(Toy([[1.0]] * 3), settings(), tmp_path, advance=send_at(2, signal.SIGINT, times=2))
+    assert checkpoint.load(tmp_path) is None
+
+
+# --- precision
+
+
+def test_bf16_trains_float32_weights(tmp_path: Path) -> None:
+    exact, _ = train(make_sft(tiny()), settings(adamw()), tmp_path / "a")
+    algorithm = make_sft(tiny())
+    rows, after = train(algorithm, settings(adamw()), tmp_path / "b", make_runtime(Precision.bf16))
+    assert {p.dtype for p in algorithm.module.parameters()} == {torch.float32}
+    losses, expected = ([row["train/loss"] for row in found] for found in (rows, exact))
+    assert losses == pytest.approx(expected, rel=0.02)
+    assert losses[0] != expected[0]  # bf16 it was
