@@ -395,6 +395,6 @@ class Pipeline:
             else:
                 total += need[name]
                 key = self.store.key(name, stage.inputs)
-                self.console.note(f"{name:<10} to be made    {self.store.root / name / key}")
+                self.console.note(f"{name:<12} to be made   {self.store.root / name / key}")
         total += parameters * 16
         self.console.note(f"about {total / 1e6:,.0f} MB of disk needed for what is not there")

@@ -83,7 +83,7 @@ class RunFolder:
     def plan(self) -> None:
         """Say what would become of the folder."""
         state = "finished, would not be run again" if (self.path / MANIFEST).exists() else "to be made"
-        self.console.note(f"{self.run.algo:<10} {state}    {self.path}")
+        self.console.note(f"{self.run.algo:<12} {state}   {self.path}")
 
     def begin(self) -> None:
         """Make the folder, with the configuration and the artifacts that it will use."""
@@ -144,7 +144,7 @@ class RunFolder:
         run, pipeline = self.run, self.pipeline
         assert isinstance(run, DPORun)
         algorithm = ALGOS[run.algo].from_artifacts(policy, pipeline.path("groups"), run)
-        self.console.note(f"{run.algo:<10} {algorithm.remark()}" + (f"; going on at step {start}" if start else ""))
+        self.console.note(f"{run.algo:<12} {algorithm.remark()}" + (f"; going on at step {start}" if start else ""))
         wanted, done = pipeline.evaluation_prompts(), record.points(self.path, start)
         best = max((metrics(frame)["eval/validation_reward"] for frame in done.values()), default=-float("inf"))
 
@@ -236,7 +236,7 @@ class RunFolder:
             return
         result = json.loads((self.path / "summary.json").read_text())
         table = pd.read_parquet(self.path / "samples.parquet")
-        self.console.note(f"{self.run.algo:<10} finished already, not run again: {self.path}")
+        self.console.note(f"{self.run.algo:<12} finished already, not run again: {self.path}")
         if isinstance(self.run.logger, WandbLogger) and not (self.path / "wandb").exists():
             mirror = self._wandb()
             if mirror is not None:

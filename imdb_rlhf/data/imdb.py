@@ -59,9 +59,7 @@ def read_split(folder: Path, split: str, br: Br, *, labels: bool, key: str = "da
         wrong = np.flatnonzero(~frame["label"].isin(allowed))
         if len(wrong):
             row = int(wrong[0])
-            raise RunError(
-                f"{path} row {row}: label {frame['label'].iloc[row]} is not one of {allowed}; mend the file"
-            )
+            raise RunError(f"{path} row {row}: label {frame['label'].iloc[row]} is not one of {allowed}; mend the file")
         strings = np.array([isinstance(text, str) for text in frame["text"]], dtype=bool)
         wrong = np.flatnonzero(~strings & frame["text"].notna())  # a null is None or nan, as pandas likes it
         if len(wrong):

@@ -126,9 +126,14 @@ def load(folder: Path, attention: str, key: str = "model.path") -> Policy:
     check_folder(folder, key)
     tokenizer = load_tokenizer(folder, key)
     try:
-        lm = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention)
+        lm, loaded = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation=attention, output_loading_info=True
+        )
     except Exception as error:
         raise RunError(f"{key}={folder}: its weights cannot be loaded: {_first_line(error)}") from error
+    if loaded["missing_keys"]:  # transformers would draw them at random
+        missing = ", ".join(sorted(loaded["missing_keys"])[:3])
+        raise RunError(f"{key}={folder} has no weights for {missing}; give a model that was saved as a causal LM")
     rows = len(output_layer(lm)[0])
     if not 0 <= rows - len(tokenizer) < ROUNDING:
         raise RunError(

@@ -44,15 +44,28 @@ class ClassifierReward:
     ) -> None:
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(folder)
-            self.model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+            self.model, loaded = AutoModelForSequenceClassification.from_pretrained(
+                folder, dtype=torch.float32, output_loading_info=True
+            )
         except Exception as error:
             reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise RunError(f"{key}={folder} cannot be loaded as a sequence classifier: {reason}") from error
+        if loaded["missing_keys"]:  # transformers would draw them at random
+            raise RunError(
+                f"{key}={folder} has no weights for {', '.join(sorted(loaded['missing_keys'])[:3])}; "
+                "give a model that was trained as a sequence classifier"
+            )
+        rows = self.model.get_input_embeddings().num_embeddings
+        if len(self.tokenizer) > rows:
+            raise RunError(
+                f"{key}={folder}: the model has {rows} entries and its tokenizer {len(self.tokenizer)}; "
+                "give the tokenizer that the model was trained with"
+            )
         self.positive = positive_index(self.model.config.id2label, positive_label, key)
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
-        if self.model.config.pad_token_id is None:
-            self.model.config.pad_token_id = self.tokenizer.pad_token_id
+        # a head that reads the last token finds it by this; the configuration's own may differ from the tokenizer's
+        self.model.config.pad_token_id = self.tokenizer.pad_token_id
         self.model.to(device).eval()
         self.batch_size = batch_size
         config = self.model.config
@@ -64,7 +77,7 @@ class ClassifierReward:
     @torch.no_grad()
     def score(self, texts: Sequence[str]) -> Scores:
         """Score texts, sorted by length and batched so that little is padded."""
-        rows = self.tokenizer(list(texts), truncation=True, max_length=self.limit)["input_ids"]
+        rows = self.tokenizer(list(texts), truncation=True, max_length=self.limit)["input_ids"] if texts else []
         # an empty text has no token that a head could read
         rows = [row or [self.tokenizer.pad_token_id] for row in rows]
         logit = np.zeros(len(rows), dtype=np.float64)

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from imdb_rlhf.algos.two_label import Head, TwoLabel, crop, make_head, ngram_accuracy
-from imdb_rlhf.config import Crop, PromptsConfig, TwoLabelReward
+from imdb_rlhf.algos.two_label import Head, TwoLabel, crop, make_head, ngram_accuracy, position_weights
+from imdb_rlhf.config import Crop, Positions, PromptsConfig, TwoLabelReward
 
 PAD = 18
 PROMPTS = PromptsConfig(train=1, validation=1, test=1, min_tokens=2, max_tokens=4)
@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config(**changes: object) -> TwoLabelReward:
-    values = {"seed": 0, "epochs": 2.0, "batch_size": 3, "crop": Crop.anywhere, "dropout": 0.0}
+    values = {"seed": 0, "epochs": 2.0, "batch_size": 3, "crop": Crop.anywhere, "positions": Positions.second_half}
     return cast(TwoLabelReward, SimpleNamespace(**{**values, **changes}))
 
 
@@ -64,23 +64,48 @@ def test_a_crop_is_a_function_of_seed_and_names() -> None:
 
 
 def logits_of(head: Head, row: list[int]) -> torch.Tensor:
-    """The head's linear map of the last position's state, by hand."""
+    """The head's linear map of the last position's state of a text, by hand and alone."""
     model = head.model
     return model.score(model.transformer(input_ids=torch.tensor([row])).last_hidden_state[0, -1])
 
 
-def test_the_head_reads_the_last_token_of_each_row(folder: Path) -> None:
+def test_the_head_says_at_each_position_what_it_says_of_the_text_cut_there(folder: Path) -> None:
     head = make_head(folder, "eager", 0.0, PAD, 0).eval()
     torch.nn.init.normal_(head.model.score.weight)
-    rows = [[3, 4, 5, 6, 7], [8], [9, 0], [0]]  # 0 is EOS
-    ids = torch.full((4, 8), 7)  # garbage behind the rows
+    rows = [[3, 4, 5, 6, 7], [8, 0], [0]]  # 0 is EOS
+    ids = torch.full((3, 8), 7)  # garbage behind the rows
     for at, row in enumerate(rows):
         ids[at, : len(row)] = torch.tensor(row)
     with torch.no_grad():
-        found = head(ids, torch.tensor([len(row) for row in rows]))
-        expected = torch.stack([logits_of(head, row) for row in rows])
-    assert found.shape == (4, 2)
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+        found = head(ids)
+        assert found.shape == (3, 8, 2)
+        for at, row in enumerate(rows):
+            expected = torch.stack([logits_of(head, row[: end + 1]) for end in range(len(row))])
+            torch.testing.assert_close(found[at, : len(row)], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_what_is_trained_is_what_transformers_scores(folder: Path) -> None:
+    head = make_head(folder, "eager", 0.0, PAD, 0).eval()
+    torch.nn.init.normal_(head.model.score.weight)
+    ids = torch.tensor([[3, 4, 5, 6], [8, 0, PAD, PAD]])
+    with torch.no_grad():
+        theirs = head.model(input_ids=ids, attention_mask=(ids != PAD).long()).logits
+        torch.testing.assert_close(head(ids)[[0, 1], [3, 1]], theirs, atol=1e-5, rtol=1e-4)
+
+
+def test_weights_lie_on_the_last_token_or_on_the_second_half() -> None:
+    lengths = torch.tensor([5, 4, 1])
+    assert position_weights(lengths, 6, Positions.last).tolist() == [
+        [0, 0, 0, 0, 1, 0],
+        [0, 0, 0, 1, 0, 0],
+        [1, 0, 0, 0, 0, 0],
+    ]
+    third = pytest.approx(1 / 3)
+    assert position_weights(lengths, 6, Positions.second_half).tolist() == [
+        [0, 0, third, third, third, 0],
+        [0, 0, 0.5, 0.5, 0, 0],
+        [1, 0, 0, 0, 0, 0],
+    ]
 
 
 def test_a_head_starts_from_the_folder_and_its_seed(folder: Path) -> None:
@@ -98,20 +123,25 @@ def test_a_head_starts_from_the_folder_and_its_seed(folder: Path) -> None:
 # --- the algorithm
 
 
-def test_the_loss_is_the_cross_entropy_of_the_crops(folder: Path) -> None:
+@pytest.mark.parametrize("positions", list(Positions))
+def test_the_loss_is_the_cross_entropy_of_the_crops(folder: Path, positions: Positions) -> None:
     head = make_head(folder, "eager", 0.0, PAD, 0)
     torch.nn.init.normal_(head.model.score.weight)
     reviews = [[1 + (i + j) % 17 for j in range(4 + 3 * i)] for i in range(5)]
-    algorithm = TwoLabel(head, reviews, [0, 1, 1, 0, 1], config(), PROMPTS, 3)
+    algorithm = TwoLabel(head, reviews, [0, 1, 1, 0, 1], config(positions=positions), PROMPTS, 3)
     batch = next(algorithm.batches(0))
+    assert len({len(row) for row in batch.rows}) > 1
     with torch.no_grad():
-        logits = torch.stack([logits_of(head, row) for row in batch.rows])
-        expected = F.cross_entropy(logits, torch.as_tensor(batch.labels), reduction="sum")
+        expected, right = 0.0, 0
+        for row, label in zip(batch.rows, batch.labels, strict=True):
+            first = len(row) - 1 if positions == Positions.last else len(row) // 2
+            cuts = torch.stack([logits_of(head, row[: end + 1]) for end in range(first, len(row))])
+            expected += float(F.cross_entropy(cuts, torch.full((len(cuts),), int(label))))  # the mean over the cuts
+            right += int(cuts[-1].argmax()) == label
         for limit in (None, 2):
             parts = [algorithm.loss(algorithm.module, part) for part in batch.parts(0, 1, limit)]
-            assert sum(float(loss) for loss, _ in parts) == pytest.approx(float(expected), rel=1e-5)
-            right = sum(float(metrics["train/accuracy"]) for _, metrics in parts)
-            assert right == (logits.argmax(-1).numpy() == batch.labels).sum()
+            assert sum(float(loss) for loss, _ in parts) == pytest.approx(expected, rel=1e-5)
+            assert sum(float(metrics["train/accuracy"]) for _, metrics in parts) == right
     assert batch.size == 3
 
 
@@ -136,7 +166,7 @@ def test_labels_go_with_their_reviews_and_each_pass_crops_anew(folder: Path) -> 
     assert [batch.rows for batch in anywhere.batches(3)] == [batches[3].rows]
 
 
-def test_it_learns_and_dropout_is_on(folder: Path) -> None:
+def test_dropout_is_on(folder: Path) -> None:
     head = make_head(folder, "eager", 0.3, PAD, 0)
     algorithm = TwoLabel(head, [[1, 2, 3, 4]] * 4, [0, 1, 0, 1], config(), PROMPTS, 3)
     part = next(algorithm.batches(0)).parts(0, 1, None)[0]

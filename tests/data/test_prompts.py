@@ -137,7 +137,11 @@ def test_one_split_can_serve_everything(folder):
 
 def test_duplicates_are_removed_and_counted(tmp_path):
     write(tmp_path, "test", [*(review("test", n) for n in range(12)), review("test", 3), review("test", 3)])
-    same = [review("test", 0).upper(), review("test", 1).replace(" ", "  "), review("test", 2).replace("is", "<br />is")]
+    same = [
+        review("test", 0).upper(),
+        review("test", 1).replace(" ", "  "),
+        review("test", 2).replace("is", "<br />is"),
+    ]
     write(tmp_path, "train", [*(review("train", n) for n in range(30)), review("train", 4), *same])
     unsupervised = [review("unsupervised", n) for n in range(30)]
     write(tmp_path, "unsupervised", [*unsupervised, review("train", 7), review("test", 5)], [-1] * 32)
@@ -281,9 +285,7 @@ def test_sft_rows_begin_at_the_beginning_and_end_in_eos_if_they_fit():
 
 def test_write_and_read(tmp_path):
     found = prompts.divide(embedded_config(), 6)
-    parts = {
-        role: prompts.encode_prompts(found.texts[role], role, LENGTHS, 0, encode) for role in prompts.PROMPT_ROLES
-    }
+    parts = {role: prompts.encode_prompts(found.texts[role], role, LENGTHS, 0, encode) for role in prompts.PROMPT_ROLES}
     rows = prompts.encode_reviews(found.texts["sft"], 12, 7, encode)
     prompts.write(tmp_path, found, parts, rows)
     for role in prompts.PROMPT_ROLES:

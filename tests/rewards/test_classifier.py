@@ -236,14 +236,13 @@ def test_damaged_weights(make):
 
 def test_a_model_without_a_head(make):
     folder = make()
-    bert()[0].bert.save_pretrained(folder)
-    with pytest.raises(RunError, match=f"^reward.path={folder} "):
+    bert(id2label=NAMES, label2id={"NEGATIVE": 0, "POSITIVE": 1})[0].bert.save_pretrained(folder)
+    with pytest.raises(RunError, match=f"^reward.path={folder} has no weights for classifier.bias, classifier.weight;"):
         ClassifierReward(folder, None, 4, CPU)
 
 
 def test_a_tokenizer_with_more_entries_than_the_model(make):
     folder = make()
-    AutoTokenizer.from_pretrained(folder)
     longer = bert()[1]
     longer.add_tokens([f"word{number}" for number in range(5)])
     longer.save_pretrained(folder)

@@ -89,7 +89,13 @@ def test_none_is_not_finite(write):
 
 @pytest.mark.parametrize(
     ("expression", "shape"),
-    [("[1.0]", "(1,)"), ("[1.0] * 5", "(5,)"), ("1.0", "()"), ("[[1.0], [1.0], [1.0], [1.0]]", "(4, 1)"), ("[]", "(0,)")],
+    [
+        ("[1.0]", "(1,)"),
+        ("[1.0] * 5", "(5,)"),
+        ("1.0", "()"),
+        ("[[1.0], [1.0], [1.0], [1.0]]", "(4, 1)"),
+        ("[]", "(0,)"),
+    ],
 )
 def test_the_wrong_count(write, expression, shape):
     said = refused(OwnReward(write(f"def score(texts):\n    return {expression}\n")).score, TEXTS)
@@ -136,7 +142,11 @@ def test_no_such_function(write):
 
 @pytest.mark.parametrize(
     ("source", "error"),
-    [("import a_library_that_is_not_there", "ModuleNotFoundError"), ("def score(", "SyntaxError"), ("1 / 0", "ZeroDiv")],
+    [
+        ("import a_library_that_is_not_there", "ModuleNotFoundError"),
+        ("def score(", "SyntaxError"),
+        ("1 / 0", "ZeroDiv"),
+    ],
 )
 def test_a_file_that_cannot_be_imported(write, source, error):
     said = refused(OwnReward, write(source))
