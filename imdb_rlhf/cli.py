@@ -147,7 +147,7 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come through to here instead of being printed
     register()
     parser = get_args_parser()
-    parser.error = _refuse_option  # type: ignore[method-assign,assignment]  # argparse would answer in eight lines
+    parser.error = _refuse_option  # type: ignore[method-assign]  # argparse would answer in eight lines
     parser.parse_args()
     try:
         _job()

@@ -77,6 +77,7 @@ class Crop(StrEnum):
 
     opening = "opening"
     anywhere = "anywhere"
+    mixed = "mixed"
 
 
 class Positions(StrEnum):
@@ -236,7 +237,7 @@ class ImdbData(DataConfig):
     prompt_splits: list[str]
     test_splits: list[str]
     sft_splits: list[str]
-    labelled_split: str
+    labelled_splits: list[str]
 
     def check(self, at: str) -> None:
         """Refuse a value out of range."""
@@ -332,6 +333,7 @@ class TwoLabelReward(RewardConfig):
     crop: Crop
     positions: Positions
     dropout: float
+    lm_weight: float
     held_out: int
     score_batch_size: int
     optim: OptimConfig
@@ -343,6 +345,7 @@ class TwoLabelReward(RewardConfig):
         _number(self, "score_batch_size", at, 1)
         _number(self, "held_out", at, 2)
         _number(self, "dropout", at, 0, 0.9)
+        _number(self, "lm_weight", at, 0)
 
 
 @dataclass

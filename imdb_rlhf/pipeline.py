@@ -29,6 +29,7 @@ from imdb_rlhf.config import (
     TwoLabelReward,
 )
 from imdb_rlhf.data import embedded, groups, hub, imdb, prompts
+from imdb_rlhf.evaluation import record
 from imdb_rlhf.evaluation.policy import evaluate
 from imdb_rlhf.models import policy as policies
 from imdb_rlhf.models.policy import Policy
@@ -161,7 +162,9 @@ class Pipeline:
             else self.base
         )
         data = asdict(run.data)
-        for name in ("path", "hub_id", "revision", "preferences", "preferences_eos"):
+        apart = ("path", "hub_id", "revision", "preferences", "preferences_eos")
+        labels = {name: data.pop(name) for name in ("labelled_reviews", "labelled_splits") if name in data}
+        for name in apart:
             data.pop(name, None)
         add(
             "data",
@@ -170,7 +173,6 @@ class Pipeline:
             content=self._content(),
             tokenizer=tokenizer,
             sft_tokens=None if run.sft.path else run.sft.max_tokens,
-            held_out=self._held_out,
         )
         # 2. sft: the reference policy
         if run.sft.path is None:
@@ -182,13 +184,20 @@ class Pipeline:
         # 3. two_label: a true reward that is trained
         reward: Any = self._reward_identity()
         if isinstance(run.reward, TwoLabelReward):
+            add(
+                "labelled",
+                self._make_labelled,
+                config=data | labels,
+                content=self._content(),
+                held_out=run.reward.held_out,
+            )
             start = reference if run.reward.init == Init.sft else self.base
             add(
                 "two_label",
                 self._make_two_label,
                 resumable=True,
                 config={k: v for k, v in asdict(run.reward).items() if k != "score_batch_size"},
-                data=key("data"),
+                data=key("labelled"),
                 base=start,
                 new_tokens=run.generation.max_new_tokens,
                 machine=facts,
@@ -221,11 +230,6 @@ class Pipeline:
             machine=facts | {"precision": "float32"},
         )
         return found
-
-    @property
-    def _held_out(self) -> int:
-        reward = self.run.reward
-        return reward.held_out if isinstance(reward, TwoLabelReward) else 0
 
     def _content(self) -> str:
         """A hash of the reviews: the files, the Hub's commit, or what the generator writes."""
@@ -322,7 +326,7 @@ class Pipeline:
         run = self.run
         if self.runtime.rank:
             return
-        reviews = prompts.divide(run.data, self._held_out, self.data_folder)
+        reviews = prompts.divide(run.data, 0, self.data_folder)
         if run.sft.path is None and isinstance(run.model, ScratchModel):
             texts = [text[:1000] for text in reviews.texts["sft"][:20000]]
             tokenizer: Any = policies.train_tokenizer(texts, run.model.tokenizer_size, run.model.vocabulary)
@@ -337,13 +341,24 @@ class Pipeline:
         rows = prompts.encode_reviews(reviews.texts["sft"], run.sft.max_tokens, int(tokenizer.eos_token_id), encode)
         prompts.write(folder, reviews, parts, rows)
 
+    def _make_labelled(self, folder: Path) -> None:
+        assert isinstance(self.run.reward, TwoLabelReward)
+        if self.runtime.rank:
+            return
+        reviews = prompts.divide(self.run.data, self.run.reward.held_out, self.data_folder)
+        reviews.labelled.to_parquet(folder / "labelled.parquet", index=False)
+        reviews.held_out.to_parquet(folder / "held_out.parquet", index=False)
+        record.write_json(
+            folder / "report.json", {"labelled": len(reviews.labelled), "held_out": len(reviews.held_out)}
+        )
+
     def _make_sft(self, folder: Path) -> None:
         self.tools.make_sft(folder, self.base_policy(), prompts.read_rows(self.path("data")))
 
     def _make_two_label(self, folder: Path) -> None:
         assert isinstance(self.run.reward, TwoLabelReward)
         policy = self.reference_policy() if self.run.reward.init == Init.sft else self.base_policy()
-        self.tools.make_two_label(folder, policy, self.path("data"))
+        self.tools.make_two_label(folder, policy, self.path("labelled"))
 
     def _make_groups(self, folder: Path) -> None:
         run = self.run
@@ -383,6 +398,7 @@ class Pipeline:
         need = {
             "data": 40 * self.run.data.sft_reviews * 10,
             "sft": parameters * 16,  # weights, and a checkpoint with two moments while it is made
+            "labelled": 100_000_000 if isinstance(self.run.data, ImdbData) else 5_000_000,
             "two_label": parameters * 16,
             "groups": rows * 1000,
             "reference": (self.run.data.prompts.test + self.run.data.prompts.validation) * 4 * 500,

@@ -134,7 +134,7 @@ class Tools:
         self.runtime.barrier()
         pad_id = policy.tokenizer.pad_token_id
         pad_id = policy.eos_id if pad_id is None else int(pad_id)
-        head = make_head(start, str(run.model.attention), config.dropout, pad_id, config.seed)
+        head = make_head(start, str(run.model.attention), config, pad_id)
         labels = labelled["label"].astype(int).tolist()
         sizes = (run.data.prompts, run.generation.max_new_tokens)
         algorithm = TwoLabel(head, encode(list(labelled["text"])), labels, config, *sizes)
@@ -298,6 +298,8 @@ class Tools:
             return (
                 f"held-out loss {report['held_out_loss']:.3f} nats a token, {report['tokens_per_second']:,.0f} tokens/s"
             )
+        if name == "labelled":
+            return f"{report['labelled']} reviews with labels, {report['held_out']} held out"
         if name == "two_label":
             return (
                 f"held-out accuracy {report['accuracy']:.1%}, n-gram logistic regression on the same crops "

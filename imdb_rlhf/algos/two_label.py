@@ -18,7 +18,9 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 
 from imdb_rlhf.algos.batches import Stream, share, steps_for
 from imdb_rlhf.config import Crop, Positions, PromptsConfig, TwoLabelReward
+from imdb_rlhf.errors import RunError
 from imdb_rlhf.losses import two_label_cross_entropy
+from imdb_rlhf.models.logprobs import completion_mask, hidden_states, token_logprobs
 from imdb_rlhf.seeds import generator
 
 DROPOUTS = ["resid_pdrop", "embd_pdrop", "attn_pdrop", "dropout", "attention_dropout", "hidden_dropout"]
@@ -40,13 +42,22 @@ class Head(nn.Module):
     What it says at a position depends on nothing to the right, so it is what it would say of the text cut there.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, lm_weight: float = 0.0) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.lm_weight = model, lm_weight
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """(rows, time, 2) logits of negative and positive."""
-        return cast(Tensor, self.model.score(self.model.base_model(input_ids=ids).last_hidden_state))
+    def forward(self, ids: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """(rows, time, 2) logits of negative and positive; (rows,) mean log-prob of a next token, 0 at weight 0."""
+        hidden = hidden_states(self.model, ids)
+        logits = cast(Tensor, self.model.score(hidden))
+        if not self.lm_weight:
+            return logits, torch.zeros(len(ids), device=ids.device)
+        mask = completion_mask(ids, torch.ones_like(lengths), lengths)
+        table = self.model.get_input_embeddings().weight  # tied to the output layer; `make_head` sees to it
+        values = token_logprobs(hidden[:, :-1][mask[:, 1:]], table, None, ids[mask])
+        owner = mask.nonzero()[:, 0]
+        sums = torch.zeros(len(ids), device=ids.device).index_add(0, owner, values)
+        return logits, sums / (lengths - 1).clamp(min=1)
 
 
 def position_weights(lengths: Tensor, time: int, positions: Positions) -> Tensor:
@@ -63,21 +74,27 @@ def position_weights(lengths: Tensor, time: int, positions: Positions) -> Tensor
     return mask / mask.sum(1, keepdim=True)
 
 
-def make_head(folder: Path, attention: str, dropout: float, pad_id: int, seed: int) -> Head:
-    """A two-label head on the causal LM of a folder; the head's weights are a function of the seed."""
+def make_head(folder: Path, attention: str, wanted: TwoLabelReward, pad_id: int) -> Head:
+    """A two-label head on the causal LM of a folder; the head's weights are a function of the seed.
+
+    Raises:
+        RunError: a next-token loss is wanted of a model whose output layer is not its embedding.
+    """
     config = AutoConfig.from_pretrained(
         folder, num_labels=2, id2label={0: "negative", 1: "positive"}, label2id={"negative": 0, "positive": 1}
     )
     config.pad_token_id = pad_id
     for name in DROPOUTS:
         if getattr(config, name, None) is not None:
-            setattr(config, name, dropout)
+            setattr(config, name, wanted.dropout)
+    if wanted.lm_weight and not config.tie_word_embeddings:
+        raise RunError("reward.lm_weight needs a model whose output layer is its embedding; set reward.lm_weight=0")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(wanted.seed)
         model = AutoModelForSequenceClassification.from_pretrained(
             folder, config=config, dtype=torch.float32, attn_implementation=attention
         )
-    return Head(model)
+    return Head(model, wanted.lm_weight)
 
 
 def crop(
@@ -87,7 +104,7 @@ def crop(
 
     Args:
         tokens: a whole review.
-        where: at its opening, or anywhere in it.
+        where: at its opening, anywhere in it, or one of the two with equal odds.
         prompts: the shortest and the longest prompt.
         new_tokens: the longest completion.
         seed: with `names`, of the length and the place.
@@ -96,7 +113,9 @@ def crop(
     random = generator(seed, *names)
     length = int(random.integers(prompts.min_tokens, prompts.max_tokens + 1)) + new_tokens
     start = int(random.integers(0, max(1, len(tokens) - length + 1)))
-    return list(tokens[:length] if where == Crop.opening else tokens[start : start + length])
+    if where == Crop.opening or (where == Crop.mixed and random.random() < 0.5):
+        start = 0
+    return list(tokens[start : start + length])
 
 
 @dataclass(frozen=True)
@@ -160,12 +179,13 @@ class TwoLabel:
         """Summed cross-entropy of a part, and how many it got right."""
         device = next(module.parameters()).device
         labels, lengths = part.labels.to(device), part.lengths.to(device)
-        logits = module(part.ids.to(device))
+        logits, next_token = module(part.ids.to(device), lengths)
         rows, time, _ = logits.shape
         losses = two_label_cross_entropy(logits.reshape(-1, 2), labels.repeat_interleave(time)).reshape(rows, time)
         weights = position_weights(lengths, time, self.config.positions)
         last = logits[torch.arange(rows, device=device), lengths - 1]
-        return (losses * weights).sum(), {"train/accuracy": (last.argmax(-1) == labels).float().sum()}
+        loss = (losses * weights).sum() - self.config.lm_weight * next_token.sum()
+        return loss, {"train/accuracy": (last.argmax(-1) == labels).float().sum()}
 
 
 def ngram_accuracy(

@@ -80,7 +80,7 @@ def check_folder(folder: Path, config: ImdbData) -> None:
     Raises:
         RunError: naming the file.
     """
-    for split in {*config.sft_splits, *config.prompt_splits, *config.test_splits, config.labelled_split}:
+    for split in {*config.sft_splits, *config.prompt_splits, *config.test_splits, *config.labelled_splits}:
         for path in split_files(folder, split):
             try:
                 names = pq.ParquetFile(path).schema_arrow.names

@@ -29,6 +29,7 @@ class Reviews:
         texts: of "sft", "train", "validation", "test".
         labelled: columns text, label (0 or 1): what a two-label reward is trained on.
         held_out: the same, apart from all the others: what it is held to account on.
+            No test or validation prompt comes from either.
         report: counts that a person wants to see.
     """
 
@@ -60,9 +61,9 @@ def _divide_embedded(config: EmbeddedData, held_out: int) -> Reviews:
         "test": config.prompts.test,
         "validation": config.prompts.validation,
         "train": config.prompts.train,
+        "sft": config.sft_reviews,
         "held_out": held_out,
         "labelled": config.labelled_reviews if held_out else 0,
-        "sft": config.sft_reviews,
     }
     reviews = iter(embedded.generate(sum(sizes.values()), config.seed))
     taken = {role: [next(reviews) for _ in range(size)] for role, size in sizes.items()}
@@ -98,26 +99,26 @@ def _divide_imdb(config: ImdbData, held_out: int, folder: Path) -> Reviews:
             )
         return pd.concat(parts)
 
-    labelled = pools[config.labelled_split][["text", "label"]] if held_out else None
+    labelled = pd.concat([pools[split] for split in config.labelled_splits]) if held_out else pd.DataFrame()
     test = take(config.test_splits, config.prompts.test, "data.prompts.test", long=True)
-    held = take(config.test_splits, held_out, "reward.held_out", long=False)
     validation = take(config.prompt_splits, config.prompts.validation, "data.prompts.validation", long=True)
     train = take(config.prompt_splits, config.prompts.train, "data.prompts.train", long=True)
     sft = take(config.sft_splits, config.sft_reviews, "data.sft_reviews", long=False)
+    held = take(config.test_splits, held_out, "reward.held_out", long=False)  # last: the others do not depend on it
     report["too_short_for_a_prompt"] = len(short)
     texts = {"sft": sft, "train": train, "validation": validation, "test": test}
     report["reviews"] = {role: len(frame) for role, frame in texts.items()}
-    empty = pd.DataFrame({"text": [], "label": []})
-    if labelled is not None:
-        labelled = (
-            labelled[~labelled.index.isin(held.index)] if config.labelled_split in config.test_splits else labelled
-        )
+    if held_out:
+        apart = {*held["name"], *test["name"], *validation["name"]}
+        labelled = labelled[~labelled["name"].isin(apart)]
         if labelled["label"].nunique() < 2:
-            raise RunError(f"{folder}: split {config.labelled_split} has one label only; a two-label reward needs both")
+            raise RunError(
+                f"{folder}: {'+'.join(config.labelled_splits)} has one label only; a two-label reward needs both"
+            )
     return Reviews(
         {role: list(frame["text"]) for role, frame in texts.items()},
-        empty if labelled is None else labelled.reset_index(drop=True),
-        held[["text", "label"]].reset_index(drop=True),
+        labelled.reindex(columns=["text", "label"]).reset_index(drop=True),
+        held.reindex(columns=["text", "label"]).reset_index(drop=True),
         report,
     )
 
@@ -125,9 +126,8 @@ def _divide_imdb(config: ImdbData, held_out: int, folder: Path) -> Reviews:
 def _read_pools(config: ImdbData, held_out: int, folder: Path) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
     """Each split, shuffled, without a text that stands in it twice or in an earlier one (test first)."""
     splits = list(dict.fromkeys([*config.test_splits, *config.prompt_splits, *config.sft_splits]))
-    needs_labels = {config.labelled_split, *config.test_splits} if held_out else set()
-    if held_out and config.labelled_split not in splits:
-        splits.append(config.labelled_split)
+    needs_labels = {*config.labelled_splits, *config.test_splits} if held_out else set()
+    splits += [split for split in config.labelled_splits if held_out and split not in splits]
     pools: dict[str, pd.DataFrame] = {}
     seen: set[str] = set()
     report: dict[str, Any] = {"empty_texts_skipped": {}, "duplicates_removed": {}}
@@ -145,6 +145,7 @@ def _read_pools(config: ImdbData, held_out: int, folder: Path) -> tuple[dict[str
         order = generator(config.seed, "data", split).permutation(len(frame))
         frame = frame.iloc[order].reset_index(drop=True)
         frame["words"] = frame["text"].map(lambda text: len(text.split()))
+        frame["name"] = [f"{split}/{row}" for row in range(len(frame))]
         pools[split] = frame
     return pools, report
 
@@ -175,7 +176,7 @@ def encode_reviews(texts: list[str], max_tokens: int, eos_id: int, encode: Encod
 
 
 def write(folder: Path, reviews: Reviews, prompts: dict[str, list[list[int]]], rows: list[list[int]]) -> None:
-    """Leave the data for the stages after: `sft.npz`, `prompts.parquet`, `labelled.parquet`, `report.json`."""
+    """Leave the data for the stages after: `sft.npz`, `prompts.parquet`, `report.json`."""
     lengths = np.array([len(row) for row in rows])
     np.savez(folder / "sft.npz", ids=np.concatenate(rows).astype(np.int32), lengths=lengths.astype(np.int32))
     frame = pd.DataFrame(
@@ -186,8 +187,6 @@ def write(folder: Path, reviews: Reviews, prompts: dict[str, list[list[int]]], r
         ]
     )
     frame.to_parquet(folder / "prompts.parquet", index=False)
-    reviews.labelled.to_parquet(folder / "labelled.parquet", index=False)
-    reviews.held_out.to_parquet(folder / "held_out.parquet", index=False)
     training = {tuple(ids) for ids in prompts["train"]}
     report = reviews.report | {
         "sft_tokens": int(lengths.sum()),

@@ -1,6 +1,7 @@
 """Real reviews from parquet folders in the Hub's layout, good and bad."""
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -14,7 +15,7 @@ REAL = Path(__file__).parents[3] / "shared" / "imdb"
 
 
 def config(**changes) -> ImdbData:
-    values = {
+    values: dict[str, Any] = {
         "name": "imdb",
         "seed": 0,
         "sft_reviews": 4,
@@ -28,7 +29,7 @@ def config(**changes) -> ImdbData:
         "prompt_splits": ["train", "unsupervised"],
         "test_splits": ["test"],
         "sft_splits": ["unsupervised", "train"],
-        "labelled_split": "train",
+        "labelled_splits": ["train"],
     }
     return ImdbData(**(values | changes))
 

@@ -5,6 +5,7 @@ import re
 import zlib
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,7 +25,7 @@ def encode(texts: list[str]) -> list[list[int]]:
 
 
 def imdb_config(**changes) -> ImdbData:
-    values = {
+    values: dict[str, Any] = {
         "name": "imdb",
         "seed": 0,
         "sft_reviews": 30,
@@ -38,13 +39,13 @@ def imdb_config(**changes) -> ImdbData:
         "prompt_splits": ["train", "unsupervised"],
         "test_splits": ["test"],
         "sft_splits": ["unsupervised", "train"],
-        "labelled_split": "train",
+        "labelled_splits": ["train"],
     }
     return ImdbData(**(values | changes))
 
 
 def embedded_config(**changes) -> EmbeddedData:
-    values = {
+    values: dict[str, Any] = {
         "name": "embedded",
         "seed": 0,
         "sft_reviews": 30,
@@ -85,7 +86,7 @@ def roles(found: prompts.Reviews) -> list[set[str]]:
 def assert_disjoint(found: prompts.Reviews, sizes: list[int]) -> None:
     sets = roles(found)
     assert [len(texts) for texts in sets] == sizes
-    assert len(set.union(*sets)) == sum(sizes)
+    assert len(set[str]().union(*sets)) == sum(sizes)
 
 
 def test_no_text_serves_twice(folder):
@@ -115,7 +116,7 @@ def test_a_reward_is_held_to_account_on_reviews_that_nothing_else_sees(folder):
     assert len(found.held_out) == 7 and set(found.held_out.columns) >= {"text", "label"}
     held = set(found.held_out["text"])
     assert all(" test split" in text for text in held)
-    assert not held & set.union(*roles(found))
+    assert not held & set[str]().union(*roles(found))
     assert set(found.labelled["label"]) == {0, 1}
     assert set(found.labelled["text"]) == {review("train", number) for number in range(40)}
     assert not held & set(found.labelled["text"])
@@ -132,7 +133,7 @@ def test_one_split_can_serve_everything(folder):
     found = prompts.divide(imdb_config(sft_reviews=2, **everywhere), 3, folder)
     assert_disjoint(found, [2, 20, 5, 10])
     assert len(found.labelled) == 37
-    assert not set(found.held_out["text"]) & (set(found.labelled["text"]) | set.union(*roles(found)))
+    assert not set(found.held_out["text"]) & (set(found.labelled["text"]) | set[str]().union(*roles(found)))
 
 
 def test_duplicates_are_removed_and_counted(tmp_path):
@@ -212,7 +213,7 @@ def test_generated_reviews_are_disjoint_too():
     assert_disjoint(found, [30, 20, 5, 10])
     assert (len(found.labelled), len(found.held_out)) == (12, 6)
     labelled, held = set(found.labelled["text"]), set(found.held_out["text"])
-    assert not (labelled & held or (labelled | held) & set.union(*roles(found)))
+    assert not (labelled & held or (labelled | held) & set[str]().union(*roles(found)))
     assert len(prompts.divide(embedded_config(), 0).labelled) == 0
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, CohereConfig, CohereForCausalLM, GPT2Config
 
 from imdb_rlhf.config import Attention, ScratchModel
@@ -189,6 +189,14 @@ def test_a_tokenizer_without_eos_is_refused(copy: Path) -> None:
 def test_broken_weights_are_refused(copy: Path) -> None:
     (copy / "model.safetensors").write_bytes(b"\0" * 64)
     with pytest.raises(RunError, match="weights cannot be loaded"):
+        load(copy, "eager")
+
+
+def test_missing_weights_are_refused(copy: Path) -> None:
+    weights = load_file(copy / "model.safetensors")
+    del weights["transformer.h.0.attn.c_attn.weight"]
+    save_file(weights, copy / "model.safetensors", {"format": "pt"})
+    with pytest.raises(RunError, match="model.path=.*no weights for transformer.h.0.attn.c_attn.weight"):
         load(copy, "eager")
 
 
