@@ -1,6 +1,7 @@
 """Hydra's own sweeper, except that every job is composed and checked before anything is written or started."""
 
 from dataclasses import dataclass
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -23,12 +24,17 @@ class CheckedSweeper(BasicSweeper):
         assert self.hydra_context is not None and self.config is not None
         loader = self.hydra_context.config_loader
         overrides = OverridesParser.create(config_loader=loader).parse_overrides([*self._parse_config(), *arguments])
+        plans = []
         for batch in self.split_arguments(overrides, self.max_batch_size):
             for job in batch:
                 config = loader.load_sweep_config(self.config, list(job))
                 OmegaConf.set_readonly(config, None)
-                to_run(config)
-        return super().sweep(arguments)
+                plans.append(to_run(config).plan)
+        if not all(plans):
+            return super().sweep(arguments)
+        with TemporaryDirectory() as aside:  # a plan writes nothing, but Hydra keeps a sweep's configuration
+            OmegaConf.update(self.config, "hydra.sweep.dir", aside)
+            return super().sweep([*arguments, f"hydra.sweep.dir={aside}"])
 
 
 @dataclass

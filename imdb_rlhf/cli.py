@@ -130,10 +130,13 @@ _OUTCOMES: list[tuple[int, str]] = []  # what the jobs of this process came to, 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def _job(composed: DictConfig) -> None:
     try:
+        overrides = list(HydraConfig.get().overrides.task)
+        if any(word.lstrip("+").startswith("experiment_algo=") for word in overrides):
+            raise ConfigError("experiment_algo follows from experiment and algo; choose those, or set single keys")
         run = to_run(composed)
         from imdb_rlhf.experiment import run_experiment  # torch is imported here and not before
 
-        run_experiment(run, OmegaConf.to_yaml(OmegaConf.structured(run)), list(HydraConfig.get().overrides.task))
+        run_experiment(run, OmegaConf.to_yaml(OmegaConf.structured(run)), overrides)
     except ConfigError as error:
         _OUTCOMES.append((2, f"refused: {error}"))
     except RunError as error:

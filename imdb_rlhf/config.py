@@ -242,7 +242,7 @@ class ImdbData(DataConfig):
     def check(self, at: str) -> None:
         """Refuse a value out of range."""
         super().check(at)
-        for key in ("sft_splits", "prompt_splits", "test_splits"):
+        for key in ("sft_splits", "prompt_splits", "test_splits", "labelled_splits"):
             if not getattr(self, key):
                 raise ConfigError(f"{at}{key}=[] names no split; give some of train, test, unsupervised")
 

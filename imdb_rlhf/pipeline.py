@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from imdb_rlhf import stages
-from imdb_rlhf.artifacts import Artifact, Store, hash_file, hash_of
+from imdb_rlhf.artifacts import Artifact, Store, hash_file, hash_folder, hash_of
 from imdb_rlhf.config import (
     ClassifierReward,
     ImdbData,
@@ -79,7 +79,7 @@ class Pipeline:
         """
         run = self.run
         if run.data.preferences is not None:
-            groups.check_preferences(Path(run.data.preferences))
+            groups.check_preferences(Path(run.data.preferences).expanduser())
         if isinstance(run.reward, OwnReward):
             locate(run.reward.function)
         for path, revision, key in self._models():
@@ -87,10 +87,9 @@ class Pipeline:
                 folder = hub.fetch(path, revision, key)
                 policies.check_folder(folder, key)
                 if key != "reward.path":
-                    policies.load_tokenizer(folder, key)
-                    self.tools.check_context(folder, key)
+                    self.tools.check_model(folder, key)
         if isinstance(run.data, ImdbData) and run.data.path is not None:
-            imdb.check_folder(hub.fetch(run.data.path, None, "data.path", "dataset"), run.data)
+            imdb.check_folder(hub.local_folder(run.data.path, "data.path"), run.data)
 
     def _models(self) -> list[tuple[str, str | None, str]]:
         """Path, revision and key of every model that comes from outside."""
@@ -114,11 +113,11 @@ class Pipeline:
             if not hub.is_folder(path):
                 folder = hub.fetch(path, revision, key)
                 if key != "reward.path":
-                    self.tools.check_context(folder, key)
+                    self.tools.check_model(folder, key)
         if isinstance(run.data, ImdbData):
             _ = self.data_folder
-        if isinstance(run.reward, OwnReward):
-            Own(run.reward.function)
+        if isinstance(run.reward, OwnReward | ClassifierReward):
+            _ = self.reward  # loaded now, so that one that cannot be used is refused now
 
     @cached_property
     def data_folder(self) -> Path | None:
@@ -127,7 +126,7 @@ class Pipeline:
         if not isinstance(data, ImdbData):
             return None
         if data.path is not None:
-            return hub.fetch(data.path, None, "data.path", "dataset")
+            return hub.local_folder(data.path, "data.path")
         return hub.fetch(data.hub_id, data.revision, "data.path", "dataset")
 
     # --- keys ------------------------------------------------------------------------------------------------------
@@ -208,7 +207,7 @@ class Pipeline:
             if run.data.preferences is None:
                 source: Any = {"config": asdict(run.groups), "reward": reward, "data": key("data")}
             else:
-                source = {"file": hash_file(Path(run.data.preferences)), "eos": run.data.preferences_eos}
+                source = {"file": hash_file(Path(run.data.preferences).expanduser()), "eos": run.data.preferences_eos}
             add(
                 "groups",
                 self._make_groups,
@@ -234,8 +233,10 @@ class Pipeline:
     def _content(self) -> str:
         """A hash of the reviews: the files, the Hub's commit, or what the generator writes."""
         data = self.run.data
+        if isinstance(data, ImdbData) and data.path is not None:
+            return hash_folder(hub.local_folder(data.path, "data.path"), "**/*.parquet")
         if isinstance(data, ImdbData):
-            return hub.identity(data.path or data.hub_id, data.revision, "data.path")
+            return hub.identity(data.hub_id, data.revision, "data.path")
         return hash_of([asdict(review) for review in embedded.generate(50, data.seed)])
 
     def _reward_identity(self) -> Any:
@@ -365,7 +366,7 @@ class Pipeline:
         assert isinstance(run, PreferenceRun)
         policy = self.reference_policy()
         if run.data.preferences is not None:
-            self.tools.make_preferences(folder, policy, Path(run.data.preferences))
+            self.tools.make_preferences(folder, policy, Path(run.data.preferences).expanduser())
         else:
             self.tools.make_groups(folder, policy, self.reward, prompts.read_prompts(self.path("data"), "train"))
 

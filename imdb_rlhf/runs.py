@@ -65,6 +65,10 @@ class RunFolder:
         if not self.leader:
             yield
             return
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"paths.outputs={self.run.paths.outputs} cannot be made: {error}; give another") from error
         with in_use(self.path):
             yield
 

@@ -46,13 +46,19 @@ class Tools:
 
         return encode
 
-    def check_context(self, folder: Path, key: str) -> None:
-        """Refuse rows that are longer than a model that exists reads.
+    def check_model(self, folder: Path, key: str) -> None:
+        """Refuse a model that exists whose tokenizer is another's, or that reads shorter rows than are wanted.
 
         Raises:
-            ConfigError: naming both.
+            RunError: no tokenizer, or one of another vocabulary.
+            ConfigError: naming both lengths.
         """
-        context = policies.context_length(AutoConfig.from_pretrained(folder))
+        try:
+            config = AutoConfig.from_pretrained(folder)
+        except Exception as error:
+            raise RunError(f"{key}={folder}: its config.json cannot be used: {str(error).splitlines()[0]}") from error
+        policies.check_vocabulary(config.vocab_size, policies.load_tokenizer(folder, key), folder, key)
+        context = policies.context_length(config)
         prompt, new = self.run.data.prompts.max_tokens, self.run.generation.max_new_tokens
         if prompt + new > context:
             raise ConfigError(

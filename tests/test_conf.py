@@ -143,21 +143,28 @@ def test_values_that_readme_and_paper_state():
     assert isinstance(run, config.DPORun)
     assert (run.algo, run.beta, run.seed, run.knob) == ("dpo", 0.1, 0, ("beta", 0.1))
     assert (run.groups.k, run.data.prompts.min_tokens, run.data.prompts.max_tokens) == (4, 2, 8)
-    assert (run.policy.batch_size, run.policy.optim.name) == (64, "rmsprop")
+    paper = run_of("experiment=paper")
+    assert isinstance(paper, config.DPORun)
+    stated = (paper.policy.batch_size, paper.policy.optim.name, paper.policy.optim.lr, paper.policy.optim.warmup_steps)
+    assert stated == (64, "rmsprop", 1e-6, 150)
     assert run_of("algo=sft").knob is None
     assert run_of("data=imdb").data.prompts.train == 25_000
 
 
 def test_precedence_is_groups_then_experiment_then_command_line():
-    changed = run_of("experiment=imdb_cpu", "sft.max_tokens=90")
-    assert (run_of("data=imdb", "model=small").sft.max_tokens, run_of("experiment=imdb_cpu").sft.max_tokens) == (80, 96)
+    groups, experiment, changed = (
+        run_of(*more) for more in (["data=imdb"], ["experiment=imdb_cpu"], ["experiment=imdb_cpu", "sft.max_tokens=90"])
+    )
+    assert len({groups.sft.max_tokens, experiment.sft.max_tokens, 90}) == 3
     assert changed.sft.max_tokens == 90
     assert (changed.model.name, changed.data.name, changed.reward.name) == ("small", "imdb", "two_label")
 
 
 def test_what_an_experiment_changes_in_one_algorithm_only():
     run = run_of("experiment=imdb_cpu")
-    assert isinstance(run, config.DPORun) and run.policy.optim.lr == 2e-5
+    default = run_of()
+    assert isinstance(run, config.DPORun) and isinstance(default, config.DPORun)
+    assert run.policy.optim.lr != default.policy.optim.lr
     assert run_of("experiment=imdb_cpu", "algo=sft").evaluation.every == run_of("algo=sft").evaluation.every
 
 

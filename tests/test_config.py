@@ -47,6 +47,7 @@ TWO_LABEL, SIEBERT, IMDB = "reward=two_label", "reward=siebert", "data=imdb"
 @pytest.mark.parametrize(
     ("override", "way_out", "more"),
     [
+        ("reward.lm_weight=-1", AT_LEAST_0, [TWO_LABEL]),
         ("beta=0", ABOVE_0, []),
         ("beta=-1", ABOVE_0, []),
         ("generation.temperature=0", ABOVE_0, []),
@@ -159,19 +160,28 @@ def test_wrong_type(override, reason):
     ("overrides", "message"),
     [
         (["data.prompts.min_tokens=9"], "data.prompts.min_tokens=9 is above data.prompts.max_tokens=8; lower"),
-        (["model.width=130"], "model.heads=4 does not divide model.width=130; choose a divisor"),
-        (["model.vocabulary=1000"], "model.vocabulary=1000 is smaller than model.tokenizer_size=1024; make it"),
+        (["model.width=130", "model.heads=4"], "model.heads=4 does not divide model.width=130; choose a divisor"),
         (
-            ["generation.max_new_tokens=73"],
+            ["model.tokenizer_size=1024", "model.vocabulary=1000"],
+            "model.vocabulary=1000 is smaller than model.tokenizer_size=1024; make it",
+        ),
+        (
+            ["generation.max_new_tokens=73", "model.context=80"],
             "data.prompts.max_tokens=8 + generation.max_new_tokens=73 is longer than model.context=80; shorten them",
         ),
-        (["sft.max_tokens=81"], "sft.max_tokens=81 is longer than model.context=80; shorten it or raise"),
+        (
+            ["sft.max_tokens=81", "model.context=80"],
+            "sft.max_tokens=81 is longer than model.context=80; shorten it or raise",
+        ),
         (["sft.revision=main"], "sft.revision=main is used with sft.path alone; set sft.path"),
         (["dpo.tau=2"], "dpo.tau=2.0 is used by dpo.labels=bradley_terry alone; drop it"),
         (["dpo.noise=0.1"], "dpo.noise=0.1 is used by dpo.labels=noisy alone; drop it"),
         (["dpo.labels=noisy"], "dpo.labels=noisy needs dpo.noise"),
         (["dpo.labels=bradley_terry", "data.preferences=a.parquet"], "dpo.labels=bradley_terry draws labels from"),
-        (["trainer.processes=3"], "sft.batch_size=64 is not a multiple of trainer.processes=3; choose a multiple"),
+        (
+            ["trainer.processes=3", "sft.batch_size=64"],
+            "sft.batch_size=64 is not a multiple of trainer.processes=3; choose a multiple",
+        ),
         (["trainer.processes=4", "policy.batch_size=66"], "policy.batch_size=66 is not a multiple of trainer.proc"),
         ([TWO_LABEL, "trainer.processes=4", "reward.batch_size=2"], "reward.batch_size=2 is not a multiple of"),
         (["reward=own"], "reward.function has no value; set reward.function="),
@@ -230,7 +240,7 @@ def test_an_unknown_choice(override, start, choices):
     "overrides",
     [
         ["beta=1e-9"],
-        ["generation.max_new_tokens=72", "sft.max_tokens=80"],  # 8 + 72 = 80, the context
+        ["generation.max_new_tokens=72", "sft.max_tokens=80", "model.context=80"],  # 8 + 72 = 80, the context
         ["data.prompts.min_tokens=8"],
         ["groups.k=2"],
         ["policy.steps=1"],
@@ -250,6 +260,6 @@ def test_what_is_just_in_range_is_taken(overrides):
     run_of(*overrides)
 
 
-@pytest.mark.parametrize("key", ["prompt_splits", "test_splits", "sft_splits"])
+@pytest.mark.parametrize("key", ["prompt_splits", "test_splits", "sft_splits", "labelled_splits"])
 def test_no_split(key):
     assert refusal(IMDB, f"data.{key}=[]").startswith(f"data.{key}=[] names no split; give some of")

@@ -530,9 +530,9 @@ REAL = [*PLAIN, "data=imdb", "data.sft_reviews=60"]
 
 def test_real_reviews_and_a_two_label_reward(reviews, tmp_path):
     reward = ["reward=two_label", "reward.held_out=20", "reward.epochs=1", "reward.batch_size=16"]
-    values = [*REAL, *reward, *STEPS, f"data.path={reviews}", f"paths.outputs={tmp_path}/outputs"]
+    values = [*REAL, *reward, *STEPS, "dpo.min_margin=0", f"data.path={reviews}", f"paths.outputs={tmp_path}/outputs"]
     answer = well(train(*values))
-    stages = ["data", "sft", "two_label", "groups", "reference"]
+    stages = ["data", "sft", "labelled", "two_label", "groups", "reference"]
     assert list(made(answer).items()) == [(name, True) for name in stages]
     assert "3 duplicate and 3 empty reviews left out" in answer.out
     (folder,) = runs(tmp_path / "outputs")

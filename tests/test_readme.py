@@ -44,7 +44,10 @@ def test_command_composes(arguments: str, tmp_path: Path) -> None:
 
 def test_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in re.findall(r"\bmake ([a-z-]+)", "\n".join(text.read_text(encoding="utf-8") for text in TEXTS)):
+    for first, second in re.findall(
+        r"^make ([a-z-]+)|`make ([a-z-]+)`", "\n".join(text.read_text(encoding="utf-8") for text in TEXTS), re.M
+    ):
+        target = first or second
         assert re.search(rf"^{target}:", makefile, re.M), target
 
 

@@ -15,7 +15,7 @@ from typing import TypeVar
 from imdb_rlhf.data import embedded_words as words
 
 # Composition: what the calibration of the reviews rests on (mean and spread of p(positive), length).
-_ATTITUDES = (0.22, 0.5, 0.78)  # probability that a sentence praises: a pan, a mixed review, a rave
+_ATTITUDES = (0.1, 0.5, 0.9)  # probability that a sentence praises: a pan, a mixed review, a rave
 _OPINION_OPENER = 0.4  # probability that the first sentence already holds an opinion
 _FILLER = 0.2  # probability that a later sentence is neutral
 _LEAD = 0.15  # probability that a sentence with an opinion starts with a phrase such as "for me"

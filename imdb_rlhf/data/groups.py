@@ -166,7 +166,10 @@ def from_preferences(
     dropped = {"same completion": 0, "empty": 0, "longer than the context": 0}
     for index, (prompt, *texts) in enumerate(frame.itertuples(index=False, name=None)):
         head = tokens["prompt"][index]
-        tails = [tokens[name][index] + ([eos_id] if append_eos else []) for name in ("chosen", "rejected")]
+        tails = [
+            [*tail, eos_id] if append_eos and tail[-1:] != [eos_id] else tail
+            for tail in (tokens[name][index] for name in ("chosen", "rejected"))
+        ]
         if texts[0] == texts[1]:
             dropped["same completion"] += 1
         elif not head or not all(tails):
@@ -181,7 +184,7 @@ def from_preferences(
                     wins.append(0)
                     rows.append(
                         {"prompt_id": owner, "prompt_ids": head, "completion_ids": tail, "prompt": prompt}
-                        | {"completion": text, "finished": append_eos}
+                        | {"completion": text, "finished": tail[-1] == eos_id}
                     )
             winner, loser = (seen[owner, text] for text in texts)
             wins[winner] += 1

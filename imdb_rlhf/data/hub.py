@@ -28,10 +28,15 @@ def identity(path: str, revision: str | None, key: str) -> str:
     """
     if not is_folder(path):
         return f"hub:{path}@{revision or 'main'}"
-    return hash_folder(_folder(path, key))
+    return hash_folder(local_folder(path, key))
 
 
-def _folder(path: str, key: str) -> Path:
+def local_folder(path: str, key: str) -> Path:
+    """An existing folder.
+
+    Raises:
+        RunError: there is none.
+    """
     folder = Path(path).expanduser()
     if not folder.is_dir():
         raise RunError(f"{key}={path}: no such folder; give one that exists, or an id of the Hub")
@@ -51,7 +56,7 @@ def fetch(path: str, revision: str | None, key: str, kind: Literal["model", "dat
         RunError: no such folder; the Hub out of reach (told within 10 seconds); no such repository.
     """
     if is_folder(path):
-        return _folder(path, key)
+        return local_folder(path, key)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import (

@@ -9,8 +9,6 @@ import pyarrow.parquet as pq
 from imdb_rlhf.config import Br, ImdbData
 from imdb_rlhf.errors import RunError
 
-SPLITS = ("train", "test", "unsupervised")
-
 
 def split_files(folder: Path, split: str, key: str = "data.path") -> list[Path]:
     """The parquet files of a split, in `plain_text/` or in the folder itself.

@@ -27,7 +27,7 @@ def bootstrap_mean(values: np.ndarray, resamples: int, confidence: float, seed: 
         The interval's ends.
     """
     random = generator(seed, "bootstrap")
-    # how often each prompt is drawn, (resamples, prompts), in blocks that fit into memory
+    # the drawn prompts, (resamples, prompts), in blocks that fit into memory
     means = []
     for at in range(0, resamples, 200):
         size = (min(200, resamples - at), len(values))

@@ -134,14 +134,22 @@ def load(folder: Path, attention: str, key: str = "model.path") -> Policy:
     if loaded["missing_keys"]:  # transformers would draw them at random
         missing = ", ".join(sorted(loaded["missing_keys"])[:3])
         raise RunError(f"{key}={folder} has no weights for {missing}; give a model that was saved as a causal LM")
-    rows = len(output_layer(lm)[0])
+    check_vocabulary(len(output_layer(lm)[0]), tokenizer, folder, key)
+    _check_output_layer(lm, key)
+    return Policy(lm.eval(), tokenizer)
+
+
+def check_vocabulary(rows: int, tokenizer: PreTrainedTokenizerBase, folder: Path, key: str) -> None:
+    """Refuse a tokenizer that does not belong to a model of so many embedding rows.
+
+    Raises:
+        RunError: naming both sizes.
+    """
     if not 0 <= rows - len(tokenizer) < ROUNDING:
         raise RunError(
             f"{key}={folder}: the model has {rows} entries and its tokenizer {len(tokenizer)}; "
             "give the tokenizer that the model was trained with"
         )
-    _check_output_layer(lm, key)
-    return Policy(lm.eval(), tokenizer)
 
 
 @torch.no_grad()

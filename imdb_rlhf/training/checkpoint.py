@@ -37,6 +37,10 @@ class Checkpoint:
 def save(folder: Path, checkpoint: Checkpoint) -> None:
     """Write `folder/checkpoint`; the one before stays until the new one is whole."""
     new, old, final = (folder / f"{FOLDER}{suffix}" for suffix in (".new", ".old", ""))
+    kept = _newest(folder)
+    if kept is not None and kept != final:  # what a crash left between two renames
+        shutil.rmtree(final, ignore_errors=True)
+        kept.rename(final)
     for leftover in (new, old):
         shutil.rmtree(leftover, ignore_errors=True)
     new.mkdir(parents=True)
@@ -52,15 +56,21 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
 
 def load(folder: Path) -> Checkpoint | None:
     """The newest whole checkpoint of a folder, or None; a damaged one is passed over."""
+    path = _newest(folder)
+    if path is None:
+        return None
+    state = json.loads((path / "state.json").read_text())
+    weights, optimizer = (
+        torch.load(path / f"{name}.pt", map_location="cpu", weights_only=True) for name in ("weights", "optimizer")
+    )
+    return Checkpoint(state["step"], weights, optimizer, state["sums"])
+
+
+def _newest(folder: Path) -> Path | None:
     for suffix in (".new", "", ".old"):  # a whole new one is the newest
         path = folder / f"{FOLDER}{suffix}"
         if path.is_dir() and check_manifest(path) is None:
-            state = json.loads((path / "state.json").read_text())
-            weights, optimizer = (
-                torch.load(path / f"{name}.pt", map_location="cpu", weights_only=True)
-                for name in ("weights", "optimizer")
-            )
-            return Checkpoint(state["step"], weights, optimizer, state["sums"])
+            return path
     return None
 
 

@@ -150,7 +150,7 @@ def train(algorithm: Algorithm, settings: Settings, runtime: Runtime, folder: Pa
                     {"stage": algorithm.stage, "step": done} | row | {"time/elapsed": time.perf_counter() - began}
                 )
             hooks.advance({"loss": values["train/loss"]} | evaluated)
-            stop = runtime.broadcast(bool(signals.caught)) if runtime.world > 1 else bool(signals.caught)
+            stop = runtime.any(bool(signals.caught))
             at_interval = settings.checkpoint_every and done % settings.checkpoint_every == 0
             if done < algorithm.steps and (at_interval or stop):
                 _save(algorithm, module, prepared, done, dict(sums), runtime, folder)

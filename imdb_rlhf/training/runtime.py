@@ -92,6 +92,13 @@ class Runtime:
         """All ranks' values, in the order of the ranks, on every rank."""
         return cast(list[T], gather_object(list(values))) if self.world > 1 else list(values)
 
+    def any(self, here: bool) -> bool:
+        """Whether it is so on any rank."""
+        if self.world == 1:
+            return here
+        flag = torch.tensor(int(here), device=self.device)
+        return bool(self.accelerator.reduce(flag, reduction="sum").item())
+
     def barrier(self) -> None:
         """Wait until every rank is here."""
         self.accelerator.wait_for_everyone()

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from imdb_rlhf.algos.two_label import Head, TwoLabel, crop, make_head, ngram_accuracy, position_weights
+from imdb_rlhf.algos.two_label import Head, LabelledBatch, TwoLabel, crop, make_head, ngram_accuracy, position_weights
 from imdb_rlhf.config import Crop, Positions, PromptsConfig, TwoLabelReward
+from imdb_rlhf.errors import RunError
 
 PAD = 18
 PROMPTS = PromptsConfig(train=1, validation=1, test=1, min_tokens=2, max_tokens=4)
@@ -28,7 +29,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config(**changes: object) -> TwoLabelReward:
     values = {"seed": 0, "epochs": 2.0, "batch_size": 3, "crop": Crop.anywhere, "positions": Positions.second_half}
-    return cast(TwoLabelReward, SimpleNamespace(**{**values, **changes}))
+    return cast(TwoLabelReward, SimpleNamespace(**{**values, "dropout": 0.0, "lm_weight": 0.0, **changes}))
+
+
+def head_of(folder: Path, **changes: object) -> Head:
+    """A head whose linear map is far from 0."""
+    head = make_head(folder, "eager", config(**changes), PAD)
+    torch.manual_seed(2)
+    torch.nn.init.normal_(head.model.score.weight)
+    return head
 
 
 # --- crops
@@ -52,6 +61,15 @@ def test_a_short_review_is_its_own_crop() -> None:
         assert crop([1, 2, 3], where, PROMPTS, 5, 0, "crop", 0, 0) == [1, 2, 3]
 
 
+def test_mixed_crops_are_openings_half_of_the_time() -> None:
+    pieces = [crop(list(range(1000)), Crop.mixed, PROMPTS, 5, 0, "crop", 0, index) for index in range(2000)]
+    openings = sum(piece[0] == 0 for piece in pieces)
+    assert 910 <= openings <= 1092  # 1/2 and a chance start at 0 in 1000: 1001 and 4 standard deviations of 22.4
+    starts = [piece[0] for piece in pieces if piece[0]]
+    assert min(starts) < 20 and max(starts) > 970
+    assert {len(piece) for piece in pieces} == {7, 8, 9}
+
+
 def test_a_crop_is_a_function_of_seed_and_names() -> None:
     review = list(range(1000))
     first = crop(review, Crop.anywhere, PROMPTS, 5, 0, "crop", 0, 7)
@@ -70,14 +88,13 @@ def logits_of(head: Head, row: list[int]) -> torch.Tensor:
 
 
 def test_the_head_says_at_each_position_what_it_says_of_the_text_cut_there(folder: Path) -> None:
-    head = make_head(folder, "eager", 0.0, PAD, 0).eval()
-    torch.nn.init.normal_(head.model.score.weight)
+    head = head_of(folder).eval()
     rows = [[3, 4, 5, 6, 7], [8, 0], [0]]  # 0 is EOS
     ids = torch.full((3, 8), 7)  # garbage behind the rows
     for at, row in enumerate(rows):
         ids[at, : len(row)] = torch.tensor(row)
     with torch.no_grad():
-        found = head(ids)
+        found, _ = head(ids, torch.tensor([len(row) for row in rows]))
         assert found.shape == (3, 8, 2)
         for at, row in enumerate(rows):
             expected = torch.stack([logits_of(head, row[: end + 1]) for end in range(len(row))])
@@ -85,12 +102,12 @@ def test_the_head_says_at_each_position_what_it_says_of_the_text_cut_there(folde
 
 
 def test_what_is_trained_is_what_transformers_scores(folder: Path) -> None:
-    head = make_head(folder, "eager", 0.0, PAD, 0).eval()
-    torch.nn.init.normal_(head.model.score.weight)
+    head = head_of(folder).eval()
     ids = torch.tensor([[3, 4, 5, 6], [8, 0, PAD, PAD]])
     with torch.no_grad():
         theirs = head.model(input_ids=ids, attention_mask=(ids != PAD).long()).logits
-        torch.testing.assert_close(head(ids)[[0, 1], [3, 1]], theirs, atol=1e-5, rtol=1e-4)
+        ours, _ = head(ids, torch.tensor([4, 2]))
+        torch.testing.assert_close(ours[[0, 1], [3, 1]], theirs, atol=1e-5, rtol=1e-4)
 
 
 def test_weights_lie_on_the_last_token_or_on_the_second_half() -> None:
@@ -110,7 +127,7 @@ def test_weights_lie_on_the_last_token_or_on_the_second_half() -> None:
 
 def test_a_head_starts_from_the_folder_and_its_seed(folder: Path) -> None:
     state = torch.get_rng_state()
-    first, again, other = (make_head(folder, "eager", 0.25, PAD, seed).model for seed in (0, 0, 1))
+    first, again, other = (make_head(folder, "eager", config(seed=seed, dropout=0.25), PAD).model for seed in (0, 0, 1))
     assert torch.get_rng_state().equal(state)
     assert first.score.weight.equal(again.score.weight)
     assert not first.score.weight.equal(other.score.weight)
@@ -125,8 +142,7 @@ def test_a_head_starts_from_the_folder_and_its_seed(folder: Path) -> None:
 
 @pytest.mark.parametrize("positions", list(Positions))
 def test_the_loss_is_the_cross_entropy_of_the_crops(folder: Path, positions: Positions) -> None:
-    head = make_head(folder, "eager", 0.0, PAD, 0)
-    torch.nn.init.normal_(head.model.score.weight)
+    head = head_of(folder)
     reviews = [[1 + (i + j) % 17 for j in range(4 + 3 * i)] for i in range(5)]
     algorithm = TwoLabel(head, reviews, [0, 1, 1, 0, 1], config(positions=positions), PROMPTS, 3)
     batch = next(algorithm.batches(0))
@@ -145,10 +161,43 @@ def test_the_loss_is_the_cross_entropy_of_the_crops(folder: Path, positions: Pos
     assert batch.size == 3
 
 
+def test_the_next_token_loss_is_the_mean_over_a_crops_tokens(folder: Path) -> None:
+    head = head_of(folder, lm_weight=0.7)
+    rows, labels = [[3, 4, 5, 6, 7, 8], [9, 2, 0], [5]], np.array([0, 1, 1])
+    found = {}
+    for weight in (0.0, 0.7):
+        head.lm_weight = weight
+        algorithm = TwoLabel(head, rows, labels.tolist(), config(lm_weight=weight), PROMPTS, 3)
+        head.zero_grad()
+        loss, _ = algorithm.loss(head, LabelledBatch(rows, labels, 3.0).parts(0, 1, None)[0])
+        loss.backward()
+        found[weight] = (float(loss.detach()), head.model.transformer.wte.weight.grad.clone())
+    lm = GPT2LMHeadModel.from_pretrained(folder).eval()
+    expected = torch.zeros(())
+    for row in rows[:2]:  # one token predicts nothing
+        ids = torch.tensor(row)
+        expected = expected + F.cross_entropy(lm(input_ids=ids[None]).logits[0, :-1], ids[1:])
+    expected.backward()
+    assert found[0.7][0] - found[0.0][0] == pytest.approx(0.7 * float(expected.detach()), rel=1e-4)
+    # the gradient reaches the embedding from both its ends
+    gradient = (found[0.7][1] - found[0.0][1]) / 0.7
+    torch.testing.assert_close(gradient, lm.transformer.wte.weight.grad, atol=1e-4, rtol=1e-3)
+
+
+def test_a_next_token_loss_needs_a_tied_output_layer(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 19, "n_positions": 16, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    GPT2LMHeadModel(GPT2Config(tie_word_embeddings=False, bos_token_id=0, eos_token_id=0, **sizes)).save_pretrained(
+        tmp_path
+    )
+    head_of(tmp_path)
+    with pytest.raises(RunError, match="reward.lm_weight needs"):
+        head_of(tmp_path, lm_weight=0.1)
+
+
 def test_labels_go_with_their_reviews_and_each_pass_crops_anew(folder: Path) -> None:
     reviews = [[i] * 3 + list(range(40)) for i in range(6)]
     labels = [i % 2 for i in range(6)]
-    opening = TwoLabel(make_head(folder, "eager", 0.0, PAD, 0), reviews, labels, config(crop=Crop.opening), PROMPTS, 3)
+    opening = TwoLabel(head_of(folder), reviews, labels, config(crop=Crop.opening), PROMPTS, 3)
     assert opening.steps == 4
     seen = [
         (row[0], int(label))
@@ -156,7 +205,7 @@ def test_labels_go_with_their_reviews_and_each_pass_crops_anew(folder: Path) -> 
         for row, label in zip(batch.rows, batch.labels, strict=True)
     ]
     assert sorted(seen[:6]) == sorted(seen[6:]) == [(i, i % 2) for i in range(6)]
-    anywhere = TwoLabel(make_head(folder, "eager", 0.0, PAD, 0), reviews, labels, config(), PROMPTS, 3)
+    anywhere = TwoLabel(head_of(folder), reviews, labels, config(), PROMPTS, 3)
     crops = [[tuple(anywhere.crop_of(index, epoch)) for index in range(6)] for epoch in (0, 1)]
     assert sum(first != second for first, second in zip(*crops, strict=True)) >= 4
     batches = list(anywhere.batches(0))
@@ -167,7 +216,7 @@ def test_labels_go_with_their_reviews_and_each_pass_crops_anew(folder: Path) -> 
 
 
 def test_dropout_is_on(folder: Path) -> None:
-    head = make_head(folder, "eager", 0.3, PAD, 0)
+    head = head_of(folder, dropout=0.3)
     algorithm = TwoLabel(head, [[1, 2, 3, 4]] * 4, [0, 1, 0, 1], config(), PROMPTS, 3)
     part = next(algorithm.batches(0)).parts(0, 1, None)[0]
     torch.manual_seed(0)

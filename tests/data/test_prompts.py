@@ -118,7 +118,8 @@ def test_a_reward_is_held_to_account_on_reviews_that_nothing_else_sees(folder):
     assert all(" test split" in text for text in held)
     assert not held & set[str]().union(*roles(found))
     assert set(found.labelled["label"]) == {0, 1}
-    assert set(found.labelled["text"]) == {review("train", number) for number in range(40)}
+    everything = {review("train", number) for number in range(40)}
+    assert set(found.labelled["text"]) == everything - set(found.texts["validation"])
     assert not held & set(found.labelled["text"])
 
 
@@ -128,11 +129,27 @@ def test_labels_stay_with_their_texts(folder):
         assert [int(re.findall(r"\d+", text)[0]) % 2 for text in frame["text"]] == frame["label"].tolist()
 
 
+def test_two_splits_with_labels(folder):
+    found = prompts.divide(imdb_config(labelled_splits=["train", "test"]), 7, folder)
+    everything = {review(split, number) for split in ("train", "test") for number in range(40)}
+    apart = set(found.held_out["text"]) | set(found.texts["test"]) | set(found.texts["validation"])
+    assert set(found.labelled["text"]) == everything - apart
+    assert len(found.labelled) == 80 - 7 - 10 - 5
+
+
+@pytest.mark.parametrize("kind", ["imdb", "embedded"])
+def test_who_serves_what_does_not_depend_on_what_is_held_out(folder, kind):
+    config = imdb_config(labelled_splits=["train", "test"]) if kind == "imdb" else embedded_config()
+    none, some, more = (prompts.divide(config, count, folder) for count in (0, 5, 9))
+    assert none.texts == some.texts == more.texts
+    assert some.held_out["text"].tolist() == more.held_out["text"].tolist()[:5]
+
+
 def test_one_split_can_serve_everything(folder):
     everywhere = {name: ["train"] for name in ("prompt_splits", "test_splits", "sft_splits")}
     found = prompts.divide(imdb_config(sft_reviews=2, **everywhere), 3, folder)
     assert_disjoint(found, [2, 20, 5, 10])
-    assert len(found.labelled) == 37
+    assert len(found.labelled) == 40 - 3 - 10 - 5  # neither held out nor a test or validation prompt's
     assert not set(found.held_out["text"]) & (set(found.labelled["text"]) | set[str]().union(*roles(found)))
 
 
@@ -204,7 +221,7 @@ def test_labels_are_checked_where_they_are_needed_alone(folder):
 
 def test_one_label_is_no_two_label_reward(folder):
     write(folder, "train", [review("train", number) for number in range(40)], [1] * 40)
-    with pytest.raises(RunError, match="split train has one label only"):
+    with pytest.raises(RunError, match="train has one label only; a two-label reward needs both"):
         prompts.divide(imdb_config(), 5, folder)
 
 
@@ -293,8 +310,6 @@ def test_write_and_read(tmp_path):
         assert prompts.read_prompts(tmp_path, role) == parts[role]
     assert [row.tolist() for row in prompts.read_rows(tmp_path)] == rows
     assert all(row.dtype == np.int32 for row in prompts.read_rows(tmp_path))
-    for name, wanted in (("labelled", found.labelled), ("held_out", found.held_out)):
-        pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / f"{name}.parquet"), wanted)
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["sft_tokens"] == sum(map(len, rows))
 
@@ -309,9 +324,3 @@ def test_the_share_of_test_prompts_that_are_training_prompts_too(tmp_path):
     prompts.write(tmp_path, found, parts, [[1]])
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["test_prompts_also_training_prompts"] == pytest.approx(0.6)
-
-
-def test_no_labelled_reviews_are_written_and_read(tmp_path):
-    found = prompts.divide(embedded_config(), 0)
-    prompts.write(tmp_path, found, {role: [[1, 2]] for role in prompts.PROMPT_ROLES}, [[1]])
-    assert len(pd.read_parquet(tmp_path / "labelled.parquet")) == 0
