@@ -32,7 +32,7 @@ def test_there_are_commands() -> None:
 def test_command_composes(arguments: str, tmp_path: Path) -> None:
     cli.register()
     overrides = [word for word in shlex.split(arguments) if word != "-m"]
-    jobs = [[]]
+    jobs: list[list[str]] = [[]]
     for word in overrides:
         key, _, values = word.partition("=")
         choices = values.split(",") if "-m" in shlex.split(arguments) else [values]

@@ -283,7 +283,6 @@ def scratch_policy(tokenizer: Any, seed: int) -> Policy:
     return policy
 
 
-@pytest.mark.slow
 def test_loss_and_gradient_are_those_of_trl(tokenizer: Any, tmp_path: Path) -> None:
     reference, policy = scratch_policy(tokenizer, 0), scratch_policy(tokenizer, 1)
 
@@ -322,7 +321,6 @@ def test_loss_and_gradient_are_those_of_trl(tokenizer: Any, tmp_path: Path) -> N
     assert (ours - expected).norm() < 1e-4 * expected.norm()
 
 
-@pytest.mark.slow
 def test_trl_trains_on_the_exported_table(tokenizer: Any, tmp_path: Path) -> None:
     rows = [
         (at, which, prompt, text, reward)

@@ -27,7 +27,7 @@ def tokenizer() -> object:
 
 def tiny(tokenizer: object, seed: int) -> Policy:
     config = ScratchModel("t", Attention.eager, 1, 16, 2, 32, 280, 280, seed)
-    return policies.scratch(config, tokenizer)  # type: ignore[arg-type]
+    return policies.scratch(config, tokenizer)
 
 
 @pytest.fixture(scope="module")
