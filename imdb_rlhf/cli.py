@@ -2,11 +2,14 @@
 
 import os
 import re
+import signal
 import sys
+import threading
 from copy import deepcopy
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn, cast
 
 import hydra
@@ -134,6 +137,7 @@ def _job(composed: DictConfig) -> None:
         if any(word.lstrip("+").startswith("experiment_algo=") for word in overrides):
             raise ConfigError("experiment_algo follows from experiment and algo; choose those, or set single keys")
         run = to_run(composed)
+        _check_processes(run.trainer.processes)
         from imdb_rlhf.experiment import run_experiment  # torch is imported here and not before
 
         run_experiment(run, OmegaConf.to_yaml(OmegaConf.structured(run)), overrides)
@@ -145,6 +149,19 @@ def _job(composed: DictConfig) -> None:
         _leave(75, f"stopped: {error}")
 
 
+def _check_processes(wanted: int) -> None:
+    """Refuse a number of running processes that is not the wanted one, before torch is loaded.
+
+    `accelerate launch --cpu --num_processes 2` silently runs one; torchrun says how many there are in WORLD_SIZE.
+    """
+    running = int(os.environ.get("WORLD_SIZE", "1"))
+    if running != wanted:
+        raise ConfigError(
+            f"trainer.processes={wanted}, but {running} running; start with `torchrun --nproc-per-node {wanted} "
+            f"train.py ...` (ACCELERATE_USE_CPU=true on CPUs) or set trainer.processes={running}"
+        )
+
+
 def main() -> None:
     """What `train.py` calls. Exit codes: 0 done, 1 a failure, 2 a configuration refused, 75 stopped by a signal."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come through to here instead of being printed
@@ -152,6 +169,8 @@ def main() -> None:
     parser = get_args_parser()
     parser.error = _refuse_option  # type: ignore[method-assign]  # argparse would answer in eight lines
     parser.parse_args()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _interrupt)  # as the keyboard would; the training loop has a handler of its own
     try:
         _job()
     except ConfigError as error:
@@ -166,6 +185,10 @@ def main() -> None:
         _leave(75, "stopped: finished stages are kept; run the same command to go on")
     if _OUTCOMES:
         _leave(max(code for code, _ in _OUTCOMES), "\n".join(line for _, line in _OUTCOMES))
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 def _refuse_option(message: str) -> NoReturn:

@@ -532,6 +532,10 @@ class Run:
             )
         self._divides("sft.batch_size", self.sft.batch_size)
         if isinstance(self.reward, TwoLabelReward):
+            if self.sft.path is not None and self.reward.init == Init.base:
+                raise ConfigError(
+                    "reward.init=base is the model that SFT starts from, and sft.path leaves none; use sft"
+                )
             self._divides("reward.batch_size", self.reward.batch_size)
 
     def _divides(self, name: str, value: int) -> None:
@@ -561,6 +565,13 @@ class PreferenceRun(Run):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._divides("policy.batch_size", self.policy.batch_size)
+        longest = self.data.prompts.max_tokens + self.generation.max_new_tokens + 1
+        context = self.model.context if isinstance(self.model, ScratchModel) and self.sft.path is None else longest
+        if self.groups.eos == Eos.appended and longest > context:
+            raise ConfigError(
+                f"groups.eos=appended makes rows of {longest} tokens, longer than model.context={context}; "
+                "shorten generation.max_new_tokens"
+            )
 
 
 @dataclass

@@ -136,15 +136,18 @@ class Pipeline:
         """What identifies the model that SFT starts from, or the reference that exists."""
         run = self.run
         if run.sft.path is not None:
-            return {"reference": hub.identity(run.sft.path, run.sft.revision, "sft.path")}
+            identity = hub.identity(run.sft.path, run.sft.revision, "sft.path")
+            return {"reference": identity, "attention": run.model.attention}
         if isinstance(run.model, PretrainedModel):
-            return {"pretrained": hub.identity(run.model.path, run.model.revision, "model.path")}
+            identity = hub.identity(run.model.path, run.model.revision, "model.path")
+            return {"pretrained": identity, "attention": run.model.attention}
         return {"scratch": asdict(run.model)}
 
     @cached_property
     def stages(self) -> dict[str, Stage]:
         """All stages of this run, in order."""
         run, facts = self.run, self.runtime.facts()
+        training = facts | {"micro_batch": run.trainer.micro_batch}  # sums in another order round otherwise
         found: dict[str, Stage] = {}
 
         def add(name: str, make: Callable[[Path], None], *, resumable: bool = False, **inputs: Any) -> None:
@@ -176,7 +179,7 @@ class Pipeline:
         # 2. sft: the reference policy
         if run.sft.path is None:
             sft = asdict(run.sft) | {"path": None, "revision": None}
-            add("sft", self._make_sft, resumable=True, config=sft, base=self.base, data=key("data"), machine=facts)
+            add("sft", self._make_sft, resumable=True, config=sft, base=self.base, data=key("data"), machine=training)
             reference: Any = key("sft")
         else:
             reference = self.base
@@ -199,7 +202,7 @@ class Pipeline:
                 data=key("labelled"),
                 base=start,
                 new_tokens=run.generation.max_new_tokens,
-                machine=facts,
+                machine=training,
             )
             reward = {"two_label": key("two_label"), "batch": run.reward.score_batch_size}
         # 4. groups: K completions a training prompt, scored

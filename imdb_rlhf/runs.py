@@ -28,6 +28,8 @@ from imdb_rlhf.training import checkpoint, loop
 
 # Not part of what a run came to: a mirror that may be added later.
 OUTSIDE = ("wandb/*", "wandb_id")
+# What an unfinished run goes on from.
+SCAFFOLD = (f"{record.PARTS}/*", "checkpoint*/*", "best/*")
 NOT_IN_HASH = ("logger", "paths", "plan")
 
 
@@ -133,6 +135,7 @@ class RunFolder:
             trackers.log({"stage": run.algo, "step": 0} | values)
         self.runtime.barrier()
         points = record.points(self.path)
+        self.runtime.barrier()  # rank 0 removes them below
         kept = record.best_step(points) if run.keep_model == KeepModel.best else max(points)
         result = record.summary(
             run, self.name, points[kept], before, self.config_hash, time.perf_counter() - began, pipeline.seconds
@@ -149,7 +152,11 @@ class RunFolder:
         assert isinstance(run, DPORun)
         algorithm = ALGOS[run.algo].from_artifacts(policy, pipeline.path("groups"), run)
         self.console.note(f"{run.algo:<12} {algorithm.remark()}" + (f"; going on at step {start}" if start else ""))
-        wanted, done = pipeline.evaluation_prompts(), record.points(self.path, start)
+        wanted = pipeline.evaluation_prompts()
+        if self.leader:
+            record.drop_points(self.path, start)
+        self.runtime.barrier()
+        done = record.points(self.path)
         best = max((metrics(frame)["eval/validation_reward"] for frame in done.values()), default=-float("inf"))
 
         def evaluate_at(step: int) -> dict[str, float]:
@@ -162,7 +169,7 @@ class RunFolder:
                 record.keep_point(self.path, frame, step)
                 trackers.histogram("eval/reward_histogram", frame[frame["split"] == "test"]["reward"].tolist(), step)
                 if run.keep_model == KeepModel.best and values["eval/validation_reward"] > best:
-                    policies.save(policy, self.path / "best", "")
+                    policies.save(policy, self.path / "best", "", run.generation.temperature)
             best = max(best, values["eval/validation_reward"])
             return values
 
@@ -181,14 +188,17 @@ class RunFolder:
         record.evaluations(points).to_parquet(self.path / "evaluations.parquet", index=False)
         table.to_parquet(self.path / "samples.parquet", index=False)
         record.write_json(self.path / "summary.json", result)
+        shutil.rmtree(self.path / "model", ignore_errors=True)
         if run.keep_model == KeepModel.best and (self.path / "best").exists():
-            (self.path / "best").rename(self.path / "model")
+            shutil.copytree(self.path / "best", self.path / "model")
             (self.path / "model" / "README.md").write_text(record.card(run, result))
         elif run.keep_model != KeepModel.none:
-            policies.save(policy, self.path / "model", record.card(run, result))
+            policies.save(policy, self.path / "model", record.card(run, result), run.generation.temperature)
+        # sealed before anything is removed: a kill in between leaves either a finished run or one to go on with
+        write_manifest(self.path, (*OUTSIDE, *SCAFFOLD))
         shutil.rmtree(self.path / record.PARTS)
+        shutil.rmtree(self.path / "best", ignore_errors=True)
         checkpoint.remove(self.path)
-        write_manifest(self.path, OUTSIDE)
 
     # --- tracking --------------------------------------------------------------------------------------------------
 

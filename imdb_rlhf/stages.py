@@ -1,6 +1,7 @@
 """How the artifacts are made: SFT, the two-label reward, groups. Which and when is `pipeline.py`'s business."""
 
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,8 @@ class Tools:
         policies.check_vocabulary(config.vocab_size, policies.load_tokenizer(folder, key), folder, key)
         context = policies.context_length(config)
         prompt, new = self.run.data.prompts.max_tokens, self.run.generation.max_new_tokens
-        if prompt + new > context:
+        appended = isinstance(self.run, PreferenceRun) and self.run.groups.eos == Eos.appended
+        if prompt + new + appended > context:
             raise ConfigError(
                 f"data.prompts.max_tokens={prompt} + generation.max_new_tokens={new} is longer than the {context} "
                 f"tokens that {key}={folder} reads; shorten them"
@@ -100,7 +102,6 @@ class Tools:
             loop.train(algorithm, settings, self.runtime, folder, hooks)
         if log:
             log.finish({})
-            checkpoint.remove(folder)
         self.runtime.barrier()
 
     # --- sft -------------------------------------------------------------------------------------------------------
@@ -124,7 +125,8 @@ class Tools:
         tokens = float(np.mean([len(row) for row in rows])) * self.run.sft.batch_size * algorithm.steps
         report["tokens"], report["tokens_per_second"] = int(tokens), tokens / seconds
         record.write_json(folder / "report.json", report)
-        policies.save(policy, folder / "model", record.card(self.run, None))
+        policies.save(policy, folder / "model", record.card(self.run, None), self.run.generation.temperature)
+        checkpoint.remove(folder)
 
     # --- two_label -------------------------------------------------------------------------------------------------
 
@@ -136,7 +138,7 @@ class Tools:
         labelled, held_out = (pd.read_parquet(data / f"{name}.parquet") for name in ("labelled", "held_out"))
         start = folder / "start"
         if self.runtime.rank == 0:
-            policies.save(policy, start, "")
+            policies.save(policy, start, "", 1.0)
         self.runtime.barrier()
         pad_id = policy.tokenizer.pad_token_id
         pad_id = policy.eos_id if pad_id is None else int(pad_id)
@@ -149,9 +151,6 @@ class Tools:
             return
         head.model.save_pretrained(folder / "model")
         policy.tokenizer.save_pretrained(folder / "model")
-        for leftover in start.iterdir():
-            leftover.unlink()
-        start.rmdir()
         # 1. the account: openings of unseen reviews, as long as what will be scored
         texts = decode(
             policy.tokenizer,
@@ -174,6 +173,8 @@ class Tools:
             "steps": algorithm.steps,
         }
         record.write_json(folder / "report.json", report)
+        shutil.rmtree(start)
+        checkpoint.remove(folder)
 
     # --- groups ----------------------------------------------------------------------------------------------------
 

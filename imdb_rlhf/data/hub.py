@@ -68,10 +68,11 @@ def fetch(path: str, revision: str | None, key: str, kind: Literal["model", "dat
 
     constants.HF_HUB_DISABLE_TELEMETRY = True  # or the Hub is asked one thing more first, for up to 3 seconds
     wanted = ["*.json", "*.txt", "*.model", "*.safetensors"] if kind == "model" else ["plain_text/*.parquet"]
+    here: Path | None = None
     try:
-        here = Path(snapshot_download(path, repo_type=kind, revision=revision, local_files_only=True))
-        if any(found for pattern in wanted[-1:] for found in here.glob(pattern)) or any(here.glob("*.bin")):
-            return here
+        cached = Path(snapshot_download(path, repo_type=kind, revision=revision, local_files_only=True))
+        if any(cached.glob(wanted[-1])) or any(cached.glob("*.bin")):
+            here = cached  # whole or not: the Hub knows, and what is there is not downloaded again
     except HFValidationError as error:
         raise RunError(f"{key}={path}: no such folder, and no id of the Hub; give one that exists") from error
     except (LocalEntryNotFoundError, FileNotFoundError):
@@ -81,6 +82,8 @@ def fetch(path: str, revision: str | None, key: str, kind: Literal["model", "dat
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise RunError(f"{key}={path} (revision {revision or 'main'}): the Hub has no such {kind}") from error
     except Exception as error:
+        if here is not None:
+            return here
         raise RunError(
             f"the Hub cannot be reached for {path} ({type(error).__name__}); "
             f"set {key}=DIR to a folder that holds it, or try again with a network"

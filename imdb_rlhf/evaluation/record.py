@@ -22,16 +22,20 @@ def keep_point(folder: Path, frame: pd.DataFrame, step: int) -> None:
     part.with_suffix(".part").replace(part)
 
 
-def points(folder: Path, until: int | None = None) -> dict[int, pd.DataFrame]:
-    """The evaluation points of an unfinished run by step; those after `until` are deleted (the run goes on there)."""
-    found = {}
-    for part in sorted((folder / PARTS).glob("step-*.parquet")):
-        step = int(part.stem.removeprefix("step-"))
-        if until is not None and step > until:
-            part.unlink()
-        else:
-            found[step] = pd.read_parquet(part)
-    return found
+def points(folder: Path) -> dict[int, pd.DataFrame]:
+    """The evaluation points of an unfinished run by step."""
+    return {_step_of(part): pd.read_parquet(part) for part in sorted((folder / PARTS).glob("step-*.parquet"))}
+
+
+def drop_points(folder: Path, after: int) -> None:
+    """Delete the evaluation points after a step: the run goes on from there and makes them again."""
+    for part in (folder / PARTS).glob("step-*.parquet"):
+        if _step_of(part) > after:
+            part.unlink(missing_ok=True)
+
+
+def _step_of(part: Path) -> int:
+    return int(part.stem.removeprefix("step-"))
 
 
 def best_step(found: dict[int, pd.DataFrame]) -> int:

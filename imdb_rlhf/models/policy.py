@@ -1,6 +1,5 @@
 """Any Hugging Face causal LM as a policy: load, make from scratch, freeze, save."""
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -197,15 +196,16 @@ def parameters_of(folder: Path) -> int:
         return sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
 
 
-def save(policy: Policy, folder: Path, card: str) -> None:
+def save(policy: Policy, folder: Path, card: str, temperature: float) -> None:
     """Write weights, tokenizer and a model card; loads with `from_pretrained` and `pipeline("text-generation")`.
 
-    The card is README.md; generation defaults are the sampler's own (no top-k, no top-p, temperature 1).
+    The card is README.md; generation defaults are the sampler's own (the run's temperature, no top-k, no top-p).
     """
     generation = policy.lm.generation_config
     if generation is not None:
-        generation.do_sample, generation.top_k, generation.top_p, generation.temperature = True, 0, 1.0, 1.0
-        generation.pad_token_id = policy.tokenizer.pad_token_id or policy.eos_id
+        generation.do_sample, generation.top_k, generation.top_p, generation.temperature = True, 0, 1.0, temperature
+        pad_id = policy.tokenizer.pad_token_id
+        generation.pad_token_id = policy.eos_id if pad_id is None else pad_id
         generation.eos_token_id = policy.eos_id
     policy.lm.save_pretrained(folder)
     policy.tokenizer.save_pretrained(folder)
@@ -220,8 +220,3 @@ def _first_line(error: Exception) -> str:
 def decode(tokenizer: PreTrainedTokenizerBase, rows: Iterable[list[int]]) -> list[str]:
     """Texts of token rows, special tokens left out: what a reward scores."""
     return cast(list[str], tokenizer.batch_decode(list(rows), skip_special_tokens=True))
-
-
-def read_json(path: Path) -> dict[str, object]:
-    """A JSON object from a file."""
-    return cast(dict[str, object], json.loads(path.read_text()))

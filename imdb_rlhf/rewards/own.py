@@ -1,6 +1,7 @@
 """A user's own reward: `reward.function=file.py:name`, a list of texts to a list of floats."""
 
 import importlib.util
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -34,6 +35,7 @@ class OwnReward:
         spec = importlib.util.spec_from_file_location(f"imdb_rlhf_own_{hash_file(file)[:8]}", file)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # dataclasses and pickles look their module up
         try:
             spec.loader.exec_module(module)
         except (Exception, SystemExit) as error:

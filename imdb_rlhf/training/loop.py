@@ -152,7 +152,7 @@ def train(algorithm: Algorithm, settings: Settings, runtime: Runtime, folder: Pa
             hooks.advance({"loss": values["train/loss"]} | evaluated)
             stop = runtime.any(bool(signals.caught))
             at_interval = settings.checkpoint_every and done % settings.checkpoint_every == 0
-            if done < algorithm.steps and (at_interval or stop):
+            if at_interval or stop or (settings.checkpoint_every and done == algorithm.steps):
                 _save(algorithm, module, prepared, done, dict(sums), runtime, folder)
             if stop and done < algorithm.steps:
                 raise Stopped(f"{algorithm.stage} at step {done} of {algorithm.steps}; run the same command to go on")

@@ -41,7 +41,7 @@ def policy() -> Policy:
 @pytest.fixture(scope="module")
 def saved(policy: Policy, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("saved")
-    save(policy, folder, "a card")
+    save(policy, folder, "a card", 0.7)
     return folder
 
 
