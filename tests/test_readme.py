@@ -42,6 +42,11 @@ def test_command_composes(arguments: str, tmp_path: Path) -> None:
             cli.to_run(compose("config", job))
 
 
+def test_nothing_is_left_to_fill_in() -> None:
+    for text in TEXTS:
+        assert "@@" not in text.read_text(encoding="utf-8"), text.name
+
+
 def test_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for first, second in re.findall(
