@@ -168,6 +168,7 @@ class ScratchModel(ModelConfig):
             _number(self, key, at, 1)
         _number(self, "context", at, 4)
         _number(self, "tokenizer_size", at, 260)
+        _number(self, "init_seed", at, 0, 2**63 - 1)
         if self.width % self.heads:
             raise ConfigError(f"{at}heads={self.heads} does not divide {at}width={self.width}; choose a divisor")
         if self.vocabulary < self.tokenizer_size:
@@ -590,6 +591,10 @@ class DPOConfig:
         _number(self, "tau", at, 0, above=True)
         _number(self, "noise", at, 0, 0.5)
         _number(self, "min_margin", at, 0)
+        if self.ties == Ties.random and self.min_margin > 0:
+            raise ConfigError(
+                f"dpo.ties=random has no effect: dpo.min_margin={self.min_margin} drops every tie; set it to 0"
+            )
         if self.tau is not None and self.labels != Labels.bradley_terry:
             raise ConfigError(
                 f"dpo.tau={self.tau} is used by dpo.labels=bradley_terry alone; drop it or set the labels"

@@ -152,6 +152,10 @@ class RunFolder:
         assert isinstance(run, DPORun)
         algorithm = ALGOS[run.algo].from_artifacts(policy, pipeline.path("groups"), run)
         self.console.note(f"{run.algo:<12} {algorithm.remark()}" + (f"; going on at step {start}" if start else ""))
+        if run.data.preferences is not None:
+            self.console.note(
+                "             pairs as they stand in data.preferences: dpo.min_margin and dpo.ties do not apply"
+            )
         wanted = pipeline.evaluation_prompts()
         if self.leader:
             record.drop_points(self.path, start)
