@@ -53,7 +53,8 @@ def test_a_stopped_run_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
     assert straight.returncode == 0, straight.stderr
     command = [sys.executable, "train.py", *SMOKE, "policy.steps=40", f"paths.outputs={tmp_path / 'b'}"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while process.poll() is None and not list((tmp_path / "b").glob("runs/*/metrics.jsonl")):
+    # the first row is written inside the loop, which answers a signal with a checkpoint
+    while process.poll() is None and not any(p.stat().st_size for p in (tmp_path / "b").glob("runs/*/metrics.jsonl")):
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=120)
