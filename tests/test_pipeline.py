@@ -524,7 +524,15 @@ def reviews(tmp_path) -> Path:
 # The smoke experiment changes keys that generated reviews alone have.
 MODEL = ["model.layers=1", "model.width=32", "model.heads=2", "model.tokenizer_size=400", "model.vocabulary=400"]
 PLAIN = [value for value in TINY if not value.startswith("experiment=")]
-PLAIN += [*MODEL, "logger=none", "trainer.precision=float32", "sft.epochs=1", "policy.batch_size=16", "dpo.ties=random"]
+PLAIN += [
+    *MODEL,
+    "logger=none",
+    "trainer.precision=float32",
+    "sft.epochs=1",
+    "policy.batch_size=16",
+    "dpo.ties=random",
+    "dpo.min_margin=0",
+]
 REAL = [*PLAIN, "data=imdb", "data.sft_reviews=60"]
 
 
