@@ -137,7 +137,7 @@ def _job(composed: DictConfig) -> None:
         if any(word.lstrip("+").startswith("experiment_algo=") for word in overrides):
             raise ConfigError("experiment_algo follows from experiment and algo; choose those, or set single keys")
         run = to_run(composed)
-        _check_processes(run.trainer.processes)
+        c.check_processes(run.trainer.processes)
         from imdb_rlhf.experiment import run_experiment  # torch is imported here and not before
 
         run_experiment(run, OmegaConf.to_yaml(OmegaConf.structured(run)), overrides)
@@ -147,19 +147,6 @@ def _job(composed: DictConfig) -> None:
         _OUTCOMES.append((1, f"failed: {' '.join(str(error).split())}"))  # what a user's function raised has many lines
     except Stopped as error:  # the jobs of a sweep that were to follow are not started
         _leave(75, f"stopped: {error}")
-
-
-def _check_processes(wanted: int) -> None:
-    """Refuse a number of running processes that is not the wanted one, before torch is loaded.
-
-    `accelerate launch --cpu --num_processes 2` silently runs one; torchrun says how many there are in WORLD_SIZE.
-    """
-    running = int(os.environ.get("WORLD_SIZE", "1"))
-    if running != wanted:
-        raise ConfigError(
-            f"trainer.processes={wanted}, but {running} running; start with `torchrun --nproc-per-node {wanted} "
-            f"train.py ...` (ACCELERATE_USE_CPU=true on CPUs) or set trainer.processes={running}"
-        )
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ written.
 """
 
 import math
+import os
 from dataclasses import dataclass, fields, is_dataclass
 from enum import StrEnum
 from typing import Any
@@ -643,3 +644,19 @@ def check(node: Any, at: str = "") -> None:
             check(value, f"{at}{field.name}.")
         elif isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"{at}{field.name}={value} is not a finite number; give one that is")
+
+
+def check_processes(wanted: int) -> None:
+    """Refuse a number of running processes that is not the wanted one.
+
+    `accelerate launch --cpu --num_processes 2` silently runs one; torchrun says how many there are in WORLD_SIZE.
+
+    Raises:
+        ConfigError: naming both numbers and the way out.
+    """
+    running = int(os.environ.get("WORLD_SIZE", "1"))
+    if running != wanted:
+        raise ConfigError(
+            f"trainer.processes={wanted}, but {running} running; start with `torchrun --nproc-per-node {wanted} "
+            f"train.py ...` (ACCELERATE_USE_CPU=true on CPUs) or set trainer.processes={running}"
+        )

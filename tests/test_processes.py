@@ -17,12 +17,22 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from imdb_rlhf.algos.dpo import DPO
 from imdb_rlhf.algos.sft import SFT
-from imdb_rlhf.config import AdamWConfig, Device, DPORun, Order, Precision, Schedule, SFTConfig, TrainerConfig
+from imdb_rlhf.config import (
+    AdamWConfig,
+    Device,
+    DPORun,
+    Order,
+    Precision,
+    Schedule,
+    SFTConfig,
+    TrainerConfig,
+    check_processes,
+)
 from imdb_rlhf.data.groups import Pairs
 from imdb_rlhf.errors import ConfigError
 from imdb_rlhf.models.policy import Policy
 from imdb_rlhf.training import loop
-from imdb_rlhf.training.runtime import Runtime, check_processes
+from imdb_rlhf.training.runtime import Runtime
 
 ROOT = Path(__file__).parents[1]
 OPTIM = AdamWConfig("adamw", 0.003, 1, Schedule.linear, 1.0, 0.9, 0.98, 1e-3, 0.1)

@@ -1,39 +1,20 @@
 """The processes and the device that a run has: accelerate behind the few words that the package needs."""
 
 import os
-import random
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
-import numpy as np
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
-from imdb_rlhf.config import TrainerConfig
-from imdb_rlhf.errors import ConfigError
+from imdb_rlhf.config import TrainerConfig, check_processes
 from imdb_rlhf.training.precision import resolve_device, resolve_precision, resolve_threads
 
 T = TypeVar("T")
-
-
-def check_processes(wanted: int) -> None:
-    """Refuse a number of running processes that is not the wanted one.
-
-    `accelerate launch --cpu --num_processes 2` silently runs one; torchrun says how many there are in WORLD_SIZE.
-
-    Raises:
-        ConfigError: naming both numbers and the way out.
-    """
-    running = int(os.environ.get("WORLD_SIZE", "1"))
-    if running != wanted:
-        raise ConfigError(
-            f"trainer.processes={wanted}, but {running} running; start with `torchrun --nproc-per-node {wanted} "
-            f"train.py ...` (ACCELERATE_USE_CPU=true on CPUs) or set trainer.processes={running}"
-        )
 
 
 class Runtime:
@@ -61,8 +42,6 @@ class Runtime:
         )
         self.device = self.accelerator.device
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
-        random.seed(0)
-        np.random.seed(0)
         torch.manual_seed(0)
 
     def facts(self) -> dict[str, Any]:
