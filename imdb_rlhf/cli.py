@@ -28,6 +28,11 @@ SCHEMAS: dict[str, type] = {
     "run": c.Run,
     "sft": c.SFTRun,
     "dpo": c.DPORun,
+    "unlikelihood": c.UnlikelihoodRun,
+    "preferred_ft": c.PreferredFTRun,
+    "reward_model": c.RewardModelRun,
+    "best_of_n": c.BestOfNRun,
+    "ppo": c.PPORun,
     "trainer": c.TrainerConfig,
     "model/pretrained": c.PretrainedModel,
     "model/scratch": c.ScratchModel,
@@ -122,6 +127,9 @@ def explain(error: BaseException) -> str:
         asked = re.search(r"Error merging override (\S+)", text)
         return f"{asked[1] if asked else key_match[1]}: {last.splitlines()[0]}; conf/ says what it takes"
     if match := re.search(r"Could not override '([^']+)'", text):
+        if match[1] in c.ALGO_OF_GROUP:
+            owner = c.ALGO_OF_GROUP[match[1]]
+            return f"{match[1]}=... chooses a preset of algo={owner}, and this is another algorithm; add algo={owner}"
         return f"{match[1]}: no such group; `python train.py --help` lists the groups, --cfg job the keys"
     return " ".join(line.strip() for line in text.splitlines() if line.strip())
 

@@ -1,6 +1,6 @@
 """THE DATA FLOW, stage by stage.
 
-    reviews -> data -> sft -> (two_label) -> groups -> reference -> policy
+    reviews -> data -> sft -> (two_label) -> groups -> reference -> (reward_model) -> (reservoir) -> policy
 
 Every stage but the last is an artifact named by the hash of what produced it, so it is made once and reused by every
 run that needs the same. How it is made stands in `stages.py`; the policy is trained and evaluated in the run's own
@@ -14,27 +14,37 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
+
 from imdb_rlhf import stages
+from imdb_rlhf.algos.materials import Materials, Score
 from imdb_rlhf.artifacts import Artifact, Store, hash_file, hash_folder, hash_of
 from imdb_rlhf.config import (
+    BestOfNRun,
     ClassifierReward,
+    GroupsRun,
     ImdbData,
     Init,
+    LearnedRun,
     LexiconReward,
     OwnReward,
-    PreferenceRun,
+    PPORun,
     PretrainedModel,
     Run,
+    Scale,
     ScratchModel,
     TwoLabelReward,
 )
 from imdb_rlhf.data import embedded, groups, hub, imdb, prompts
-from imdb_rlhf.evaluation import record
-from imdb_rlhf.evaluation.policy import evaluate
+from imdb_rlhf.errors import RunError
+from imdb_rlhf.evaluation import optimum, record, reservoir
+from imdb_rlhf.evaluation.policy import COLUMNS, TEXTS, evaluate
 from imdb_rlhf.models import policy as policies
 from imdb_rlhf.models.policy import Policy
 from imdb_rlhf.rewards import Reward
 from imdb_rlhf.rewards.classifier import ClassifierReward as Classifier
+from imdb_rlhf.rewards.learned import LearnedReward
 from imdb_rlhf.rewards.lexicon import LexiconReward as Lexicon
 from imdb_rlhf.rewards.own import OwnReward as Own
 from imdb_rlhf.rewards.own import locate
@@ -146,92 +156,160 @@ class Pipeline:
     @cached_property
     def stages(self) -> dict[str, Stage]:
         """All stages of this run, in order."""
-        run, facts = self.run, self.runtime.facts()
-        training = facts | {"micro_batch": run.trainer.micro_batch}  # sums in another order round otherwise
-        found: dict[str, Stage] = {}
+        self._found: dict[str, Stage] = {}
+        self._add_data()
+        reference = self._add_sft()
+        reward = self._add_true_reward(reference)
+        self._add_groups(reference, reward)
+        self._add_evaluations(reference, reward)
+        self._add_learned_reward(reference, reward)
+        return self._found
 
-        def add(name: str, make: Callable[[Path], None], *, resumable: bool = False, **inputs: Any) -> None:
-            found[name] = Stage(name, inputs, make, resumable)
+    def _add(self, name: str, make: Callable[[Path], None], *, resumable: bool = False, **inputs: Any) -> str:
+        """A stage, and the key of its artifact."""
+        self._found[name] = Stage(name, inputs, make, resumable)
+        return self._key(name)
 
-        def key(name: str) -> str:
-            return self.store.key(name, found[name].inputs)
+    def _key(self, name: str) -> str:
+        return self.store.key(name, self._found[name].inputs)
 
-        # 1. data: disjoint reviews, the tokenizer, SFT rows and prompts
-        model = run.model
-        tokenizer = (
-            {"size": model.tokenizer_size, "vocabulary": model.vocabulary}
-            if isinstance(model, ScratchModel) and run.sft.path is None
-            else self.base
-        )
-        data = asdict(run.data)
-        apart = ("path", "hub_id", "revision", "preferences", "preferences_eos")
-        labels = {name: data.pop(name) for name in ("labelled_reviews", "labelled_splits") if name in data}
-        for name in apart:
+    @property
+    def _training(self) -> dict[str, Any]:
+        """What of the machine a training depends on: sums in another order round otherwise."""
+        return self.runtime.facts() | {"micro_batch": self.run.trainer.micro_batch}
+
+    def _data_config(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The keys of `data` that every stage depends on, and those of its labels."""
+        data: dict[str, Any] = asdict(self.run.data)
+        labels: dict[str, Any] = {
+            name: data.pop(name) for name in ("labelled_reviews", "labelled_splits") if name in data
+        }
+        for name in ("path", "hub_id", "revision", "preferences", "preferences_eos"):
             data.pop(name, None)
-        add(
+        return data, labels
+
+    def _add_data(self) -> None:
+        """Disjoint reviews, the tokenizer, SFT rows and prompts."""
+        run, model = self.run, self.run.model
+        scratch = isinstance(model, ScratchModel) and run.sft.path is None
+        self._add(
             "data",
             self._make_data,
-            config=data,
+            config=self._data_config()[0],
             content=self._content(),
-            tokenizer=tokenizer,
+            tokenizer={"size": model.tokenizer_size, "vocabulary": model.vocabulary}
+            if scratch and isinstance(model, ScratchModel)
+            else self.base,
             sft_tokens=None if run.sft.path else run.sft.max_tokens,
         )
-        # 2. sft: the reference policy
-        if run.sft.path is None:
-            sft = asdict(run.sft) | {"path": None, "revision": None}
-            add("sft", self._make_sft, resumable=True, config=sft, base=self.base, data=key("data"), machine=training)
-            reference: Any = key("sft")
-        else:
-            reference = self.base
-        # 3. two_label: a true reward that is trained
-        reward: Any = self._reward_identity()
-        if isinstance(run.reward, TwoLabelReward):
-            add(
-                "labelled",
-                self._make_labelled,
-                config=data | labels,
-                content=self._content(),
-                held_out=run.reward.held_out,
-            )
-            start = reference if run.reward.init == Init.sft else self.base
-            add(
-                "two_label",
-                self._make_two_label,
-                resumable=True,
-                config={k: v for k, v in asdict(run.reward).items() if k != "score_batch_size"},
-                data=key("labelled"),
-                base=start,
-                new_tokens=run.generation.max_new_tokens,
-                machine=training,
-            )
-            reward = {"two_label": key("two_label"), "batch": run.reward.score_batch_size}
-        # 4. groups: K completions a training prompt, scored
-        if isinstance(run, PreferenceRun):
-            if run.data.preferences is None:
-                source: Any = {"config": asdict(run.groups), "reward": reward, "data": key("data")}
-            else:
-                source = {"file": hash_file(Path(run.data.preferences).expanduser()), "eos": run.data.preferences_eos}
-            add(
-                "groups",
-                self._make_groups,
-                source=source,
-                reference=reference,
-                generation=asdict(run.generation),
-                machine=facts,
-            )
-        # 5. reference: the evaluation of the reference policy, beside every policy's
-        evaluation = {k: v for k, v in asdict(run.evaluation).items() if k in ("seed", "samples", "batch_size")}
-        add(
-            "reference",
-            self._make_reference,
-            evaluation=evaluation,
-            reference=reference,
-            reward=reward,
-            data=key("data"),
-            generation=asdict(run.generation),
-            machine=facts | {"precision": "float32"},
+
+    def _add_sft(self) -> Any:
+        """The reference policy."""
+        if self.run.sft.path is not None:
+            return self.base
+        sft = asdict(self.run.sft) | {"path": None, "revision": None}
+        machine, data = self._training, self._key("data")
+        return self._add("sft", self._make_sft, resumable=True, config=sft, base=self.base, data=data, machine=machine)
+
+    def _add_true_reward(self, reference: Any) -> Any:
+        """The true reward; one that is trained has stages of its own."""
+        run = self.run
+        if not isinstance(run.reward, TwoLabelReward):
+            return self._reward_identity()
+        data, labels = self._data_config()
+        self._add(
+            "labelled",
+            self._make_labelled,
+            config=data | labels,
+            content=self._content(),
+            held_out=run.reward.held_out,
         )
-        return found
+        key = self._add(
+            "two_label",
+            self._make_two_label,
+            resumable=True,
+            config={k: v for k, v in asdict(run.reward).items() if k != "score_batch_size"},
+            data=self._key("labelled"),
+            base=reference if run.reward.init == Init.sft else self.base,
+            new_tokens=run.generation.max_new_tokens,
+            machine=self._training,
+        )
+        return {"two_label": key, "batch": run.reward.score_batch_size}
+
+    def _add_groups(self, reference: Any, reward: Any) -> None:
+        """K completions a training prompt, scored."""
+        run = self.run
+        if not (isinstance(run, GroupsRun) and run.uses_groups):
+            return
+        if run.data.preferences is None:
+            source: Any = {"config": asdict(run.groups), "reward": reward, "data": self._key("data")}
+        else:
+            source = {"file": hash_file(Path(run.data.preferences).expanduser()), "eos": run.data.preferences_eos}
+        self._add(
+            "groups",
+            self._make_groups,
+            source=source,
+            reference=reference,
+            generation=asdict(run.generation),
+            machine=self.runtime.facts(),
+        )
+
+    def _add_evaluations(self, reference: Any, reward: Any) -> None:
+        """The reference policy, evaluated as every policy is; the model before SFT too, where it was pretrained."""
+        run = self.run
+        inputs = {
+            "evaluation": {k: v for k, v in asdict(run.evaluation).items() if k in ("seed", "samples", "batch_size")},
+            "reference": reference,
+            "reward": reward,
+            "data": self._key("data"),
+            "generation": asdict(run.generation),
+            "machine": self.runtime.facts() | {"precision": "float32"},
+            "columns": COLUMNS + TEXTS,
+        }
+        self._add("reference", self._make_reference, **inputs)
+        if self.has_base:
+            self._add("base", self._make_base, **inputs, base=self.base)
+
+    @property
+    def has_base(self) -> bool:
+        """Whether a pretrained model stands before SFT, so that policies can be compared with it too."""
+        return isinstance(self.run.model, PretrainedModel) and self.run.sft.path is None
+
+    def _add_learned_reward(self, reference: Any, reward: Any) -> None:
+        """The reward model, the reservoir, and the scores of the one on the other."""
+        run = self.run
+        if isinstance(run, LearnedRun) and run.uses_learned_reward:
+            self._add(
+                "reward_model",
+                self._make_reward_model,
+                resumable=True,
+                config=asdict(run.reward_model),
+                pairs=asdict(run.pairs),
+                groups=self._key("groups"),
+                base=reference if run.reward_model.init == Init.sft else self.base,
+                account=self._key("reference"),
+                interval={k: v for k, v in asdict(run.evaluation).items() if k in ("seed", "bootstrap", "confidence")},
+                machine=self._training,
+            )
+        if isinstance(run, BestOfNRun | PPORun) and run.uses_reservoir:
+            self._add(
+                "reservoir",
+                self._make_reservoir,
+                config=asdict(run.reservoir),
+                reference=reference,
+                reward=reward,
+                data=self._key("data"),
+                generation=asdict(run.generation),
+                machine=self.runtime.facts() | {"precision": "float32"},
+            )
+            if run.uses_learned_reward:
+                self._add(
+                    "learned_scores",
+                    self._make_learned_scores,
+                    reservoir=self._key("reservoir"),
+                    reward_model=self._key("reward_model"),
+                    machine=self.runtime.facts() | {"precision": "float32"},
+                )
 
     def _content(self) -> str:
         """A hash of the reviews: the files, the Hub's commit, or what the generator writes."""
@@ -246,7 +324,8 @@ class Pipeline:
         reward = self.run.reward
         if isinstance(reward, ClassifierReward):
             path = hub.identity(reward.path, reward.revision, "reward.path")
-            return {"classifier": path, "positive": reward.positive_label, "batch": reward.batch_size}
+            names = {"positive": reward.positive_label, "ranking": reward.ranking}
+            return {"classifier": path, **names, "batch": reward.batch_size}
         if isinstance(reward, OwnReward):
             file, name = locate(reward.function)
             return {"own": hash_file(file), "name": name}
@@ -318,7 +397,7 @@ class Pipeline:
             return Own(config.function)
         if isinstance(config, ClassifierReward):
             folder = hub.fetch(config.path, config.revision, "reward.path")
-            return Classifier(folder, config.positive_label, config.batch_size, device)
+            return Classifier(folder, config.positive_label, config.batch_size, device, ranking=config.ranking)
         assert isinstance(config, TwoLabelReward)
         return Classifier(self.path("two_label") / "model", None, config.score_batch_size, device, "two_label")
 
@@ -365,23 +444,32 @@ class Pipeline:
         self.tools.make_two_label(folder, policy, self.path("labelled"))
 
     def _make_groups(self, folder: Path) -> None:
-        run = self.run
-        assert isinstance(run, PreferenceRun)
-        policy = self.reference_policy()
+        run, policy = self.run, self.reference_policy()
         if run.data.preferences is not None:
             self.tools.make_preferences(folder, policy, Path(run.data.preferences).expanduser())
         else:
             self.tools.make_groups(folder, policy, self.reward, prompts.read_prompts(self.path("data"), "train"))
 
     def _make_reference(self, folder: Path) -> None:
-        run, policy = self.run, self.reference_policy()
-        policies.freeze(policy.lm)
+        policy = self.reference_policy()
+        self._evaluate(folder, policy, policy, "reference")
+
+    def _make_base(self, folder: Path) -> None:
+        policy = self.base_policy()
+        policy.lm.to(self.runtime.device)
+        self._evaluate(folder, policy, self.reference_policy(), "base")
+
+    def _evaluate(self, folder: Path, policy: Policy, reference: Policy, name: str) -> None:
+        """Evaluate a policy that nothing is trained on any more."""
+        run = self.run
+        for model in (policy, reference):
+            policies.freeze(model.lm)
         wanted = self.evaluation_prompts()
         total = sum(len(rows) for rows in wanted.values()) * run.evaluation.samples
-        with self.console.progress("reference", total, "sample") as progress:
+        with self.console.progress(name, total, "sample") as progress:
             frame = evaluate(
                 policy,
-                policy.lm,
+                reference.lm,
                 self.reward,
                 wanted,
                 run.evaluation,
@@ -393,19 +481,136 @@ class Pipeline:
         if self.runtime.rank == 0:
             frame.to_parquet(folder / "evaluation.parquet", index=False)
 
+    def evaluation(self, name: str) -> pd.DataFrame:
+        """The rows of the built stage `reference` or `base`."""
+        return pd.read_parquet(self.path(name) / "evaluation.parquet")
+
+    def _make_reward_model(self, folder: Path) -> None:
+        assert isinstance(self.run, LearnedRun)
+        policy = self.reference_policy() if self.run.reward_model.init == Init.sft else self.base_policy()
+        self.tools.make_reward_model(folder, policy, self.path("groups"), self.evaluation("reference"))
+
+    def _make_reservoir(self, folder: Path) -> None:
+        self.tools.make_reservoir(folder, self.reference_policy(), self.reward, self.evaluation_prompts())
+
+    def _make_learned_scores(self, folder: Path) -> None:
+        rows = pd.read_parquet(self.path("reservoir") / "reservoir.parquet")
+        if self.runtime.rank:
+            return
+        scores = self.learned_reward.score_ids(list(rows["prompt_ids"]), list(rows["completion_ids"]))
+        rows[["split", "prompt_id", "sample_id"]].assign(learned=scores).to_parquet(folder / "scores.parquet")
+
+    @cached_property
+    def learned_reward(self) -> LearnedReward:
+        """The reward model; its stage must be built."""
+        assert isinstance(self.run, LearnedRun)
+        return LearnedReward(self.path("reward_model"), self.runtime.device, self.run.groups.batch_size)
+
+    @cached_property
+    def reservoir(self) -> pd.DataFrame:
+        """The reference's samples of evaluation prompts, with the column `learned` where there is a reward model."""
+        rows = pd.read_parquet(self.path("reservoir") / "reservoir.parquet")
+        if "learned_scores" not in self.stages:
+            return rows
+        scores = pd.read_parquet(self.path("learned_scores") / "scores.parquet")
+        return rows.merge(scores, on=["split", "prompt_id", "sample_id"], validate="one_to_one")
+
+    # --- what the policy is trained from -----------------------------------------------------------------------------
+
+    def materials(self, policy: Policy) -> Materials:
+        """Everything that an algorithm may take from; `policy` is a fresh copy of the reference."""
+        run = self.run
+        reference = policies.freeze(self.reference_policy().lm)
+        ppo = isinstance(run, PPORun)
+        return Materials(
+            policy=policy,
+            reference=reference,
+            runtime=self.runtime,
+            groups=self.path("groups") if "groups" in self.stages else None,
+            prompts=prompts.read_prompts(self.path("data"), "train") if ppo else [],
+            score=self._score(policy) if ppo else None,
+            kl_coefficient=self._kl_coefficient() if ppo else None,
+        )
+
+    def _score(self, policy: Policy) -> Score:
+        """What PPO optimises."""
+        run = self.run
+        assert isinstance(run, PPORun)
+        if run.uses_learned_reward:
+            learned = self.learned_reward
+
+            def by_model(heads: list[list[int]], tails: list[list[int]]) -> np.ndarray:
+                with self.runtime.autocast():
+                    return learned.score_ids(heads, tails)
+
+            return by_model
+        mean, std = self._normalisation()
+
+        def by_truth(heads: list[list[int]], tails: list[list[int]]) -> np.ndarray:
+            texts = policies.decode(policy.tokenizer, [head + tail for head, tail in zip(heads, tails, strict=True)])
+            values: np.ndarray = getattr(self.reward.score(texts), str(run.ppo.scale))
+            return (values - mean) / std
+
+        return by_truth
+
+    def _normalisation(self) -> tuple[float, float]:
+        """Mean and standard deviation of the true reward that PPO optimises, on the reference's samples.
+
+        Raises:
+            RunError: the samples all have the same reward.
+        """
+        run = self.run
+        assert isinstance(run, PPORun)
+        if not run.ppo.normalize:
+            return 0.0, 1.0
+        values = reservoir.table(self.reservoir, "validation", _column(run))
+        if not values.std() > 0:
+            raise RunError("ppo.normalize needs true rewards that differ; set ppo.normalize=false or another reward")
+        return float(values.mean()), float(values.std())
+
+    def _kl_coefficient(self) -> float:
+        """The coefficient that PPO begins with: as configured, or the one whose optimum has the target's KL.
+
+        That is read off the reservoir of the validation prompts; the test prompts are left for the report.
+
+        Raises:
+            RunError: the rewards of no prompt differ.
+        """
+        run = self.run
+        assert isinstance(run, PPORun)
+        given = run.ppo.initial_kl_coefficient if run.target_kl is not None else run.ppo.kl_coefficient
+        if given is not None:
+            return given
+        assert run.target_kl is not None
+        values = reservoir.table(self.reservoir, "validation", "learned" if run.uses_learned_reward else _column(run))
+        if not run.uses_learned_reward:
+            mean, std = self._normalisation()
+            values = (values - mean) / std
+        try:
+            wanted = optimum.coefficient_for(values, run.target_kl)
+        except ValueError as error:
+            raise RunError(f"ppo: {error}; set ppo.initial_kl_coefficient, or use another reward") from error
+        return min(max(wanted, run.ppo.min_kl_coefficient), run.ppo.max_kl_coefficient)
+
     # --- plan ------------------------------------------------------------------------------------------------------
 
     def plan(self) -> None:
         """Print the stages, what would be reused, and the disk that the rest needs; writes nothing."""
         parameters = self.tools.parameters()
-        rows = self.run.data.prompts.train * (self.run.groups.k if isinstance(self.run, PreferenceRun) else 0)
+        run, asked = self.run, self.run.data.prompts.test + self.run.data.prompts.validation
+        rows = run.data.prompts.train * (run.groups.k if isinstance(run, GroupsRun) else 0)
+        many = asked * (run.reservoir.samples if isinstance(run, BestOfNRun | PPORun) else 0)
         need = {
             "data": 40 * self.run.data.sft_reviews * 10,
             "sft": parameters * 16,  # weights, and a checkpoint with two moments while it is made
             "labelled": 100_000_000 if isinstance(self.run.data, ImdbData) else 5_000_000,
             "two_label": parameters * 16,
             "groups": rows * 1000,
-            "reference": (self.run.data.prompts.test + self.run.data.prompts.validation) * 4 * 500,
+            "reference": asked * run.evaluation.samples * 500,
+            "base": asked * run.evaluation.samples * 500,
+            "reward_model": parameters * 24,
+            "reservoir": many * 800,
+            "learned_scores": many * 30,
         }
         total = 0
         for name, stage in self.stages.items():
@@ -418,3 +623,8 @@ class Pipeline:
                 self.console.note(f"{name:<12} to be made   {self.store.root / name / key}")
         total += parameters * 16
         self.console.note(f"about {total / 1e6:,.0f} MB of disk needed for what is not there")
+
+
+def _column(run: PPORun) -> str:
+    """Where the true reward that PPO optimises stands in a table."""
+    return "reward" if run.ppo.scale == Scale.reward else "reward_logit"

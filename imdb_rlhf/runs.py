@@ -10,13 +10,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pandas as pd
 
 from imdb_rlhf.algos import ALGOS
 from imdb_rlhf.artifacts import MANIFEST, check_manifest, hash_of, in_use, write_manifest
-from imdb_rlhf.config import DPORun, KeepModel, PreferenceRun, WandbLogger
+from imdb_rlhf.config import BestOfNRun, KeepModel, RewardModelRun, WandbLogger
 from imdb_rlhf.errors import RunError, Stopped
-from imdb_rlhf.evaluation import record
+from imdb_rlhf.evaluation import record, reservoir
 from imdb_rlhf.evaluation.policy import evaluate, metrics
 from imdb_rlhf.models import policy as policies
 from imdb_rlhf.models.policy import Policy
@@ -122,24 +123,35 @@ class RunFolder:
 
     def _work(self, trackers: Trackers, start: int, began: float) -> tuple[dict[str, Any], pd.DataFrame]:
         run, pipeline = self.run, self.pipeline
-        reference = pipeline.reference_policy()
-        policies.freeze(reference.lm)
-        before = pd.read_parquet(pipeline.path("reference") / "evaluation.parquet")
-        policy = reference
-        if isinstance(run, PreferenceRun):
+        before = pipeline.evaluation("reference")
+        if isinstance(run, RewardModelRun):
+            return self._reward_model(trackers, began)
+        extra: dict[str, Any] = {}
+        policy = None
+        if run.algo in ALGOS:
             policy = pipeline.reference_policy()
-            self._train(policy, reference, trackers, start)
+            extra = self._train(policy, trackers, start)
         elif self.leader:
-            record.keep_point(self.path, before, 0)
-            values = metrics(before)
+            frame = before
+            if isinstance(run, BestOfNRun):
+                frame = reservoir.draws(pipeline.reservoir, run.best_of_n.selector, run.n, run.evaluation.samples)
+            record.keep_point(self.path, frame, 0)
+            values = {key: value for key, value in metrics(frame).items() if np.isfinite(value)}
             trackers.log({"stage": run.algo, "step": 0} | values)
         self.runtime.barrier()
         points = record.points(self.path)
         self.runtime.barrier()  # rank 0 removes them below
         kept = record.best_step(points) if run.keep_model == KeepModel.best else max(points)
-        result = record.summary(
-            run, self.name, points[kept], before, self.config_hash, time.perf_counter() - began, pipeline.seconds
-        )
+        base = pipeline.evaluation("base") if pipeline.has_base else None
+        seconds = time.perf_counter() - began
+        result = record.summary(run, self.name, points[kept], before, self.config_hash, seconds, pipeline.seconds, base)
+        if isinstance(run, BestOfNRun):
+            others = {"win_rate": before} | ({} if base is None else {"win_rate_base": base})
+            result |= reservoir.summary(pipeline.reservoir, run.best_of_n.selector, run.n, others, run.evaluation)
+        if run.uses_learned_reward:
+            report = json.loads((pipeline.path("reward_model") / "report.json").read_text())
+            extra["reward_model"] = record.learned_reward(report)
+        result |= extra
         table = record.samples(points[kept], before)
         if self.leader:
             self._leave(policy, points, result, table)
@@ -147,14 +159,36 @@ class RunFolder:
         self.runtime.barrier()
         return result, table
 
-    def _train(self, policy: Policy, reference: Policy, trackers: Trackers, start: int) -> None:
+    def _reward_model(self, trackers: Trackers, began: float) -> tuple[dict[str, Any], pd.DataFrame]:
+        """The account of the reward model, which its stage has rendered, as a run of its own."""
+        source = self.pipeline.path("reward_model")
+        report = json.loads((source / "report.json").read_text())
+        seconds = time.perf_counter() - began + self.pipeline.seconds["reward_model"]
+        result = record.reward_model(self.run, self.name, report, self.config_hash, seconds)
+        table = pd.read_parquet(source / "scores.parquet")
+        if self.leader:
+            for row in read(source / "metrics.jsonl"):
+                trackers.log(row)
+            if self.run.keep_model != KeepModel.none:
+                shutil.copytree(source / "model", self.path / "model", dirs_exist_ok=True)
+                shutil.copy(source / "normalisation.json", self.path / "model" / "normalisation.json")
+            table.to_parquet(self.path / "scores.parquet", index=False)
+            record.write_json(self.path / "summary.json", result)
+            write_manifest(self.path, (*OUTSIDE, *SCAFFOLD))
+            self._mirror_reward_model(trackers, table, result)
+        self.runtime.barrier()
+        return result, table
+
+    def _train(self, policy: Policy, trackers: Trackers, start: int) -> dict[str, Any]:
+        """Train the policy with evaluations on the way; what the algorithm itself reports of it."""
         run, pipeline = self.run, self.pipeline
-        assert isinstance(run, DPORun)
-        algorithm = ALGOS[run.algo].from_artifacts(policy, pipeline.path("groups"), run)
+        made = pipeline.materials(policy)
+        reference = made.reference
+        algorithm = ALGOS[run.algo].from_materials(made, run)
         self.console.note(f"{run.algo:<12} {algorithm.remark()}" + (f"; going on at step {start}" if start else ""))
         if run.data.preferences is not None:
             self.console.note(
-                "             pairs as they stand in data.preferences: dpo.min_margin and dpo.ties do not apply"
+                "             pairs as they stand in data.preferences: pairs.min_margin and pairs.ties do not apply"
             )
         wanted = pipeline.evaluation_prompts()
         if self.leader:
@@ -166,9 +200,13 @@ class RunFolder:
         def evaluate_at(step: int) -> dict[str, float]:
             nonlocal best
             frame = evaluate(
-                policy, reference.lm, pipeline.reward, wanted, run.evaluation, run.generation, self.runtime, step
+                policy, reference, pipeline.reward, wanted, run.evaluation, run.generation, self.runtime, step
             )
             values = metrics(frame)
+            if run.uses_learned_reward:
+                test = frame[frame["split"] == "test"]
+                scores = pipeline.learned_reward.score_ids(list(test["prompt_ids"]), list(test["completion_ids"]))
+                values["eval/learned_reward"] = float(scores.mean())
             if self.leader:
                 record.keep_point(self.path, frame, step)
                 trackers.histogram("eval/reward_histogram", frame[frame["split"] == "test"]["reward"].tolist(), step)
@@ -178,26 +216,33 @@ class RunFolder:
             return values
 
         def advance(values: dict[str, float]) -> None:
-            names = {"loss": "loss", "eval/reward": "reward", "eval/kl": "KL"}
+            names = {"loss": "loss", "ppo/kl": "rollout KL", "eval/reward": "reward", "eval/kl": "KL"}
             progress.advance(1, **{names[key]: value for key, value in values.items() if key in names})
 
-        settings = pipeline.tools.settings(run.seed, run.policy.optim, run.evaluation.every)
+        settings = pipeline.tools.policy_settings(algorithm.period)
         with self.console.progress(run.algo, algorithm.steps, start=start) as progress:
             loop.train(algorithm, settings, self.runtime, self.path, loop.Hooks(trackers.log, advance, evaluate_at))
+        return algorithm.report()
 
     def _leave(
-        self, policy: Policy, points: dict[int, pd.DataFrame], result: dict[str, Any], table: pd.DataFrame
+        self, policy: Policy | None, points: dict[int, pd.DataFrame], result: dict[str, Any], table: pd.DataFrame
     ) -> None:
         run = self.run
         record.evaluations(points).to_parquet(self.path / "evaluations.parquet", index=False)
         table.to_parquet(self.path / "samples.parquet", index=False)
+        if isinstance(run, BestOfNRun):
+            rows = reservoir.curve(self.pipeline.reservoir, run.best_of_n.selector)
+            rows.to_parquet(self.path / "curve.parquet", index=False)
         record.write_json(self.path / "summary.json", result)
         shutil.rmtree(self.path / "model", ignore_errors=True)
-        if run.keep_model == KeepModel.best and (self.path / "best").exists():
+        if isinstance(run, BestOfNRun):
+            pass  # its model is the reference
+        elif run.keep_model == KeepModel.best and (self.path / "best").exists():
             shutil.copytree(self.path / "best", self.path / "model")
             (self.path / "model" / "README.md").write_text(record.card(run, result))
         elif run.keep_model != KeepModel.none:
-            policies.save(policy, self.path / "model", record.card(run, result), run.generation.temperature)
+            kept = policy or self.pipeline.reference_policy()
+            policies.save(kept, self.path / "model", record.card(run, result), run.generation.temperature)
         # sealed before anything is removed: a kill in between leaves either a finished run or one to go on with
         write_manifest(self.path, (*OUTSIDE, *SCAFFOLD))
         shutil.rmtree(self.path / record.PARTS)
@@ -248,25 +293,39 @@ class RunFolder:
             trackers.histogram(key, rows[rows["split"] == "test"]["reward"].tolist(), int(result["step"]))
         trackers.finish(result)
 
+    def _mirror_reward_model(self, trackers: Trackers, table: pd.DataFrame, result: Mapping[str, Any]) -> None:
+        columns = ["lower", "upper", "count", "predicted", "observed"]
+        bins = [[row[column] for column in columns] for row in result["reliability"]]
+        trackers.table("reliability", columns, bins)
+        trackers.histogram("score", table["score"].tolist(), int(result["step"]))
+        trackers.finish({key: value for key, value in result.items() if key != "reliability"})
+
     def show_again(self) -> None:
         """Say what a finished run came to; a logger that has not seen it is given its metrics."""
         if not self.leader:
             return
         result = json.loads((self.path / "summary.json").read_text())
-        table = pd.read_parquet(self.path / "samples.parquet")
+        held = isinstance(self.run, RewardModelRun)
+        table = pd.read_parquet(self.path / ("scores.parquet" if held else "samples.parquet"))
         self.console.note(f"{self.run.algo:<12} finished already, not run again: {self.path}")
         if isinstance(self.run.logger, WandbLogger) and not (self.path / "wandb").exists():
             mirror = self._wandb()
             if mirror is not None:
                 mirror.replay(read(self.path / "metrics.jsonl"))
-                points = pd.read_parquet(self.path / "evaluations.parquet")
-                before = table.assign(split="test", reward=table["reference_reward"])
-                last = points[points["step"] == result["step"]]
-                self._mirror(Trackers([mirror]), last, before, table, result)
+                if held:
+                    self._mirror_reward_model(Trackers([mirror]), table, result)
+                else:
+                    points = pd.read_parquet(self.path / "evaluations.parquet")
+                    before = table.assign(split="test", reward=table["reference_reward"])
+                    last = points[points["step"] == result["step"]]
+                    self._mirror(Trackers([mirror]), last, before, table, result)
         self._show(result, table)
 
     def _show(self, result: Mapping[str, Any], table: pd.DataFrame) -> None:
-        self.console.samples(record.shown(table))
+        if isinstance(self.run, RewardModelRun):
+            self.console.reliability(result["reliability"])
+        else:
+            self.console.samples(record.shown(table))
         places = {"folder": str(self.path), "metrics": str(self.path / "metrics.jsonl")}
         if (self.path / "model").exists():
             places["model"] = str(self.path / "model")

@@ -3,6 +3,9 @@
 import json
 import shutil
 import time
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +14,38 @@ import pandas as pd
 import torch
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
+from imdb_rlhf.algos.reward_model import RewardModel
 from imdb_rlhf.algos.sft import SFT, held_out_loss
 from imdb_rlhf.algos.two_label import TwoLabel, crop, make_head, ngram_accuracy
-from imdb_rlhf.config import Crop, Eos, OptimConfig, PreferenceRun, PretrainedModel, Run, ScratchModel, TwoLabelReward
+from imdb_rlhf.config import (
+    BestOfNRun,
+    Crop,
+    Eos,
+    GroupsConfig,
+    GroupsRun,
+    LearnedRun,
+    OptimConfig,
+    PPORun,
+    PreferenceRun,
+    PretrainedModel,
+    ReservoirConfig,
+    Run,
+    ScratchModel,
+    TwoLabelReward,
+)
 from imdb_rlhf.data import groups, hub
 from imdb_rlhf.data.prompts import Encode
 from imdb_rlhf.errors import ConfigError, RunError
-from imdb_rlhf.evaluation import record
+from imdb_rlhf.evaluation import agreement, record
 from imdb_rlhf.evaluation.policy import completion_text
 from imdb_rlhf.models import policy as policies
+from imdb_rlhf.models.heads import make_reward_head, score_rows
 from imdb_rlhf.models.logprobs import Rows, sequence_logprobs
 from imdb_rlhf.models.policy import Policy, decode
-from imdb_rlhf.models.sampling import batches_by_length, sample, uniforms
+from imdb_rlhf.models.sampling import Samples, batches_by_length, sample, uniforms
 from imdb_rlhf.rewards import Reward
 from imdb_rlhf.rewards.classifier import ClassifierReward
-from imdb_rlhf.tracking.console import Console
+from imdb_rlhf.tracking.console import Console, Progress
 from imdb_rlhf.tracking.jsonl import JsonlLog
 from imdb_rlhf.training import checkpoint, loop
 from imdb_rlhf.training.runtime import Runtime
@@ -61,7 +81,8 @@ class Tools:
         policies.check_vocabulary(config.vocab_size, policies.load_tokenizer(folder, key), folder, key)
         context = policies.context_length(config)
         prompt, new = self.run.data.prompts.max_tokens, self.run.generation.max_new_tokens
-        appended = isinstance(self.run, PreferenceRun) and self.run.groups.eos == Eos.appended
+        run = self.run
+        appended = isinstance(run, GroupsRun) and run.uses_groups and run.groups.eos == Eos.appended
         if prompt + new + appended > context:
             raise ConfigError(
                 f"data.prompts.max_tokens={prompt} + generation.max_new_tokens={new} is longer than the {context} "
@@ -90,14 +111,35 @@ class Tools:
             seed, optim, trainer.micro_batch, trainer.checkpoint_every, trainer.log_every, evaluate_every
         )
 
-    def train(self, algorithm: loop.Algorithm, settings: loop.Settings, folder: Path) -> None:
+    def policy_settings(self, period: int) -> loop.Settings:
+        """The loop's settings for the policy.
+
+        Args:
+            period: optimizer steps of a batch of episodes, 1 where there are none; PPO has a row of metrics a batch,
+                and counts `evaluation.every` in batches.
+        """
+        run = self.run
+        assert isinstance(run, PreferenceRun | PPORun)
+        optim = run.ppo.optim if isinstance(run, PPORun) else run.policy.optim
+        settings = self.settings(run.seed, optim, run.evaluation.every * period)
+        return replace(settings, log_every=period) if isinstance(run, PPORun) else settings
+
+    def train(
+        self,
+        algorithm: loop.Algorithm,
+        settings: loop.Settings,
+        folder: Path,
+        evaluate: Callable[[int], dict[str, float]] | None = None,
+    ) -> None:
         """Train an artifact's model with progress and `metrics.jsonl`, going on from a checkpoint if there is one."""
         found = checkpoint.load(folder)
         start = 0 if found is None else found.step
         log = JsonlLog(folder / "metrics.jsonl", start or None) if self.runtime.rank == 0 else None
         with self.console.progress(algorithm.stage, algorithm.steps, start=start) as progress:
             hooks = loop.Hooks(
-                log=log.log if log else lambda row: None, advance=lambda values: progress.advance(1, **values)
+                log=log.log if log else lambda row: None,
+                advance=lambda values: progress.advance(1, **values),
+                evaluate=evaluate,
             )
             loop.train(algorithm, settings, self.runtime, folder, hooks)
         if log:
@@ -176,49 +218,199 @@ class Tools:
         shutil.rmtree(start)
         checkpoint.remove(folder)
 
+    # --- reward_model ----------------------------------------------------------------------------------------------
+
+    def make_reward_model(self, folder: Path, policy: Policy, groups_folder: Path, before: pd.DataFrame) -> None:
+        """Train the learned reward, normalise its scores and hold it to account.
+
+        Args:
+            folder: of the artifact; `model/` and `normalisation.json` are what `rewards.learned` reads.
+            policy: what it starts from.
+            groups_folder: what it learns from.
+            before: samples of the reference for evaluation prompts: columns `split`, `prompt_id`, `sample_id`,
+                `prompt_ids`, `completion_ids`, `reward`, `reward_logit`.
+
+        Raises:
+            RunError: nothing to learn from, or scores that do not vary.
+        """
+        run = self.run
+        assert isinstance(run, LearnedRun)
+        config, size = run.reward_model, run.groups.batch_size
+        start, best = folder / "start", folder / "best"
+        if self.runtime.rank == 0:
+            policies.save(policy, start, "", 1.0)
+        self.runtime.barrier()
+        pad_id = policy.tokenizer.pad_token_id
+        pad_id = policy.eos_id if pad_id is None else int(pad_id)
+        head = make_reward_head(start, str(run.model.attention), config.seed, pad_id).to(self.runtime.device)
+        algorithm = RewardModel.from_artifacts(head, groups_folder, policy.eos_id, run)
+        # 1. a standard deviation of 1 to begin with; of a mean the loss knows nothing
+        _, std = self._spread(algorithm, before)
+        head.scale(1 / std)
+        # 2. of the evaluations the last is the end
+        every = -(-algorithm.steps // config.evaluations)
+        settings = self.settings(config.seed, config.optim, every)
+        self.train(algorithm, settings, folder, self._keep_best(algorithm, folder, best, every))
+        if self.runtime.rank:
+            return
+        kept = checkpoint.load(best)
+        assert kept is not None
+        head.load_state_dict(kept.weights)
+        # 3. mean and standard deviation again, kept beside the model: its own scale is the Bradley-Terry model's
+        mean, std = self._spread(algorithm, before)
+        # 4. the account: prompts that had no part in training nor in the choice of the checkpoint
+        test = before[before["split"] == "test"].reset_index(drop=True)
+        raw = score_rows(algorithm.plain, list(test["prompt_ids"]), list(test["completion_ids"]), size)
+        test = test.assign(score=(raw - mean) / std)
+        report = {
+            "objective": str(config.objective),
+            "pairs": len(algorithm.training.rows),
+            "validation_pairs": len(algorithm.validation.rows),
+            "dropped": algorithm.training.dropped,
+            "steps": algorithm.steps,
+            "kept_step": kept.step,
+            "validation_accuracy": kept.sums["eval/accuracy"],
+        }
+        record.write_json(folder / "report.json", report | agreement.account(test, raw, run.evaluation))
+        record.write_json(folder / "normalisation.json", {"mean": mean, "std": std})
+        columns = ["prompt_id", "sample_id", "reward", "reward_logit", "score"]
+        test[columns].to_parquet(folder / "scores.parquet", index=False)
+        head.model.save_pretrained(folder / "model")
+        policy.tokenizer.save_pretrained(folder / "model")
+        shutil.rmtree(start)
+        shutil.rmtree(best)
+        checkpoint.remove(folder)
+
+    def _keep_best(
+        self, algorithm: RewardModel, folder: Path, best: Path, every: int
+    ) -> Callable[[int], dict[str, float]]:
+        """An evaluation that keeps the weights of the highest validation accuracy, the earliest of equals, in `best`.
+
+        What is best so far belongs to the checkpoint that is gone on from: without the one the other is of no use.
+        """
+        if self.runtime.rank == 0:
+            found = checkpoint.load(folder)
+            if found is None:
+                shutil.rmtree(best, ignore_errors=True)
+            elif found.step >= every and checkpoint.load(best) is None:
+                checkpoint.remove(folder)
+        self.runtime.barrier()
+        before = checkpoint.load(best)
+        highest = -np.inf if before is None else before.sums["eval/accuracy"]
+
+        def evaluate(step: int) -> dict[str, float]:
+            nonlocal highest
+            assert isinstance(self.run, LearnedRun)
+            with self.runtime.autocast():
+                values = algorithm.validate(self.run.groups.batch_size)
+            if values["eval/accuracy"] > highest:
+                highest = values["eval/accuracy"]
+                if self.runtime.rank == 0:
+                    weights = algorithm.plain.state_dict()
+                    checkpoint.save(best, checkpoint.Checkpoint(step, weights, {}, values))
+            return values
+
+        return evaluate
+
+    def _spread(self, algorithm: RewardModel, before: pd.DataFrame) -> tuple[float, float]:
+        """Mean and standard deviation of the scores of reference samples that are not trained on, in float32.
+
+        They are the completions of the validation prefixes; where the preferences were brought along, whose texts need
+        not be the reference's, its samples for the validation prompts.
+        """
+        assert isinstance(self.run, LearnedRun)
+        size = self.run.groups.batch_size
+        if self.run.data.preferences is None:
+            scores = algorithm.score(np.flatnonzero(algorithm.held_out), size)
+        else:
+            rows = before[before["split"] == "validation"]
+            scores = score_rows(algorithm.plain, list(rows["prompt_ids"]), list(rows["completion_ids"]), size)
+        # equal numbers may have a rounded mean that is none of them
+        mean, std = float(scores.mean()), float(scores.std()) if np.ptp(scores) else 0.0
+        if not (np.isfinite(mean) and np.isfinite(std) and std > 0):
+            raise RunError(
+                f"reward_model: its scores have standard deviation {std} on samples of the reference; "
+                "lower reward_model.optim.lr, or set trainer.precision=float32"
+            )
+        return mean, std
+
     # --- groups ----------------------------------------------------------------------------------------------------
 
     def make_groups(self, folder: Path, policy: Policy, reward: Reward, wanted: list[list[int]]) -> None:
-        """K completions a prompt: sampled, scored on both scales, and with the reference's log-prob.
-
-        Batches of one prompt length are a function of all prompts; processes share them out whole.
-        """
-        run, runtime = self.run, self.runtime
-        assert isinstance(run, PreferenceRun)
-        policies.freeze(policy.lm)
-        k, new = run.groups.k, run.generation.max_new_tokens
-        owners = [(prompt, number) for prompt in range(len(wanted)) for number in range(k)]
-        batches = batches_by_length([len(wanted[prompt]) for prompt, _ in owners], run.groups.batch_size)
-        found: list[dict[str, Any]] = []
-        with self.console.progress("groups", len(owners), "completion") as progress:
-            for number, batch in enumerate(batches):
-                if number % runtime.world != runtime.rank:
-                    continue
-                keys = [owners[i] for i in batch]
-                random = {p: uniforms(run.groups.seed, "groups", [p], k, new)[0] for p in {p for p, _ in keys}}
-                heads = [wanted[prompt] for prompt, _ in keys]
-                with runtime.autocast():
-                    drawn = np.stack([random[prompt][which] for prompt, which in keys])
-                    samples = sample(policy.lm, heads, drawn, policy.eos_id, run.generation.temperature)
-                found += self._scored(policy, reward, keys, heads, samples.ids, samples.finished)
-                progress.advance(len(keys) * runtime.world)
-        frame = pd.DataFrame(runtime.gather(found), columns=groups.COLUMNS)
-        frame = frame.sort_values(["prompt_id", "sample_id"], ignore_index=True)
-        if runtime.rank:
+        """K completions a training prompt: sampled, scored on both scales, and with the reference's log-prob."""
+        run = self.run
+        assert isinstance(run, GroupsRun)
+        with self.console.progress("groups", len(wanted) * run.groups.k, "completion") as progress:
+            frame = self._reference_samples(policy, reward, wanted, run.groups, run.groups.k, "groups", progress)
+        if self.runtime.rank:
             return
         self._write_groups(folder, frame)
         exported = groups.to_trl(frame)
         exported.to_parquet(folder / "preferences.parquet", index=False)
-        report = {
-            "prompts": len(wanted),
-            "completions": len(frame),
-            "pairs": len(exported),
-            "reward_mean": float(frame["reward"].mean()),
-            "reward_std": float(frame["reward"].std()),
-            "finished": float(frame["finished"].mean()),
-            "length": float(frame["completion_ids"].map(len).mean()),
-        }
+        report = _samples_report(frame) | {"pairs": len(exported)}
         record.write_json(folder / "report.json", report)
+
+    def make_reservoir(
+        self, folder: Path, policy: Policy, reward: Reward, wanted: Mapping[str, list[list[int]]]
+    ) -> None:
+        """M completions of each evaluation prompt, in float32 as every evaluation is."""
+        run = self.run
+        assert isinstance(run, BestOfNRun | PPORun)
+        config, frames = run.reservoir, []
+        total = sum(len(rows) for rows in wanted.values()) * config.samples
+        with self.console.progress("reservoir", total, "completion") as progress:
+            for split, rows in wanted.items():
+                stream = f"reservoir/{split}"
+                frame = self._reference_samples(policy, reward, rows, config, config.samples, stream, progress)
+                frames.append(frame.assign(split=split))
+        if self.runtime.rank:
+            return
+        frame = pd.concat(frames, ignore_index=True)
+        frame.to_parquet(folder / "reservoir.parquet", index=False)
+        record.write_json(folder / "report.json", _samples_report(frame))
+
+    def _reference_samples(
+        self,
+        policy: Policy,
+        reward: Reward,
+        wanted: list[list[int]],
+        config: GroupsConfig | ReservoirConfig,
+        count: int,
+        stream: str,
+        progress: Progress,
+    ) -> pd.DataFrame:
+        """`count` completions a prompt, in the order of prompts and samples.
+
+        Batches of one prompt length are a function of all prompts; processes share them out whole. Groups are sampled
+        in the training's precision, as the policy will be; the reservoir in float32.
+        """
+        run, runtime = self.run, self.runtime
+        policies.freeze(policy.lm)
+        owners = [(prompt, number) for prompt in range(len(wanted)) for number in range(count)]
+        batches = batches_by_length([len(wanted[prompt]) for prompt, _ in owners], config.batch_size)
+        appended = isinstance(config, GroupsConfig) and config.eos == Eos.appended
+        found: list[dict[str, Any]] = []
+        for number, batch in enumerate(batches):
+            if number % runtime.world != runtime.rank:
+                continue
+            keys = [owners[i] for i in batch]
+            new = run.generation.max_new_tokens
+            random = {p: uniforms(config.seed, stream, [p], count, new)[0] for p in {p for p, _ in keys}}
+            heads = [wanted[prompt] for prompt, _ in keys]
+            precision = runtime.autocast if isinstance(config, GroupsConfig) else nullcontext
+            with precision():
+                drawn = np.stack([random[prompt][which] for prompt, which in keys])
+                samples = sample(policy.lm, heads, drawn, policy.eos_id, run.generation.temperature)
+            tails = samples.ids
+            if appended:
+                ends = zip(tails, samples.finished, strict=True)
+                tails = [tail if ended else [*tail, policy.eos_id] for tail, ended in ends]
+            with precision():
+                logprobs = sequence_logprobs(policy.lm, Rows.of(heads, tails), run.generation.temperature).tolist()
+            found += self._scored(policy, reward, keys, heads, samples, tails, logprobs)
+            progress.advance(len(keys) * runtime.world)
+        frame = pd.DataFrame(runtime.gather(found), columns=groups.COLUMNS)
+        return frame.sort_values(["prompt_id", "sample_id"], ignore_index=True)
 
     def _scored(
         self,
@@ -226,21 +418,17 @@ class Tools:
         reward: Reward,
         keys: list[tuple[int, int]],
         heads: list[list[int]],
+        samples: Samples,
         tails: list[list[int]],
-        finished: list[bool],
+        logprobs: list[float],
     ) -> list[dict[str, Any]]:
-        run = self.run
-        assert isinstance(run, PreferenceRun)
+        """Rows of a group table; texts are of what was sampled, `tails` of what is trained on."""
         starts = decode(policy.tokenizer, heads)
-        wholes = decode(policy.tokenizer, [head + tail for head, tail in zip(heads, tails, strict=True)])
+        wholes = decode(policy.tokenizer, [head + tail for head, tail in zip(heads, samples.ids, strict=True)])
         scores = reward.score(wholes)
         bad = np.flatnonzero(~(np.isfinite(scores.reward) & np.isfinite(scores.logit)))
         if len(bad):
-            raise RunError(f"groups: the true reward of {wholes[bad[0]][:60]!r} is not finite; mend the reward")
-        if run.groups.eos == Eos.appended:
-            tails = [tail if ended else [*tail, policy.eos_id] for tail, ended in zip(tails, finished, strict=True)]
-        with self.runtime.autocast():
-            logprobs = sequence_logprobs(policy.lm, Rows.of(heads, tails), run.generation.temperature).tolist()
+            raise RunError(f"the true reward of {wholes[bad[0]][:60]!r} is not finite; mend the reward")
         return [
             {
                 "prompt_id": prompt,
@@ -249,7 +437,7 @@ class Tools:
                 "completion_ids": tails[at],
                 "prompt": starts[at],
                 "completion": completion_text(starts[at], wholes[at]),
-                "finished": finished[at],
+                "finished": samples.finished[at],
                 "reward": float(scores.reward[at]),
                 "reward_logit": float(scores.logit[at]),
                 "ref_logprob": logprobs[at],
@@ -270,7 +458,7 @@ class Tools:
         logprobs = np.zeros(len(table))
         lengths = table["prompt_ids"].map(len) + table["completion_ids"].map(len)
         order = np.argsort(lengths.to_numpy(), kind="stable")
-        assert isinstance(run, PreferenceRun)
+        assert isinstance(run, GroupsRun)
         with self.console.progress("groups", len(table), "completion") as progress, self.runtime.autocast():
             for at in range(0, len(order), run.groups.batch_size):
                 part = table.iloc[order[at : at + run.groups.batch_size]]
@@ -312,10 +500,26 @@ class Tools:
                 f"held-out accuracy {report['accuracy']:.1%}, n-gram logistic regression on the same crops "
                 f"{report['ngram_accuracy']:.1%}"
             )
-        if name == "groups" and "reward_mean" in report:
+        if name == "reward_model":
+            accuracy, pearson = (
+                "undefined" if report[key] is None else f"{report[key]:{form}}"
+                for key, form in (("accuracy", ".1%"), ("pearson", ".2f"))
+            )
+            return f"test pair accuracy {accuracy}, correlation with the true log-odds {pearson}"
+        if name in ("groups", "reservoir") and "reward_mean" in report:
             return (
                 f"{report['completions']} completions, reward {report['reward_mean']:.3f} ± {report['reward_std']:.3f}"
             )
         if name == "groups":
             return f"{report['pairs']} pairs over {report['completions']} completions"
         return ""
+
+
+def _samples_report(frame: pd.DataFrame) -> dict[str, Any]:
+    return {
+        "completions": len(frame),
+        "reward_mean": float(frame["reward"].mean()),
+        "reward_std": float(frame["reward"].std()),
+        "finished": float(frame["finished"].mean()),
+        "length": float(frame["completion_ids"].map(len).mean()),
+    }

@@ -126,7 +126,7 @@ def test_choices_go_together(data, reward):
         (["optim@sft.optim=rmsprop"], "sft.optim", config.RMSpropConfig),
         ([], "logger", config.WandbLogger),
         (["logger=none"], "logger", config.NoLogger),
-        ([], "dpo.labels", config.Labels),
+        ([], "pairs.labels", config.Labels),
         ([], "model.attention", config.Attention),
         ([], "trainer", config.TrainerConfig),
     ],

@@ -98,9 +98,9 @@ TWO_LABEL, SIEBERT, IMDB = "reward=two_label", "reward=siebert", "data=imdb"
         ("trainer.micro_batch=0", AT_LEAST_1, []),
         ("trainer.checkpoint_every=-1", AT_LEAST_0, []),
         ("trainer.log_every=0", AT_LEAST_1, []),
-        ("dpo.noise=0.6", "at most 0.5", ["dpo.labels=noisy"]),
-        ("dpo.tau=0", ABOVE_0, ["dpo.labels=bradley_terry"]),
-        ("dpo.min_margin=-1", AT_LEAST_0, []),
+        ("pairs.noise=0.6", "at most 0.5", ["pairs.labels=noisy"]),
+        ("pairs.tau=0", ABOVE_0, ["pairs.labels=bradley_terry"]),
+        ("pairs.min_margin=-1", AT_LEAST_0, []),
         ("reward.batch_size=0", AT_LEAST_1, [SIEBERT]),
         ("reward.batch_size=0", AT_LEAST_1, [TWO_LABEL]),
         ("reward.score_batch_size=0", AT_LEAST_1, [TWO_LABEL]),
@@ -120,7 +120,7 @@ def test_out_of_range(override, way_out, more):
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e999"])
-@pytest.mark.parametrize("key", ["beta", "policy.optim.lr", "generation.temperature", "sft.epochs", "dpo.min_margin"])
+@pytest.mark.parametrize("key", ["beta", "policy.optim.lr", "generation.temperature", "sft.epochs", "pairs.min_margin"])
 def test_not_a_finite_number(key, value):
     said = refusal(f"{key}={value}")
     assert said.startswith(f"{key}={value.replace('1e999', 'inf')} is not a finite number; give one")
@@ -144,7 +144,7 @@ def test_a_whole_number_is_neither_nan_nor_inf(value):
         ("policy.steps=abc", "could not be converted to Integer"),
         ("plan=maybe", "not a valid bool"),
         ("keep_model=first", "expected one of [last, best, none]"),
-        ("dpo.labels=hard", "expected one of [deterministic, bradley_terry, noisy]"),
+        ("pairs.labels=hard", "expected one of [deterministic, bradley_terry, noisy]"),
         ("trainer.device=tpu", "expected one of [auto, cpu, cuda]"),
         ("data.prompts=3", "is not a subclass of PromptsConfig"),
         ("paths.outputs=null", "is not Optional"),
@@ -174,10 +174,10 @@ def test_wrong_type(override, reason):
             "sft.max_tokens=81 is longer than model.context=80; shorten it or raise",
         ),
         (["sft.revision=main"], "sft.revision=main is used with sft.path alone; set sft.path"),
-        (["dpo.tau=2"], "dpo.tau=2.0 is used by dpo.labels=bradley_terry alone; drop it"),
-        (["dpo.noise=0.1"], "dpo.noise=0.1 is used by dpo.labels=noisy alone; drop it"),
-        (["dpo.labels=noisy"], "dpo.labels=noisy needs dpo.noise"),
-        (["dpo.labels=bradley_terry", "data.preferences=a.parquet"], "dpo.labels=bradley_terry draws labels from"),
+        (["pairs.tau=2"], "pairs.tau=2.0 is used by pairs.labels=bradley_terry alone; drop it"),
+        (["pairs.noise=0.1"], "pairs.noise=0.1 is used by pairs.labels=noisy alone; drop it"),
+        (["pairs.labels=noisy"], "pairs.labels=noisy needs pairs.noise"),
+        (["pairs.labels=bradley_terry", "data.preferences=a.parquet"], "pairs.labels=bradley_terry draws labels from"),
         (
             ["trainer.processes=3", "sft.batch_size=64"],
             "sft.batch_size=64 is not a multiple of trainer.processes=3; choose a multiple",
@@ -200,7 +200,7 @@ def test_values_that_do_not_go_together(overrides, message):
         (["algo=sft", "+beta=0.3"], "beta=0.3: no such key for algo=sft", "generation"),
         (["algo=sft", "++beta=0.3"], "beta=0.3: no such key for algo=sft", "generation"),
         (["algo=sft", "groups.k=4"], "groups.k=4: no such key for algo=sft", "generation"),
-        (["algo=sft", "+dpo.ties=drop"], "dpo={'ties': 'drop'}: no such key for algo=sft", "generation"),
+        (["algo=sft", "+pairs.ties=drop"], "pairs={'ties': 'drop'}: no such key for algo=sft", "generation"),
         (["target_kl=3"], "target_kl=3: no such key for algo=dpo", "beta"),
         (["+target_kl=3"], "target_kl=3: no such key for algo=dpo", "beta"),
         (["policy.step=3"], "policy.step=3: no such key; did you mean policy.steps?", "policy.optim"),
@@ -246,8 +246,8 @@ def test_an_unknown_choice(override, start, choices):
         ["policy.steps=1"],
         ["policy.optim.max_grad_norm=null"],
         ["trainer.checkpoint_every=0"],
-        ["dpo.labels=noisy", "dpo.noise=0.5"],
-        ["dpo.labels=bradley_terry", "dpo.tau=0.5"],
+        ["pairs.labels=noisy", "pairs.noise=0.5"],
+        ["pairs.labels=bradley_terry", "pairs.tau=0.5"],
         ["seed=-1"],
         ["sft.path=reference", "generation.max_new_tokens=5000"],  # another context, read later
         ["sft.path=reference", "sft.revision=main"],

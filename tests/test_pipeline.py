@@ -530,15 +530,15 @@ PLAIN += [
     "trainer.precision=float32",
     "sft.epochs=1",
     "policy.batch_size=16",
-    "dpo.ties=random",
-    "dpo.min_margin=0",
+    "pairs.ties=random",
+    "pairs.min_margin=0",
 ]
 REAL = [*PLAIN, "data=imdb", "data.sft_reviews=60"]
 
 
 def test_real_reviews_and_a_two_label_reward(reviews, tmp_path):
     reward = ["reward=two_label", "reward.held_out=20", "reward.epochs=1", "reward.batch_size=16"]
-    values = [*REAL, *reward, *STEPS, "dpo.min_margin=0", f"data.path={reviews}", f"paths.outputs={tmp_path}/outputs"]
+    values = [*REAL, *reward, *STEPS, "pairs.min_margin=0", f"data.path={reviews}", f"paths.outputs={tmp_path}/outputs"]
     answer = well(train(*values))
     stages = ["data", "sft", "labelled", "two_label", "groups", "reference"]
     assert list(made(answer).items()) == [(name, True) for name in stages]

@@ -20,6 +20,8 @@ from imdb_rlhf.algos.sft import SFT
 from imdb_rlhf.config import (
     AdamWConfig,
     Device,
+    DPOConfig,
+    DPOLoss,
     DPORun,
     Order,
     Precision,
@@ -65,7 +67,8 @@ def algorithms() -> list[Any]:
         beta=0.1,
         generation=SimpleNamespace(temperature=1.0),
         policy=SimpleNamespace(batch_size=6, epochs=1.0, steps=4),
-        dpo=SimpleNamespace(order=Order.prefix),
+        pairs=SimpleNamespace(order=Order.prefix),
+        dpo=DPOConfig(loss=DPOLoss.sigmoid, label_smoothing=0.0, average_logprobs=False),
     )
     return [sft, DPO(tiny(), groups, Pairs(pairs, pairs[:, 0] // 4, {}), cast(DPORun, run))]
 

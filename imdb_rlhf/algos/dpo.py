@@ -1,11 +1,9 @@
-"""Direct preference optimization (arXiv 2305.18290).
+"""Direct preference optimization (arXiv 2305.18290) and the losses that are functions of the same log-ratios.
 
-A batch is distinct completions and the indices of its pairs: each completion of a group of 4 stands in 3 of its 6 pairs
-and is scored once. The reference's log-probs are stored beside the completions, one number each, for every beta.
+The score of a completion is s = log pi(y|x) - log ref(y|x), and h = s_w - s_l is the margin of a pair. Plackett-Luce
+takes whole rankings instead of pairs (appendix A.3).
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,110 +11,84 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from imdb_rlhf.algos.batches import Stream, share, steps_for
-from imdb_rlhf.config import DPORun
-from imdb_rlhf.data.groups import Pairs, draw_pairs, flip, read, shuffled
-from imdb_rlhf.losses import dpo_sigmoid, log_ratio_margin
-from imdb_rlhf.models.logprobs import LogProbs, Rows
-from imdb_rlhf.models.policy import Policy
+from imdb_rlhf.algos.preferences import (
+    PairBatch,
+    PairPart,
+    PreferenceMethod,
+    RankingBatch,
+    RankingPart,
+    load_pairs,
+)
+from imdb_rlhf.config import DPOConfig, DPOLoss, DPORun
+from imdb_rlhf.data.groups import Pairs, Rankings, draw_rankings, read
+from imdb_rlhf.losses import dpo_hinge, dpo_ipo, dpo_robust, dpo_sigmoid, log_ratio_margin, plackett_luce
 
 
-@dataclass(frozen=True)
-class PairPart:
-    """What one forward pass sees.
-
-    Attributes:
-        rows: the distinct completions.
-        ref_logprob: (completions,) float32 log-prob of each under the reference.
-        pairs: (pairs, 2) int64 indices into the completions, winner and loser.
-    """
-
-    rows: Rows
-    ref_logprob: Tensor
-    pairs: Tensor
-
-
-class Completions:
-    """The completions of all groups as token rows, with the reference's log-probs."""
-
-    def __init__(self, groups: pd.DataFrame) -> None:
-        self.prompts = [list(map(int, ids)) for ids in groups["prompt_ids"]]
-        self.completions = [list(map(int, ids)) for ids in groups["completion_ids"]]
-        self.ref_logprob = groups["ref_logprob"].to_numpy()
-
-    def part(self, pairs: np.ndarray) -> PairPart:
-        """Distinct completions of (pairs, 2) rows, and the pairs as indices into them."""
-        distinct, indices = np.unique(pairs, return_inverse=True)
-        rows = Rows.of([self.prompts[i] for i in distinct], [self.completions[i] for i in distinct])
-        reference = torch.tensor(self.ref_logprob[distinct], dtype=torch.float32)
-        return PairPart(rows, reference, torch.as_tensor(indices.reshape(pairs.shape)))
-
-
-@dataclass(frozen=True)
-class PairBatch:
-    """A global batch of pairs: (batch, 2) rows of the group table; losses are averaged over pairs."""
-
-    completions: Completions
-    pairs: np.ndarray
-
-    @property
-    def size(self) -> float:
-        """Number of pairs."""
-        return float(len(self.pairs))
-
-    def parts(self, rank: int, world: int, limit: int | None) -> list[PairPart]:
-        """This process's pairs, with the distinct completions of each piece."""
-        return [self.completions.part(piece) for piece in share(self.pairs, rank, world, limit)]
-
-
-class DPO:
-    """Minimises -log sigmoid(beta h) over preference pairs."""
+class DPO(PreferenceMethod[DPORun]):
+    """Minimises a loss of the log-ratios of preferred and other completions."""
 
     stage = "dpo"
 
-    def __init__(self, policy: Policy, groups: pd.DataFrame, pairs: Pairs, run: DPORun) -> None:
-        policy.lm.requires_grad_(True)
-        self.module: nn.Module = LogProbs(policy.lm, run.generation.temperature).eval()  # eval: no dropout
-        self.completions, self.pairs, self.beta = Completions(groups), pairs, run.beta
-        batch_size = run.policy.batch_size
-        self.steps = run.policy.steps or steps_for(len(pairs.rows), batch_size, run.policy.epochs)
-        self.stream = Stream(len(pairs.rows), batch_size, lambda epoch: shuffled(pairs, run.dpo.order, run.seed, epoch))
-
     @classmethod
-    def from_artifacts(cls, policy: Policy, folder: Path, run: DPORun) -> "DPO":
-        """DPO on the groups of an artifact: pairs drawn by the true reward, or those of a preference file.
+    def draw(cls, folder: Path, run: DPORun) -> tuple[pd.DataFrame, Pairs | Rankings]:
+        """The groups of an artifact with their pairs, or with their rankings where the loss is of rankings."""
+        if run.dpo.loss != DPOLoss.plackett_luce:
+            return load_pairs(folder, run.pairs, run.seed)
+        groups, _ = read(folder)
+        return groups, draw_rankings(groups, run.pairs, run.seed)
 
-        Raises:
-            RunError: no pair is left.
+    def batch(self, chosen: np.ndarray) -> PairBatch | RankingBatch:
+        """The global batch of these (batch,) pairs or rankings."""
+        rows = self.drawn.rows[chosen]
+        if isinstance(self.drawn, Rankings):
+            return RankingBatch(self.completions, rows, self.drawn.mask[chosen])
+        return PairBatch(self.completions, rows)
+
+    def loss(self, module: nn.Module, part: PairPart | RankingPart) -> tuple[Tensor, dict[str, Tensor]]:
+        """Summed losses of a part, and what practitioners plot.
+
+        The metrics are of whole sequences (log-probs summed over tokens) whatever the loss reads. Of a ranking the
+        chosen completion is the best and the rejected one the worst; its accuracy is that of neighbours.
         """
-        groups, pairs = read(folder)
-        if pairs is None:
-            pairs = draw_pairs(groups, run.dpo, run.seed)
-        elif run.dpo.noise is not None:
-            pairs = flip(pairs, run.dpo.noise, run.seed)
-        return cls(policy, groups, pairs, run)
-
-    def remark(self) -> str:
-        """What a person wants to know before it starts."""
-        left_out = ", ".join(f"{count} {reason}" for reason, count in self.pairs.dropped.items() if count)
-        return f"{len(self.pairs.rows)} pairs, {self.steps} steps" + (f"; left out: {left_out}" if left_out else "")
-
-    def batches(self, first: int) -> Iterator[PairBatch]:
-        """The batch of each step from `first` on."""
-        for step in range(first, self.steps):
-            yield PairBatch(self.completions, self.pairs.rows[self.stream.at(step)])
-
-    def loss(self, module: nn.Module, part: PairPart) -> tuple[Tensor, dict[str, Tensor]]:
-        """Summed losses of a part, and what practitioners plot."""
-        device = next(module.parameters()).device
-        rows, pairs = part.rows.to(device), part.pairs.to(device)
-        logprob = module(rows.ids, rows.starts, rows.lengths).sum(-1)[pairs]
-        reference = part.ref_logprob.to(device)[pairs]
-        margin = log_ratio_margin(logprob[:, 0], logprob[:, 1], reference[:, 0], reference[:, 1])
-        log_ratio = (logprob - reference).detach()
-        return dpo_sigmoid(margin, self.beta).sum(), {
-            "train/accuracy": (margin > 0).float().sum(),
-            "train/margin": self.beta * margin.detach().sum(),
-            "train/chosen_log_ratio": log_ratio[:, 0].sum(),
-            "train/rejected_log_ratio": log_ratio[:, 1].sum(),
+        part = part.to(next(module.parameters()).device)
+        logprob = module(part.rows.ids, part.rows.starts, part.rows.lengths).sum(-1)
+        ratio = (logprob - part.ref_logprob).detach()
+        if isinstance(part, RankingPart):
+            scores = self.run.beta * (logprob - part.ref_logprob)[part.rankings]
+            losses = plackett_luce(scores, part.mask)
+            ratios, neighbours = ratio[part.rankings], part.mask[:, 1:]
+            right = (ratios[:, :-1] > ratios[:, 1:]) & neighbours
+            correct = right.sum(-1) / neighbours.sum(-1)
+            worst = part.mask.sum(-1, keepdim=True) - 1
+            chosen, rejected = ratios[:, 0], ratios.gather(1, worst)[:, 0]
+        else:
+            losses = pair_losses(self._margin(logprob, part), self.run.beta, self.run.dpo)
+            chosen, rejected = ratio[part.pairs].unbind(1)
+            correct = (chosen > rejected).float()
+        return losses.sum(), {
+            "train/accuracy": correct.sum(),
+            "train/margin": self.run.beta * (chosen - rejected).sum(),
+            "train/chosen_log_ratio": chosen.sum(),
+            "train/rejected_log_ratio": rejected.sum(),
         }
+
+    def _margin(self, logprob: Tensor, part: PairPart) -> Tensor:
+        """(pairs,) margins that the loss reads: of log-probs a sequence, or a token."""
+        tokens = part.rows.lengths - part.rows.starts if self.run.dpo.average_logprobs else torch.ones_like(logprob)
+        policy, reference = (logprob / tokens)[part.pairs], (part.ref_logprob / tokens)[part.pairs]
+        return log_ratio_margin(policy[:, 0], policy[:, 1], reference[:, 0], reference[:, 1])
+
+
+def pair_losses(margin: Tensor, beta: float, config: DPOConfig) -> Tensor:
+    """(pairs,) losses of (pairs,) margins by the loss that is configured."""
+    match config.loss:
+        case DPOLoss.sigmoid:
+            return dpo_sigmoid(margin, beta, config.label_smoothing)
+        case DPOLoss.robust:
+            return dpo_robust(margin, beta, config.label_smoothing)
+        case DPOLoss.ipo:
+            return dpo_ipo(margin, beta)
+        case DPOLoss.hinge:
+            return dpo_hinge(margin, beta)
+        case _:
+            raise ValueError(f"{config.loss} is no loss of pairs")

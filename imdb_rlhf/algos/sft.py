@@ -1,8 +1,8 @@
 """Supervised fine-tuning: next-token prediction on reviews; its result is the reference policy."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import ClassVar, cast
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from imdb_rlhf.losses import negative_log_likelihood
 from imdb_rlhf.models.logprobs import LogProbs, Rows
 from imdb_rlhf.models.policy import Policy
 from imdb_rlhf.seeds import generator
+from imdb_rlhf.training.loop import Plain
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class RowsBatch:
         size: number of predicted tokens, what the summed loss is divided by.
     """
 
+    notes: ClassVar[Mapping[str, float]] = {}
     rows: Sequence[np.ndarray]
     chosen: np.ndarray
     size: float
@@ -38,7 +40,7 @@ class RowsBatch:
         ]
 
 
-class SFT:
+class SFT(Plain):
     """Minimises the mean negative log-likelihood of a token (temperature 1)."""
 
     stage = "sft"

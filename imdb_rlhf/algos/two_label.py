@@ -4,10 +4,10 @@ Crops have the lengths that will be scored: a prompt's length plus the completio
 trained on the same crops and held to the same account, so that a reward that learned little is seen at once.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import ClassVar, cast
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from imdb_rlhf.errors import RunError
 from imdb_rlhf.losses import two_label_cross_entropy
 from imdb_rlhf.models.logprobs import completion_mask, hidden_states, token_logprobs
 from imdb_rlhf.seeds import generator
+from imdb_rlhf.training.loop import Plain
 
 DROPOUTS = ["resid_pdrop", "embd_pdrop", "attn_pdrop", "dropout", "attention_dropout", "hidden_dropout"]
 DROPOUTS += ["hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"]
@@ -122,6 +123,7 @@ def crop(
 class LabelledBatch:
     """A global batch of crops with labels."""
 
+    notes: ClassVar[Mapping[str, float]] = {}
     rows: Sequence[list[int]]
     labels: np.ndarray
     size: float
@@ -138,7 +140,7 @@ class LabelledBatch:
         return parts
 
 
-class TwoLabel:
+class TwoLabel(Plain):
     """Minimises the cross-entropy of labels given crops; each pass crops anew."""
 
     stage = "two_label"

@@ -1,4 +1,4 @@
-"""Groups of K completions of one prompt: the unit of data; pairs and their labels are drawn from it.
+"""Groups of K completions of one prompt: the unit of data; pairs, rankings and their labels are drawn from it.
 
 A group's table has a row a completion, ordered by prompt and sample: `prompt_id`, `sample_id`, `prompt_ids`,
 `completion_ids` (as sampled), `prompt`, `completion` (texts), `finished`, `reward`, `reward_logit`, `ref_logprob`.
@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
-from imdb_rlhf.config import DPOConfig, Labels, Order, Ties
+from imdb_rlhf.config import Labels, Order, PairsConfig, Ties
 from imdb_rlhf.data.prompts import Encode
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.seeds import generator
@@ -37,7 +37,24 @@ class Pairs:
     dropped: dict[str, int]
 
 
-def draw_pairs(groups: pd.DataFrame, config: DPOConfig, seed: int) -> Pairs:
+@dataclass(frozen=True)
+class Rankings:
+    """Rankings over the rows of a group table.
+
+    Attributes:
+        rows: (rankings, K) int64, best first; where the mask is false the best stands again.
+        mask: (rankings, K) bool, true for the completions that are there, which stand first and are at least two.
+        prompts: (rankings,) int64, the prompt of each ranking; none has two.
+        dropped: how many completions were left out, by reason, and how many rankings of one.
+    """
+
+    rows: np.ndarray
+    mask: np.ndarray
+    prompts: np.ndarray
+    dropped: dict[str, int]
+
+
+def draw_pairs(groups: pd.DataFrame, config: PairsConfig, seed: int) -> Pairs:
     """All pairs of each group, labelled by the true reward's log-odds.
 
     Args:
@@ -74,7 +91,7 @@ def draw_pairs(groups: pd.DataFrame, config: DPOConfig, seed: int) -> Pairs:
     return Pairs(np.array(rows, dtype=np.int64), np.array(prompts, dtype=np.int64), dropped)
 
 
-def _first_wins(gap: float, coin: float, flip: float, config: DPOConfig) -> bool:
+def _first_wins(gap: float, coin: float, flip: float, config: PairsConfig) -> bool:
     """Whether the first of a pair wins, given r_first - r_second and two uniforms."""
     if config.labels == Labels.bradley_terry:
         return bool(coin < 1 / (1 + np.exp(-np.clip(gap / (config.tau or 1.0), -500, 500))))
@@ -82,12 +99,77 @@ def _first_wins(gap: float, coin: float, flip: float, config: DPOConfig) -> bool
     return bool(wins != (config.labels == Labels.noisy and flip < (config.noise or 0.0)))
 
 
-def shuffled(pairs: Pairs, order: Order, seed: int, epoch: int) -> np.ndarray:
-    """(pairs,) the order of an epoch: prompts shuffled and their pairs kept together, or every pair on its own."""
+def draw_rankings(groups: pd.DataFrame, config: PairsConfig, seed: int) -> Rankings:
+    """One ranking of each group: by the true reward's log-odds, or drawn from the Plackett-Luce model over them.
+
+    A draw sorts r / tau + Gumbel noise, one number for each different completion. What is left out is chosen walking
+    down the rewards themselves and never by the noise: a subset of Plackett-Luce items that their draw has no part in
+    is ranked by the same model, while keeping the one of two near rewards that was drawn first would raise it.
+
+    Args:
+        groups: a group table.
+        config: how a ranking is drawn (`deterministic` or `bradley_terry` labels); a completion is left out if one
+            kept already has the same tokens, an equal reward (unless ties are random) or one nearer than the margin.
+        seed: the noise is a function of (seed, prompt id).
+
+    Raises:
+        RunError: no ranking of two or more is left.
+    """
+    found, prompts = [], []
+    dropped = {"same completion": 0, "equal rewards": 0, "below min_margin": 0, "ranking of one": 0}
+    logits = groups["reward_logit"].to_numpy()
+    completions = [tuple(ids) for ids in groups["completion_ids"]]
+    for prompt, members in groups.groupby("prompt_id", sort=True).indices.items():
+        noise = dict(zip(members, generator(seed, "rankings", int(str(prompt))).gumbel(size=len(members)), strict=True))
+        kept: list[int] = []
+        for row in sorted(map(int, members), key=lambda row: -logits[row]):  # stable: of equal ones the first sample
+            reason = _left_out(row, kept, logits, completions, config)
+            if reason is None:
+                kept.append(row)
+            else:
+                dropped[reason] += 1
+        if len(kept) < 2:
+            dropped["ranking of one"] += 1
+            continue
+        drawn = config.labels == Labels.bradley_terry
+        # with deterministic labels the noise orders equal rewards alone
+        keys = {
+            row: (logits[row] / (config.tau or 1.0) + noise[row] if drawn else logits[row], noise[row]) for row in kept
+        }
+        found.append(sorted(kept, key=keys.__getitem__, reverse=True))
+        prompts.append(prompt)
+    if not found:
+        raise RunError(
+            f"no ranking is left of {dropped['ranking of one']} "
+            f"({', '.join(f'{n} {reason}' for reason, n in dropped.items())}); use more prompts or another reward"
+        )
+    longest = max(map(len, found))
+    mask = np.array([[place < len(ranking) for place in range(longest)] for ranking in found])
+    rows = np.array([ranking + ranking[:1] * (longest - len(ranking)) for ranking in found], dtype=np.int64)
+    return Rankings(rows, mask, np.array(prompts, dtype=np.int64), dropped)
+
+
+def _left_out(
+    row: int, kept: list[int], logits: np.ndarray, completions: list[tuple[int, ...]], config: PairsConfig
+) -> str | None:
+    """Why a completion has no place beside those that are kept, or None."""
+    if any(completions[row] == completions[other] for other in kept):
+        return "same completion"
+    gaps = [abs(logits[row] - logits[other]) for other in kept]
+    if config.ties == Ties.drop and 0 in gaps:
+        return "equal rewards"
+    return "below min_margin" if any(gap < config.min_margin for gap in gaps) else None
+
+
+def shuffled(drawn: Pairs | Rankings, order: Order, seed: int, epoch: int) -> np.ndarray:
+    """(pairs,) the order of an epoch: prompts shuffled and their pairs kept together, or every pair on its own.
+
+    A ranking is the only one of its prompt: rankings are shuffled either way.
+    """
     random = generator(seed, "pairs", epoch)
     if order == Order.shuffled:
-        return random.permutation(len(pairs.rows))
-    names, owner = np.unique(pairs.prompts, return_inverse=True)
+        return random.permutation(len(drawn.rows))
+    names, owner = np.unique(drawn.prompts, return_inverse=True)
     return np.lexsort((random.random(len(owner)), random.permutation(len(names))[owner]))
 
 

@@ -23,7 +23,8 @@ from imdb_rlhf.training.runtime import Runtime
 
 # A row a sample: what `evaluations.parquet` holds of every evaluation point.
 COLUMNS = ["step", "split", "prompt_id", "sample_id", "reward", "reward_logit", "kl", "kl_k1", "length", "finished"]
-TEXTS = ["prompt", "completion"]
+# What is kept beside them until a run is finished: texts, and the tokens as they were sampled.
+TEXTS = ["prompt", "completion", "prompt_ids", "completion_ids"]
 
 
 def evaluate(
@@ -95,6 +96,8 @@ def evaluate(
                     "finished": samples.finished[at],
                     "prompt": starts[at],
                     "completion": completion_text(starts[at], wholes[at]),
+                    "prompt_ids": heads[at],
+                    "completion_ids": samples.ids[at],
                 }
             )
         advance(len(keys))

@@ -51,6 +51,7 @@ def summary(
     config_hash: str,
     seconds: float,
     stage_seconds: dict[str, float],
+    base: pd.DataFrame | None = None,
 ) -> dict[str, Any]:
     """`summary.json`: what a run came to, on test prompts.
 
@@ -62,14 +63,15 @@ def summary(
         config_hash: of everything that the numbers depend on.
         seconds: wall time of the policy's training and evaluation.
         stage_seconds: wall time of the stages before, near 0 where they were reused.
+        base: the same prompts under the model before SFT, where it was pretrained.
     """
     config = run.evaluation
     test, before = (f[f["split"] == "test"] for f in (frame, reference))
-    values, base = metrics(frame), metrics(reference)
-    wins = win_rates(test, before)
-    return {
+    values, start = metrics(frame), metrics(reference)
+    result = {
         "name": name,
         "algo": run.algo,
+        "variant": run.variant,
         "knob": None if run.knob is None else {"name": run.knob[0], "value": run.knob[1]},
         "seed": run.seed,
         "step": int(frame["step"].iloc[0]),
@@ -87,20 +89,57 @@ def summary(
         "prompts": int(test["prompt_id"].nunique()),
         "samples_per_prompt": config.samples,
         "reference": {
-            "reward": base["eval/reward"],
+            "reward": start["eval/reward"],
             "reward_ci": interval(reference, "reward", config),
-            "reward_logit": base["eval/reward_logit"],
+            "reward_logit": start["eval/reward_logit"],
             "reward_std": float(before["reward"].std()),
-            "length": base["eval/length"],
-            "eos_rate": base["eval/eos_rate"],
-            "distinct_2": base["eval/distinct_2"],
+            "length": start["eval/length"],
+            "eos_rate": start["eval/eos_rate"],
+            "distinct_2": start["eval/distinct_2"],
         },
-        "win_rate": float(wins.mean()),
-        "win_rate_ci": list(bootstrap_mean(wins, config.bootstrap, config.confidence, config.seed)),
+        **_won("win_rate", test, before, run),
         "reward_name": run.reward.name,
         "data_name": run.data.name,
         "seconds": seconds,
         "stage_seconds": stage_seconds,
+        "config_hash": config_hash,
+    }
+    if base is not None:
+        result |= _won("win_rate_base", test, base[base["split"] == "test"], run)
+        result["base"] = {
+            "reward": metrics(base)["eval/reward"],
+            "reward_ci": interval(base, "reward", config),
+            "kl": metrics(base)["eval/kl"],
+            "kl_ci": interval(base, "kl", config),
+        }
+    return result
+
+
+def _won(key: str, mine: pd.DataFrame, other: pd.DataFrame, run: Run) -> dict[str, Any]:
+    """How often a sample has the higher log-odds than one of another policy, with its interval over prompts."""
+    wins, config = win_rates(mine, other), run.evaluation
+    ends = bootstrap_mean(wins, config.bootstrap, config.confidence, config.seed)
+    return {key: float(wins.mean()), f"{key}_ci": list(ends)}
+
+
+def learned_reward(report: dict[str, Any]) -> dict[str, Any]:
+    """What a run that used a reward model says of it."""
+    return {"accuracy": report["accuracy"], "accuracy_ci": report["accuracy_ci"], "pearson": report["pearson"]}
+
+
+def reward_model(run: Run, name: str, report: dict[str, Any], config_hash: str, seconds: float) -> dict[str, Any]:
+    """`summary.json` of `algo=reward_model`: its account on the reference's samples of test prompts."""
+    return {
+        "name": name,
+        "algo": run.algo,
+        "knob": None,
+        "variant": run.variant,
+        "seed": run.seed,
+        "step": report["kept_step"],
+        **report,
+        "reward_name": run.reward.name,
+        "data_name": run.data.name,
+        "seconds": seconds,
         "config_hash": config_hash,
     }
 
@@ -124,7 +163,7 @@ def samples(frame: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
             "kl_k1": "log_ratio",
         }
     )
-    joined = after.merge(before, on=keys, validate="one_to_one")
+    joined = after.merge(before, on=keys, validate="one_to_one")  # inner: best-of-N may have fewer draws a prompt
     return joined[joined["split"] == "test"].drop(columns="split").reset_index(drop=True)
 
 

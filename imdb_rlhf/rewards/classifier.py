@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from imdb_rlhf.config import Ranking
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.rewards import Scores, sigmoid
 
@@ -37,10 +38,19 @@ def positive_index(id2label: dict[int, str], wanted: str | None, key: str) -> in
 
 
 class ClassifierReward:
-    """p(positive) and the log-odds logit(positive) - logit(other) of whole texts, in float32."""
+    """p(positive) and the log-odds logit(positive) - logit(other) of whole texts, in float32.
+
+    With `ranking=positive_logit` the positive logit alone stands on the ranking scale.
+    """
 
     def __init__(
-        self, folder: Path, positive_label: str | None, batch_size: int, device: torch.device, key: str = "reward.path"
+        self,
+        folder: Path,
+        positive_label: str | None,
+        batch_size: int,
+        device: torch.device,
+        key: str = "reward.path",
+        ranking: Ranking = Ranking.log_odds,
     ) -> None:
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -61,6 +71,7 @@ class ClassifierReward:
                 f"{key}={folder}: the model has {rows} entries and its tokenizer {len(self.tokenizer)}; "
                 "give the tokenizer that the model was trained with"
             )
+        self.ranking = ranking
         self.positive = positive_index(self.model.config.id2label, positive_label, key)
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
@@ -80,14 +91,15 @@ class ClassifierReward:
         rows = self.tokenizer(list(texts), truncation=True, max_length=self.limit)["input_ids"] if texts else []
         # an empty text has no token that a head could read
         rows = [row or [self.tokenizer.pad_token_id] for row in rows]
-        logit = np.zeros(len(rows), dtype=np.float64)
+        logits = np.zeros((len(rows), 2), dtype=np.float64)  # of the positive label, of the other
         order = np.argsort([len(row) for row in rows], kind="stable")
         for at in range(0, len(order), self.batch_size):
             part = order[at : at + self.batch_size]
-            logit[part] = self._log_odds([rows[index] for index in part])
-        return Scores(sigmoid(logit), logit)
+            logits[part] = self._logits([rows[index] for index in part])
+        log_odds = logits[:, 0] - logits[:, 1]
+        return Scores(sigmoid(log_odds), log_odds if self.ranking == Ranking.log_odds else logits[:, 0])
 
-    def _log_odds(self, rows: list[list[int]]) -> np.ndarray:
+    def _logits(self, rows: list[list[int]]) -> np.ndarray:
         device = self.model.device
         lengths = torch.tensor([len(row) for row in rows])
         ids = torch.full((len(rows), int(lengths.max())), int(self.tokenizer.pad_token_id))
@@ -96,4 +108,4 @@ class ClassifierReward:
         mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
         with torch.autocast(device.type, enabled=False):
             logits = self.model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits.float()
-        return (logits[:, self.positive] - logits[:, 1 - self.positive]).double().cpu().numpy()
+        return logits[:, [self.positive, 1 - self.positive]].double().cpu().numpy()

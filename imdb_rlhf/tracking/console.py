@@ -95,6 +95,23 @@ class Console:
         self._out.print()
         self._out.print(table)
 
+    def reliability(self, bins: Sequence[Mapping[str, Any]]) -> None:
+        """Show how often pairs came out as a reward model predicted.
+
+        Args:
+            bins: dicts with `lower`, `upper`, `count`, `predicted`, `observed`; the last two None in an empty one.
+        """
+        if self.quiet:
+            return
+        table = Table(box=box.HORIZONTALS, pad_edge=False, show_edge=False)
+        for name in ("p(first wins)", "pairs", "predicted", "observed"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for row in bins:
+            shares = [_number(row[name], ".3f") for name in ("predicted", "observed")]
+            table.add_row(self._clean(f"{row['lower']:.1f} to {row['upper']:.1f}"), str(row["count"]), *shares)
+        self._out.print()
+        self._out.print(table)
+
     def result(self, summary: Mapping[str, Any], places: Mapping[str, str]) -> None:
         """Show what a run found, and where everything lies.
 
@@ -212,8 +229,9 @@ def duration(seconds: float) -> str:
 
 
 def _title(summary: Mapping[str, Any]) -> str:
-    knob = summary.get("knob")
-    parts = [str(summary["algo"]) + (f" {knob['name']}={knob['value']}" if knob else "")]
+    knob, variant = summary.get("knob"), summary.get("variant")
+    name = str(summary["algo"]) + (f" ({variant})" if variant else "")
+    parts = [name + (f" {knob['name']}={knob['value']}" if knob else "")]
     parts += [f"{name} {summary[name]}" for name in ("seed", "step") if summary.get(name) is not None]
     if summary.get("prompts") is not None:
         each = summary.get("samples_per_prompt")
@@ -229,13 +247,49 @@ def _figures(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "reward", reward + (f"   reference {before}" if reference.get("reward") is not None else "")
     if summary.get("kl") is not None:
         k1 = f"   k1 {_number(summary['kl_k1'], '.3f')}" if summary.get("kl_k1") is not None else ""
-        yield "KL (nats)", _with_interval(summary["kl"], summary.get("kl_ci"), ".3f") + k1
-    for key, name in (("win_rate", "win rate"), ("distinct_2", "distinct-2"), ("accuracy", "accuracy")):
+        bound = f"at most {_number(summary['kl'], '.3f')}" if summary.get("kl_is") == "upper bound" else None
+        yield "KL (nats)", bound or _with_interval(summary["kl"], summary.get("kl_ci"), ".3f") + k1
+    for key, name in (("win_rate", "win rate"), ("win_rate_base", "against base")):
         if summary.get(key) is not None:
-            before = _number(reference[key], ".3f") if reference.get(key) is not None else ""
-            yield name, _number(summary[key], ".3f") + (f"   reference {before}" if before else "")
+            yield name, _with_interval(summary[key], summary.get(f"{key}_ci"), ".3f")
+    if summary.get("distinct_2") is not None:
+        before = reference.get("distinct_2")
+        known = f"   reference {_number(before, '.3f')}" if before is not None else ""
+        yield "distinct-2", _number(summary["distinct_2"], ".3f") + known
+    yield from _account(summary)
+    yield from _control(summary.get("ppo") or {})
     if summary.get("seconds") is not None:
         yield "time", duration(summary["seconds"])
+
+
+def _account(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What is known of the reward model, of its own run or of one that used it."""
+    model = summary if summary.get("accuracy") is not None else summary.get("reward_model") or {}
+    if model.get("accuracy") is not None:
+        pairs = f" on {model['test_pairs']} pairs of test prompts" if model.get("test_pairs") is not None else ""
+        name = "accuracy" if model is summary else "reward model"
+        found = _with_interval(model["accuracy"], model.get("accuracy_ci"), ".3f")
+        yield name, found + (" of pairs" if not pairs else pairs)
+    if model is summary and model.get("pearson") is not None:
+        ranks = f", of ranks {_number(model.get('spearman'), '.3f')}"
+        yield "correlation", f"{_number(model['pearson'], '.3f')} with the true log-odds{ranks}"
+    if model is summary and model.get("calibration_error") is not None:
+        yield "calibration", f"{_number(model['calibration_error'], '.3f')} mean gap of predicted and observed"
+
+
+def _control(ppo: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Whether PPO's controller did what it was asked."""
+    if ppo.get("target_kl") is None:
+        return
+    reached = "within 25 %" if ppo["on_target"] else "missed by more than 25 %"
+    bound = (
+        ", coefficient at its floor" if ppo["at_floor"] else ", coefficient at its ceiling" if ppo["at_ceiling"] else ""
+    )
+    yield (
+        "target KL",
+        f"{ppo['target_kl']:g}, last fifth of training {ppo['kl_last_fifth']:.3f}: {reached}{bound}; "
+        f"coefficient {ppo['first_kl_coefficient']:.3g} to {ppo['kl_coefficient']:.3g}",
+    )
 
 
 def _with_interval(value: float | None, interval: Sequence[float] | None, spec: str) -> str:
@@ -243,7 +297,8 @@ def _with_interval(value: float | None, interval: Sequence[float] | None, spec: 
 
 
 def _number(value: float | None, spec: str) -> str:
-    return "-" if value is None else format(value, spec)
+    text = "-" if value is None else format(value, spec)
+    return text.removeprefix("-") if value is not None and float(text) == 0 else text  # no -0.000
 
 
 def _clip(text: str) -> str:

@@ -1,12 +1,12 @@
-"""Checkpoints: weights, optimizer and step, nothing else, whole or absent.
+"""Checkpoints: weights, optimizer, step and what else the next batches depend on; whole or absent.
 
-The batch and every random number are functions of (seed, stage, step, position), so nothing else is needed to go on
-exactly where a run stopped.
+The batch and every random number are functions of (seed, stage, step, position), so for most algorithms nothing else is
+needed to go on exactly where a run stopped; PPO keeps its rollout and its coefficient.
 """
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,14 @@ class Checkpoint:
         weights: the module's state.
         optimizer: the optimizer's state.
         sums: metric sums since the last row of metrics.
+        state: the algorithm's own, tensors and plain values.
     """
 
     step: int
     weights: dict[str, Any]
     optimizer: dict[str, Any]
     sums: dict[str, float]
+    state: dict[str, Any] = field(default_factory=dict)
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> None:
@@ -46,6 +48,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
     new.mkdir(parents=True)
     torch.save(checkpoint.weights, new / "weights.pt")
     torch.save(checkpoint.optimizer, new / "optimizer.pt")
+    torch.save(checkpoint.state, new / "algorithm.pt")
     (new / "state.json").write_text(json.dumps({"step": checkpoint.step, "sums": checkpoint.sums}))
     write_manifest(new)
     if final.exists():
@@ -60,10 +63,11 @@ def load(folder: Path) -> Checkpoint | None:
     if path is None:
         return None
     state = json.loads((path / "state.json").read_text())
-    weights, optimizer = (
-        torch.load(path / f"{name}.pt", map_location="cpu", weights_only=True) for name in ("weights", "optimizer")
+    weights, optimizer, algorithm = (
+        torch.load(path / f"{name}.pt", map_location="cpu", weights_only=True)
+        for name in ("weights", "optimizer", "algorithm")
     )
-    return Checkpoint(state["step"], weights, optimizer, state["sums"])
+    return Checkpoint(state["step"], weights, optimizer, state["sums"], algorithm)
 
 
 def _newest(folder: Path) -> Path | None:

@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +28,16 @@ from imdb_rlhf.training.runtime import Runtime
 
 
 class Batch(Protocol):
-    """A global batch."""
+    """A global batch.
+
+    Attributes:
+        notes: numbers of the batch as a whole, which the rows of metrics average over steps as they stand.
+    """
+
+    @property
+    def notes(self) -> Mapping[str, float]:
+        """Metrics under their keys; none for most algorithms."""
+        ...
 
     @property
     def size(self) -> float:
@@ -36,7 +45,10 @@ class Batch(Protocol):
         ...
 
     def parts(self, rank: int, world: int, limit: int | None) -> Sequence[Any]:
-        """What one process computes, in pieces of at most `limit` examples; at least one."""
+        """What one process computes, in pieces of at most `limit` examples.
+
+        Empty on every process for a step that is to change nothing: it counts, and nothing is computed.
+        """
         ...
 
 
@@ -60,6 +72,42 @@ class Algorithm(Protocol):
     def loss(self, module: nn.Module, part: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum of the losses of a part's examples, and sums of metrics under their keys (`train/...`)."""
         ...
+
+    def after(self, values: dict[str, float]) -> None:
+        """Take note of what a step came to: its metrics over the global batch."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """What the batches to come depend on beyond the weights: tensors and plain values, kept in checkpoints."""
+        ...
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a `state`."""
+        ...
+
+    def report(self) -> dict[str, Any]:
+        """What `summary.json` says of the training beyond what every method has."""
+        ...
+
+
+class Plain:
+    """An algorithm whose batches are a function of the step alone; `period` is how many steps fresh data serve."""
+
+    period = 1
+
+    def after(self, values: dict[str, float]) -> None:
+        """Nothing depends on it."""
+
+    def state(self) -> dict[str, Any]:
+        """None."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """There is nothing to restore."""
+
+    def report(self) -> dict[str, Any]:
+        """Nothing more to say."""
+        return {}
 
 
 @dataclass
@@ -136,20 +184,22 @@ def train(algorithm: Algorithm, settings: Settings, runtime: Runtime, folder: Pa
             torch.manual_seed(derive(settings.seed, algorithm.stage, step, runtime.rank))
             values = _step(algorithm, module, prepared, batch, step, settings, runtime)
             done = step + 1
+            algorithm.after(values)
             for key, value in values.items():
                 sums[key] += value
-            sums["steps"] += 1
+            # a step that changed nothing has no numbers of its own, and no part in the means
+            sums["steps"] += bool(values)
             evaluated: dict[str, float] = {}
             if hooks.evaluate and settings.evaluate_every and _due(done, settings.evaluate_every, algorithm.steps):
                 evaluated = hooks.evaluate(done)
-            if _due(done, settings.log_every, algorithm.steps) or evaluated:
-                count = sums.pop("steps")
+            if (sums["steps"] and _due(done, settings.log_every, algorithm.steps)) or evaluated:
+                count = max(sums.pop("steps"), 1.0)
                 row = {key: total / count for key, total in sums.items()} | evaluated
                 sums.clear()
                 hooks.log(
                     {"stage": algorithm.stage, "step": done} | row | {"time/elapsed": time.perf_counter() - began}
                 )
-            hooks.advance({"loss": values["train/loss"]} | evaluated)
+            hooks.advance(({"loss": values["train/loss"]} if values else {}) | evaluated)
             stop = runtime.any(bool(signals.caught))
             at_interval = settings.checkpoint_every and done % settings.checkpoint_every == 0
             if at_interval or stop or (settings.checkpoint_every and done == algorithm.steps):
@@ -174,6 +224,8 @@ def _step(
 ) -> dict[str, float]:
     """One optimizer step; the metrics of the global batch."""
     parts = batch.parts(runtime.rank, runtime.world, settings.micro_batch)
+    if not parts:
+        return {}
     totals: dict[str, Tensor] = {}
     optimizer.zero_grad()
     for index, part in enumerate(parts):
@@ -189,7 +241,7 @@ def _step(
     values = dict(zip(totals, (table / batch.size).tolist(), strict=True))
     limit = settings.optim.max_grad_norm
     norm = runtime.accelerator.clip_grad_norm_(module.parameters(), math.inf if limit is None else limit)
-    values["train/grad_norm"] = float(norm)
+    values |= {"train/grad_norm": float(norm), **batch.notes}
     for key, value in values.items():
         if not math.isfinite(value):
             raise RunError(
@@ -210,6 +262,7 @@ def _restore(
     if found is None:
         return 0, defaultdict(float)
     algorithm.module.load_state_dict(found.weights)
+    algorithm.restore(found.state)
     optimizer.load_state_dict(found.optimizer)
     return found.step, defaultdict(float, found.sums)
 
@@ -225,5 +278,6 @@ def _save(
 ) -> None:
     if runtime.rank == 0:
         weights = runtime.accelerator.unwrap_model(module).state_dict()
-        checkpoint.save(folder, checkpoint.Checkpoint(done, weights, optimizer.optimizer.state_dict(), sums))
+        found = checkpoint.Checkpoint(done, weights, optimizer.optimizer.state_dict(), sums, algorithm.state())
+        checkpoint.save(folder, found)
     runtime.barrier()

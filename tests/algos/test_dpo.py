@@ -1,6 +1,7 @@
-"""DPO against a naive per-pair loss and against TRL's trainer."""
+"""DPO's losses against naive ones, a pair and a completion at a time, and against TRL's trainer."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -13,10 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
 
-from imdb_rlhf.algos.dpo import DPO, Completions, PairBatch
-from imdb_rlhf.config import Attention, DPORun, Labels, Order, ScratchModel, Ties
-from imdb_rlhf.data.groups import Pairs, draw_pairs, shuffled, to_trl
-from imdb_rlhf.errors import RunError
+from imdb_rlhf.algos.dpo import DPO
+from imdb_rlhf.algos.materials import Materials
+from imdb_rlhf.algos.preferences import PairBatch, RankingBatch
+from imdb_rlhf.config import Attention, DPOConfig, DPOLoss, DPORun, Labels, Order, PairsConfig, ScratchModel, Ties
+from imdb_rlhf.data.groups import Pairs, Rankings, draw_pairs, draw_rankings, shuffled, to_trl
 from imdb_rlhf.models.logprobs import Rows, sequence_logprobs
 from imdb_rlhf.models.policy import Policy, scratch, train_tokenizer
 
@@ -56,9 +58,13 @@ def make_groups(prompts: int, reference: PreTrainedModel | None = None, temperat
     return pd.DataFrame(rows, columns=columns)
 
 
-def config(**changes: Any) -> Any:
+def config(**changes: Any) -> PairsConfig:
     values = {"labels": Labels.deterministic, "tau": None, "noise": None, "min_margin": 0.0}
-    return SimpleNamespace(**{**values, "ties": Ties.drop, "order": Order.prefix, **changes})
+    return PairsConfig(**{**values, "ties": Ties.drop, "order": Order.prefix, **changes})
+
+
+def family(loss: DPOLoss = DPOLoss.sigmoid, smoothing: float = 0.0, average: bool = False) -> DPOConfig:
+    return DPOConfig(loss=loss, label_smoothing=smoothing, average_logprobs=average)
 
 
 def run(batch_size: int = 64, order: Order = Order.prefix, temperature: float = 1.0, **changes: Any) -> DPORun:
@@ -67,20 +73,41 @@ def run(batch_size: int = 64, order: Order = Order.prefix, temperature: float = 
         "beta": BETA,
         "generation": SimpleNamespace(temperature=temperature),
         "policy": SimpleNamespace(batch_size=batch_size, epochs=1.0, steps=None),
-        "dpo": config(order=order),
+        "pairs": config(order=order),
+        "dpo": family(),
     }
     return cast(DPORun, SimpleNamespace(**{**values, **changes}))
 
 
-def naive(lm: PreTrainedModel, groups: pd.DataFrame, pairs: np.ndarray, temperature: float = 1.0) -> Tensor:
-    """The mean loss, a pair and a completion at a time (equation 7 of arXiv 2305.18290)."""
+def ratios(
+    lm: PreTrainedModel, groups: pd.DataFrame, rows: Any, temperature: float = 1.0, average: bool = False
+) -> list[Tensor]:
+    """The log-ratio of each of these rows, a completion at a time; divided by its tokens if so wanted."""
+    out = []
+    for row in (groups.iloc[int(index)] for index in rows):
+        ratio = score(lm, row.prompt_ids, row.completion_ids, temperature) - row.ref_logprob
+        out.append(ratio / len(row.completion_ids) if average else ratio)
+    return out
+
+
+def sigmoid(h: Tensor) -> Tensor:
+    """Equation 7 of arXiv 2305.18290."""
+    return -F.logsigmoid(BETA * h)
+
+
+def naive(
+    lm: PreTrainedModel,
+    groups: pd.DataFrame,
+    pairs: np.ndarray,
+    temperature: float = 1.0,
+    average: bool = False,
+    loss: Callable[[Tensor], Tensor] = sigmoid,
+) -> Tensor:
+    """The mean loss, a pair and a completion at a time."""
     losses = []
     for pair in pairs:
-        (ratio_w, ratio_l) = (
-            score(lm, row.prompt_ids, row.completion_ids, temperature) - row.ref_logprob
-            for row in (groups.iloc[int(index)] for index in pair)
-        )
-        losses.append(-F.logsigmoid(BETA * (ratio_w - ratio_l)))
+        ratio_w, ratio_l = ratios(lm, groups, pair, temperature, average)
+        losses.append(loss(ratio_w - ratio_l))
     return torch.stack(losses).mean()
 
 
@@ -91,7 +118,15 @@ def gradients(lm: PreTrainedModel) -> Tensor:
     return found
 
 
-def run_batch(algorithm: DPO, batch: PairBatch, limit: int | None = None) -> tuple[float, dict[str, float]]:
+def first_batch(algorithm: DPO) -> PairBatch:
+    return cast(PairBatch, next(algorithm.batches(0)))
+
+
+def all_pairs(algorithm: DPO, first: int) -> list[Any]:
+    return [cast(PairBatch, batch).pairs.tolist() for batch in algorithm.batches(first)]
+
+
+def run_batch(algorithm: DPO, batch: Any, limit: int | None = None) -> tuple[float, dict[str, float]]:
     """Mean loss and mean metrics of a batch; gradients are left in the model."""
     total, sums = 0.0, dict[str, float]()
     for part in batch.parts(0, 1, limit):
@@ -112,7 +147,7 @@ def test_distinct_completions_and_indices_are_the_naive_loss(limit: int | None, 
     lm, groups = gpt2(1), make_groups(4, gpt2(0), temperature)
     pairs = draw_pairs(groups, config(), 0)
     algorithm = DPO(policy_of(lm), groups, pairs, run(18, temperature=temperature))
-    batch = next(algorithm.batches(0))
+    batch = first_batch(algorithm)
     assert batch.size == 18
     expected = naive(lm, groups, batch.pairs, temperature)
     expected.backward()
@@ -150,7 +185,7 @@ def test_the_order_of_pairs_does_not_change_the_gradient() -> None:
     found = {}
     for order in Order:
         algorithm = DPO(policy_of(lm), groups, pairs, run(len(pairs.rows), order))
-        batch = next(algorithm.batches(0))
+        batch = first_batch(algorithm)
         loss, _ = run_batch(algorithm, batch, 7)
         found[order] = (loss, gradients(lm), batch.pairs)
     one, other = found[Order.prefix], found[Order.shuffled]
@@ -158,17 +193,6 @@ def test_the_order_of_pairs_does_not_change_the_gradient() -> None:
     assert sorted(map(tuple, one[2].tolist())) == sorted(map(tuple, other[2].tolist()))  # the same pairs
     assert one[0] == pytest.approx(other[0], abs=1e-6)
     assert (one[1] - other[1]).norm() < 1e-5 * one[1].norm()
-
-
-def test_a_part_has_each_completion_once() -> None:
-    completions = Completions(make_groups(3).assign(ref_logprob=-np.arange(12.0)))
-    part = completions.part(np.array([[5, 2], [2, 9], [5, 9]]))
-    assert part.pairs.tolist() == [[1, 0], [0, 2], [1, 2]]
-    assert part.ref_logprob.tolist() == [-2, -5, -9]
-    assert part.rows.starts.tolist() == [len(completions.prompts[i]) for i in (2, 5, 9)]
-    for at, row in enumerate((2, 5, 9)):
-        whole = completions.prompts[row] + completions.completions[row]
-        assert part.rows.ids[at, : part.rows.lengths[at]].tolist() == whole
 
 
 def test_pairs_of_a_prompt_share_their_completions() -> None:
@@ -192,7 +216,7 @@ def test_the_first_step_has_a_loss_of_ln_2_with_stored_log_probs() -> None:
     rows = Rows.of(list(groups["prompt_ids"]), list(groups["completion_ids"]))
     groups["ref_logprob"] = sequence_logprobs(reference, rows).tolist()  # one batch, other padding
     algorithm = DPO(policy_of(policy), groups, draw_pairs(groups, config(), 0), run())
-    loss, metrics = run_batch(algorithm, next(algorithm.batches(0)))
+    loss, metrics = run_batch(algorithm, first_batch(algorithm))
     assert loss == pytest.approx(math.log(2), abs=1e-4 * BETA)
     assert abs(metrics["train/margin"]) < 1e-4 * BETA
 
@@ -200,7 +224,7 @@ def test_the_first_step_has_a_loss_of_ln_2_with_stored_log_probs() -> None:
 def test_dropout_is_off() -> None:
     groups = make_groups(3)
     algorithm = DPO(policy_of(gpt2(1, dropout=0.5).train()), groups, draw_pairs(groups, config(), 0), run())
-    batch = next(algorithm.batches(0))
+    batch = first_batch(algorithm)
     assert run_batch(algorithm, batch)[0] == run_batch(algorithm, batch)[0]
 
 
@@ -209,29 +233,158 @@ def test_steps_and_batches_are_functions_of_the_configuration() -> None:
     pairs = draw_pairs(groups, config(), 0)
     algorithm = DPO(policy_of(gpt2(0)), groups, pairs, run(24))
     assert algorithm.steps == 3  # 60 pairs
-    every = [batch.pairs.tolist() for batch in algorithm.batches(0)]
-    assert [batch.pairs.tolist() for batch in algorithm.batches(2)] == every[2:]
+    every = all_pairs(algorithm, 0)
+    assert all_pairs(algorithm, 2) == every[2:]
     first_epoch = [pair for batch in every for pair in batch][:60]
     assert sorted(first_epoch) == sorted(pairs.rows.tolist())
     wanted = SimpleNamespace(batch_size=24, epochs=1.0, steps=7)
     assert DPO(policy_of(gpt2(0)), groups, pairs, run(policy=wanted)).steps == 7
 
 
-def test_a_preference_file_brings_its_own_pairs(tmp_path: Path) -> None:
+def materials(folder: Path) -> Materials:
+    return cast(Materials, SimpleNamespace(policy=policy_of(gpt2(0)), groups=folder))
+
+
+# --- the other losses of a pair
+
+
+def conservative(h: Tensor) -> Tensor:
+    return -0.8 * torch.log(torch.sigmoid(BETA * h)) - 0.2 * torch.log(torch.sigmoid(-BETA * h))
+
+
+def robust(h: Tensor) -> Tensor:
+    return (-0.8 * torch.log(torch.sigmoid(BETA * h)) + 0.2 * torch.log(torch.sigmoid(-BETA * h))) / 0.6
+
+
+def ipo(h: Tensor) -> Tensor:
+    return (h - 1 / (2 * BETA)) ** 2
+
+
+def hinge(h: Tensor) -> Tensor:
+    return 1 - BETA * h if BETA * h < 1 else 0 * h
+
+
+@pytest.mark.parametrize("limit", [None, 5])
+@pytest.mark.parametrize(
+    ("chosen", "loss"),
+    [
+        (family(DPOLoss.sigmoid, 0.2), conservative),
+        (family(DPOLoss.robust, 0.2), robust),
+        (family(DPOLoss.ipo), ipo),
+        (family(DPOLoss.ipo, average=True), ipo),
+        (family(DPOLoss.hinge), hinge),
+    ],
+)
+def test_every_loss_of_pairs_is_the_naive_one(
+    chosen: DPOConfig, loss: Callable[[Tensor], Tensor], limit: int | None
+) -> None:
+    lm, groups = gpt2(1), make_groups(4, gpt2(0))
+    algorithm = DPO(policy_of(lm), groups, draw_pairs(groups, config(), 0), run(18, dpo=chosen))
+    batch = first_batch(algorithm)
+    expected = naive(lm, groups, batch.pairs, average=chosen.average_logprobs, loss=loss)
+    expected.backward()
+    truth = gradients(lm)
+    found, metrics = run_batch(algorithm, batch, limit)
+    assert found == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert (gradients(lm) - truth).norm() < 1e-4 * truth.norm()
+    # the metrics are of whole sequences whatever the loss reads
+    with torch.no_grad():
+        both = torch.tensor([[float(ratio) for ratio in ratios(lm, groups, pair)] for pair in batch.pairs])
+    assert metrics == pytest.approx(
+        {
+            "train/accuracy": float((both[:, 0] > both[:, 1]).float().mean()),
+            "train/margin": float(BETA * (both[:, 0] - both[:, 1]).mean()),
+            "train/chosen_log_ratio": float(both[:, 0].mean()),
+            "train/rejected_log_ratio": float(both[:, 1].mean()),
+        },
+        abs=1e-5,
+    )
+
+
+# --- rankings
+
+
+def chain(lm: PreTrainedModel, groups: pd.DataFrame, ranking: list[int]) -> Tensor:
+    """The probability of a ranking as a chain of choices (appendix A.3 of arXiv 2305.18290), negative logarithm."""
+    scores = [BETA * ratio for ratio in ratios(lm, groups, ranking)]
+    probability = torch.ones(())
+    for place in range(len(scores) - 1):
+        probability = probability * scores[place].exp() / sum(score.exp() for score in scores[place:])
+    return -torch.log(probability)
+
+
+def uneven() -> tuple[pd.DataFrame, Rankings]:
+    """Rankings of 4, 3 and 2 completions, one with equal texts left out."""
+    groups = make_groups(5, gpt2(0))
+    groups.loc[[5, 9, 10], "reward_logit"] = groups.loc[[4, 8, 8], "reward_logit"].to_numpy()
+    texts = groups["completion_ids"].tolist()
+    groups["completion_ids"] = [*texts[:19], texts[16]]
+    rankings = draw_rankings(groups, config(), 0)
+    assert rankings.mask.sum(1).tolist() == [4, 3, 2, 4, 3]
+    return groups, rankings
+
+
+@pytest.mark.parametrize("limit", [None, 1, 2])
+def test_plackett_luce_is_the_naive_loss(limit: int | None) -> None:
+    groups, rankings = uneven()
+    lm = gpt2(1)
+    algorithm = DPO(policy_of(lm), groups, rankings, run(5, dpo=family(DPOLoss.plackett_luce)))
+    batch = cast(RankingBatch, next(algorithm.batches(0)))
+    assert batch.size == 5
+    orders = [row[mask].tolist() for row, mask in zip(batch.rankings, batch.mask, strict=True)]
+    expected = torch.stack([chain(lm, groups, ranking) for ranking in orders]).mean()
+    expected.backward()
+    truth = gradients(lm)
+    loss, metrics = run_batch(algorithm, batch, limit)
+    assert loss == pytest.approx(float(expected.detach()), rel=1e-5)
+    found = gradients(lm)
+    assert found.isfinite().all()
+    assert (found - truth).norm() < 1e-4 * truth.norm()
+
+    with torch.no_grad():
+        known = [[float(ratio) for ratio in ratios(lm, groups, ranking)] for ranking in orders]
+    right = [
+        np.mean([best > next_one for best, next_one in zip(ranking, ranking[1:], strict=False)]) for ranking in known
+    ]
+    best, worst = (np.mean([ranking[place] for ranking in known]) for place in (0, -1))
+    assert 0 < np.mean(right) < 1
+    assert metrics == pytest.approx(
+        {
+            "train/accuracy": np.mean(right),
+            "train/margin": BETA * (best - worst),
+            "train/chosen_log_ratio": best,
+            "train/rejected_log_ratio": worst,
+        },
+        abs=1e-5,
+    )
+
+
+def test_rankings_of_two_are_pairs() -> None:
+    groups = make_groups(6, gpt2(0))
+    groups = groups[groups["sample_id"] < 2].reset_index(drop=True)
+    lm = gpt2(1)
+    pairs = DPO(policy_of(lm), groups, draw_pairs(groups, config(), 0), run(6))
+    rankings = DPO(policy_of(lm), groups, draw_rankings(groups, config(), 0), run(6, dpo=family(DPOLoss.plackett_luce)))
+    assert pairs.steps == rankings.steps
+    expected = run_batch(pairs, next(pairs.batches(0)))
+    truth = gradients(lm)
+    found = run_batch(rankings, next(rankings.batches(0)))
+    assert found[0] == pytest.approx(expected[0], abs=1e-6)
+    assert found[1] == pytest.approx(expected[1], abs=1e-6)
+    assert (gradients(lm) - truth).norm() < 1e-5 * truth.norm()
+
+
+def test_plackett_luce_draws_rankings_from_the_artifact(tmp_path: Path) -> None:
     groups = make_groups(10).assign(reward=0.0, prompt="", completion="", finished=True)
+    groups.loc[[1, 2, 3, 7], "reward_logit"] = groups.loc[[0, 0, 0, 6], "reward_logit"].to_numpy()
     groups.to_parquet(tmp_path / "groups.parquet")
-    drawn = DPO.from_artifacts(policy_of(gpt2(0)), tmp_path, run())
-    assert len(drawn.pairs.rows) == 60
-    np.savez(tmp_path / "pairs.npz", rows=np.array([[3, 0], [4, 5]]), prompts=np.array([0, 1]))
-    (tmp_path / "report.json").write_text('{"dropped": {"empty": 3, "same completion": 0}}')
-    brought = DPO.from_artifacts(policy_of(gpt2(0)), tmp_path, run())
-    assert brought.pairs.rows.tolist() == [[3, 0], [4, 5]]
-    assert brought.remark() == "2 pairs, 1 steps; left out: 3 empty"
-    flipped = DPO.from_artifacts(policy_of(gpt2(0)), tmp_path, run(dpo=config(noise=1.0)))
-    assert flipped.pairs.rows.tolist() == [[0, 3], [5, 4]]
-    groups.assign(ref_logprob=np.nan).to_parquet(tmp_path / "groups.parquet")
-    with pytest.raises(RunError, match="not finite"):
-        DPO.from_artifacts(policy_of(gpt2(0)), tmp_path, run())
+    algorithm = DPO.from_materials(materials(tmp_path), run(4, dpo=family(DPOLoss.plackett_luce)))
+    assert isinstance(algorithm.drawn, Rankings)
+    assert algorithm.remark() == "9 rankings, 3 steps; left out: 4 equal rewards, 1 ranking of one"
+    every = [cast(RankingBatch, batch).rankings.tolist() for batch in algorithm.batches(0)]
+    assert [cast(RankingBatch, batch).rankings.tolist() for batch in algorithm.batches(1)] == every[1:]
+    epoch = [ranking for batch in every for ranking in batch][:9]
+    assert sorted(epoch) == sorted(algorithm.drawn.rows.tolist()) != epoch
 
 
 # --- TRL
@@ -304,7 +457,7 @@ def test_loss_and_gradient_are_those_of_trl(tokenizer: Any, tmp_path: Path) -> N
         Pairs(np.array(pairs), np.arange(len(pairs)), {}),
         run(batch_size=len(pairs)),
     )
-    loss, _ = run_batch(algorithm, next(algorithm.batches(0)))
+    loss, _ = run_batch(algorithm, first_batch(algorithm))
     ours = gradients(policy.lm)
 
     table = pd.DataFrame(TEXTS, columns=["prompt", "chosen", "rejected"])

@@ -1,7 +1,8 @@
-"""Pairs and labels by hand, by counting, and from a preference file."""
+"""Pairs, rankings and labels by hand, by counting, and from a preference file."""
 
 import math
-from itertools import combinations
+from collections import Counter
+from itertools import combinations, permutations
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from imdb_rlhf.config import DPOConfig, Labels, Order, Ties
+from imdb_rlhf.config import Labels, Order, PairsConfig, Ties
 from imdb_rlhf.data.groups import (
     COLUMNS,
     Pairs,
+    Rankings,
     check_preferences,
     draw_pairs,
+    draw_rankings,
     flip,
     from_preferences,
     read,
@@ -26,9 +29,9 @@ from imdb_rlhf.errors import RunError
 EOS = 9
 
 
-def config(**changes: Any) -> DPOConfig:
+def config(**changes: Any) -> PairsConfig:
     values = {"labels": Labels.deterministic, "tau": None, "noise": None, "min_margin": 0.0}
-    return DPOConfig(**{**values, "ties": Ties.drop, "order": Order.prefix, **changes})
+    return PairsConfig(**{**values, "ties": Ties.drop, "order": Order.prefix, **changes})
 
 
 def table(rewards: list[list[float]]) -> pd.DataFrame:
@@ -197,6 +200,148 @@ def test_flips_turn_pairs_round() -> None:
     assert turned.dropped == {"empty": 2}
     assert np.array_equal(flip(pairs, 0.2, 0).rows, turned.rows)
     assert np.array_equal(flip(pairs, 0.0, 0).rows, pairs.rows)
+
+
+# --- rankings
+
+
+def lists(rankings: Rankings) -> list[list[int]]:
+    """The completions that are there, best first."""
+    assert rankings.rows.dtype == np.int64 and rankings.mask.dtype == np.bool_
+    assert rankings.rows.shape == rankings.mask.shape
+    return [row[mask].tolist() for row, mask in zip(rankings.rows, rankings.mask, strict=True)]
+
+
+def shares(rewards: dict[int, float], tau: float) -> dict[tuple[int, ...], float]:
+    """The Plackett-Luce probability of each order, a choice at a time."""
+    out = {}
+    for order in permutations(rewards):
+        probability = 1.0
+        for place, first in enumerate(order):
+            weights = {row: math.exp(rewards[row] / tau) for row in order[place:]}
+            probability *= weights[first] / sum(weights.values())
+        out[order] = probability
+    return out
+
+
+def test_rankings_are_sorted_by_reward() -> None:
+    groups = table([[0.5, -1.0, 2.0, 0.0], [3.0, 1.0, 2.0, 4.0]])
+    groups.index = pd.Index([80, 10, 20, 30, 40, 50, 60, 70])  # rows are positions
+    rankings = draw_rankings(groups, config(), 0)
+    assert lists(rankings) == [[2, 0, 3, 1], [7, 4, 6, 5]]
+    assert rankings.prompts.tolist() == [0, 1]
+    assert set(rankings.dropped.values()) == {0}
+
+
+def test_short_rankings_are_padded_with_their_best() -> None:
+    rankings = draw_rankings(table([[1.0, 2.0], [3.0, 5.0, 4.0, 6.0], [0.0, 0.0], [8.0, 7.0, 9.0]]), config(), 0)
+    assert rankings.rows.tolist() == [[1, 0, 1, 1], [5, 3, 4, 2], [10, 8, 9, 10]]
+    assert rankings.mask.sum(1).tolist() == [2, 4, 3]
+    assert lists(rankings) == [[1, 0], [5, 3, 4, 2], [10, 8, 9]]
+    assert rankings.prompts.tolist() == [0, 1, 3]
+    assert rankings.dropped == {"same completion": 0, "equal rewards": 1, "below min_margin": 0, "ranking of one": 1}
+
+
+def test_a_ranking_of_two_is_a_pair() -> None:
+    rewards = np.random.default_rng(0).normal(size=(30, 2)).round(1)
+    groups = table([*rewards.tolist(), [1.0, 1.0]])
+    for settings in (config(), config(min_margin=0.5)):
+        pairs, rankings = draw_pairs(groups, settings, 0), draw_rankings(groups, settings, 0)
+        assert np.array_equal(pairs.rows, rankings.rows)
+        assert np.array_equal(pairs.prompts, rankings.prompts)
+        assert rankings.mask.all()
+        assert {reason: rankings.dropped[reason] for reason in pairs.dropped} == pairs.dropped
+        for order in Order:
+            assert np.array_equal(shuffled(pairs, order, 0, 3), shuffled(rankings, order, 0, 3))
+
+
+@pytest.mark.parametrize("tau", [None, 0.5, 2.0])
+def test_bradley_terry_rankings_have_plackett_luce_shares(tau: float | None) -> None:
+    rewards = {0: 0.7, 1: 0.0, 2: -0.4}
+    drawn = draw_rankings(table([list(rewards.values())] * 4000), config(labels=Labels.bradley_terry, tau=tau), 0)
+    count = Counter(tuple(row % 3 for row in ranking) for ranking in lists(drawn))
+    for order, share in shares(rewards, tau or 1.0).items():
+        assert within(count[order], 4000, share)
+
+
+def test_what_is_left_out_does_not_move_the_shares_of_the_rest() -> None:
+    # 0 and 1 are one text; 2 is equal to 3 and near 4; of each set one stays, chosen before anything is drawn
+    groups = table([[0.5, 0.5, 0.0, 0.0, -0.1, -1.0]] * 4000)
+    groups["completion_ids"] = [[max(which, 1), prompt] for prompt in range(4000) for which in range(6)]
+    drawn = draw_rankings(groups, config(labels=Labels.bradley_terry, min_margin=0.25), 0)
+    assert drawn.dropped == {
+        "same completion": 4000,
+        "equal rewards": 4000,
+        "below min_margin": 4000,
+        "ranking of one": 0,
+    }
+    count = Counter(tuple(row % 6 for row in ranking) for ranking in lists(drawn))
+    expected = shares({0: 0.5, 2: 0.0, 5: -1.0}, 1.0)
+    assert count.keys() == expected.keys()
+    for order, share in expected.items():
+        assert within(count[order], 4000, share)
+
+
+@pytest.mark.filterwarnings("error")
+def test_rankings_bear_any_gap() -> None:
+    drawn = draw_rankings(table([[-1e5, 1e5, 0.0]]), config(labels=Labels.bradley_terry, tau=1e-3), 0)
+    assert lists(drawn) == [[1, 2, 0]]
+
+
+def test_equal_rewards_stay_in_a_random_order_or_one_of_them_stays() -> None:
+    groups = table([[1.0, 0.0, 1.0, 1.0]] * 1200)
+    one = draw_rankings(groups, config(), 0)
+    assert lists(one) == [[4 * prompt, 4 * prompt + 1] for prompt in range(1200)]
+    assert one.dropped["equal rewards"] == 2400
+    stay = draw_rankings(groups, config(ties=Ties.random), 0)
+    assert stay.dropped["equal rewards"] == 0
+    count = Counter(tuple(row % 4 for row in ranking) for ranking in lists(stay))
+    assert count.keys() == {(*order, 1) for order in permutations((0, 2, 3))}
+    assert all(within(number, 1200, 1 / 6) for number in count.values())
+
+
+def test_a_ranking_keeps_what_is_a_margin_apart_from_all_above() -> None:
+    rankings = draw_rankings(table([[0.0, 1.125, 0.25, 1.0, 0.75]]), config(min_margin=0.25), 0)
+    # 1.0 is too near 1.125; 0.75 is not; 0.25 and 0.0 are exactly a margin apart
+    assert lists(rankings) == [[1, 4, 2, 0]]
+    assert rankings.dropped["below min_margin"] == 1
+
+
+def test_equal_completions_are_ranked_once() -> None:
+    groups = table([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0]])
+    groups["completion_ids"] = [[5, 6], [5, 6], [5], [7], [7], [7]]
+    rankings = draw_rankings(groups, config(), 0)
+    assert lists(rankings) == [[2, 1]]
+    assert rankings.dropped == {"same completion": 3, "equal rewards": 0, "below min_margin": 0, "ranking of one": 1}
+
+
+def test_no_ranking_left_is_refused_with_the_reasons() -> None:
+    with pytest.raises(RunError, match="no ranking is left of 2 .*6 equal rewards"):
+        draw_rankings(table([[1.0] * 4] * 2), config(), 0)
+
+
+def test_rankings_are_a_function_of_seed_and_prompt() -> None:
+    settings = config(labels=Labels.bradley_terry)
+    groups = table([[0.0, 0.1, 0.2, 0.3]] * 50)
+    first = lists(draw_rankings(groups, settings, 0))
+    assert lists(draw_rankings(groups, settings, 0)) == first
+    assert lists(draw_rankings(groups, settings, 1)) != first
+    rest = lists(draw_rankings(groups[groups["prompt_id"] >= 20], settings, 0))
+    assert [[row + 80 for row in ranking] for ranking in rest] == first[20:]
+    # without one completion the others stand in the order that they had
+    groups["completion_ids"] = [[prompt, max(which, 1)] for prompt in range(50) for which in range(4)]
+    fewer = lists(draw_rankings(groups, settings, 0))
+    assert fewer == [[row for row in ranking if row % 4] for ranking in first]
+
+
+def test_an_epoch_has_every_ranking_in_an_order_of_its_own() -> None:
+    rankings = draw_rankings(table([[0.0, 1.0, 2.0]] * 40), config(), 0)
+    for order in Order:
+        found = shuffled(rankings, order, 0, 0)
+        assert sorted(found.tolist()) == list(range(40)) != found.tolist()
+        assert np.array_equal(found, shuffled(rankings, order, 0, 0))
+        assert not np.array_equal(found, shuffled(rankings, order, 0, 1))
+        assert not np.array_equal(found, shuffled(rankings, order, 1, 0))
 
 
 # --- out

@@ -2,11 +2,11 @@
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pandas as pd
@@ -21,6 +21,8 @@ from imdb_rlhf.algos.sft import SFT
 from imdb_rlhf.config import (
     AdamWConfig,
     Device,
+    DPOConfig,
+    DPOLoss,
     DPORun,
     OptimConfig,
     Order,
@@ -66,6 +68,7 @@ def settings(optim: OptimConfig | None = None, **changes: Any) -> loop.Settings:
 class Numbers:
     """A global batch of numbers."""
 
+    notes: ClassVar[Mapping[str, float]] = {}
     values: np.ndarray
 
     @property
@@ -87,7 +90,7 @@ class Weight(nn.Module):
         return self.dropout(self.w * x)
 
 
-class Toy:
+class Toy(loop.Plain):
     """The loss of x is w x; a rule may change it."""
 
     stage = "toy"
@@ -138,7 +141,8 @@ def make_dpo(policy: Policy) -> DPO:
         beta=0.1,
         generation=SimpleNamespace(temperature=1.0),
         policy=SimpleNamespace(batch_size=6, epochs=1.0, steps=6),
-        dpo=SimpleNamespace(order=Order.prefix),
+        pairs=SimpleNamespace(order=Order.prefix),
+        dpo=DPOConfig(loss=DPOLoss.sigmoid, label_smoothing=0.0, average_logprobs=False),
     )
     return DPO(policy, groups, Pairs(pairs, pairs[:, 0] // 4, {}), cast(DPORun, run))
 

@@ -1,0 +1,401 @@
+"""Proximal policy optimization (arXiv 1707.06347) of a reward minus a KL penalty, as in arXiv 1909.08593 and its code.
+
+A batch of episodes is sampled and scored once, then trained on in several passes of minibatches:
+1. completions of training prompts are sampled from the policy;
+2. old log-probs and values are scored again through the path that trains, the reference's log-probs beside them
+   (log-probs of the decoding loop differ by rounding, and would make the first ratio other than 1);
+3. rewards: -beta (log pi_old - log ref) a token, the score of the whole on the last token, whitened if wanted;
+4. advantages and returns by GAE; advantages whitened over the minibatch, or over the batch;
+5. clipped policy and value losses;
+6. the controller moves beta once a batch.
+Left out: dropout, an entropy bonus, Ziegler's fixed score for completions without a full stop.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from imdb_rlhf.algos.batches import Stream, share
+from imdb_rlhf.algos.materials import Materials
+from imdb_rlhf.config import PPORun, Whitening
+from imdb_rlhf.errors import RunError
+from imdb_rlhf.losses import gae, next_kl_coefficient, ppo_policy_loss, ppo_value_loss, token_rewards, whiten
+from imdb_rlhf.models.actor_critic import ActorCritic
+from imdb_rlhf.models.logprobs import LogProbs, Rows
+from imdb_rlhf.models.policy import Policy
+from imdb_rlhf.models.sampling import batches_by_length, sample, uniforms
+from imdb_rlhf.seeds import generator
+from imdb_rlhf.training.loop import Plain
+from imdb_rlhf.training.runtime import Runtime
+
+# How far a log-ratio of a token may be from 0 before the first step on a batch: the largest, and the mean size.
+# The batch is scored in other shapes than it is trained on, which bf16 rounds by some hundredths.
+ROUNDING = {"float32": (1e-3, 1e-4), "bf16": (0.5, 0.05)}
+ERROR_CLIP = 0.2  # of the controller; see losses.next_kl_coefficient
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A batch of episodes, ready to be trained on; (episodes, tokens) tensors begin at the completion's first token.
+
+    Attributes:
+        ids: (episodes, time) int64, right-padded prompt + completion.
+        starts: (episodes,) int64, where completions begin.
+        lengths: (episodes,) int64, tokens of prompt + completion.
+        mask: bool, which tokens there are.
+        logprob: float32, under the policy that sampled.
+        value: float32, V before each token.
+        advantage: float32, whitened if that is done over the batch.
+        returns: float32.
+    """
+
+    ids: Tensor
+    starts: Tensor
+    lengths: Tensor
+    mask: Tensor
+    logprob: Tensor
+    value: Tensor
+    advantage: Tensor
+    returns: Tensor
+
+    def at(self, chosen: Tensor) -> "Rollout":
+        """The same of some episodes."""
+        return Rollout(*(getattr(self, f.name)[chosen] for f in fields(self)))
+
+    def to(self, device: torch.device) -> "Rollout":
+        """The same on another device."""
+        return Rollout(*(getattr(self, f.name).to(device) for f in fields(self)))
+
+
+@dataclass(frozen=True)
+class Minibatch:
+    """The episodes of one optimizer step; losses are averaged over their tokens.
+
+    Attributes:
+        rollout: those episodes, advantages whitened.
+        notes: numbers of the whole batch of episodes.
+        first: whether nothing was trained on this batch yet, so that every ratio has to be 1.
+        skipped: whether the step is left out (the policy has moved far enough).
+    """
+
+    rollout: Rollout
+    notes: Mapping[str, float]
+    first: bool
+    skipped: bool
+
+    @property
+    def size(self) -> float:
+        """Number of completion tokens."""
+        return float(self.rollout.mask.sum())
+
+    def parts(self, rank: int, world: int, limit: int | None) -> Sequence[tuple[Rollout, bool]]:
+        """This process's episodes, and whether they are the first."""
+        if self.skipped:
+            return []
+        pieces = share(np.arange(len(self.rollout.ids)), rank, world, limit)
+        return [(self.rollout.at(torch.as_tensor(piece)), self.first) for piece in pieces]
+
+
+def aligned(values: Tensor, starts: Tensor, mask: Tensor) -> Tensor:
+    """(rows, tokens) what stands at the completions' tokens in (rows, time) values; 0 outside the mask."""
+    at = starts[:, None] + torch.arange(mask.shape[1], device=values.device)
+    return values.gather(1, at.clamp(max=values.shape[1] - 1)) * mask
+
+
+class PPO(Plain):
+    """Maximises the score minus beta times the KL, a minibatch a step.
+
+    Args:
+        policy: what is trained.
+        reference: what the KL is taken to; frozen.
+        prompts: token rows that episodes begin with.
+        score: prompts and completions (tokens) to (n,) scores of the whole.
+        run: the configuration.
+        runtime: precision and processes.
+        kl_coefficient: beta of the first batch.
+    """
+
+    stage = "ppo"
+
+    def __init__(
+        self,
+        policy: Policy,
+        reference: PreTrainedModel,
+        prompts: Sequence[list[int]],
+        score: Callable[[list[list[int]], list[list[int]]], np.ndarray],
+        run: PPORun,
+        runtime: Runtime,
+        kl_coefficient: float,
+    ) -> None:
+        policy.lm.requires_grad_(True)
+        self.policy, self.prompts, self.score, self.run, self.runtime = policy, prompts, score, run, runtime
+        self.config = config = run.ppo
+        temperature = run.generation.temperature
+        # eval: no dropout
+        self.actor_critic = ActorCritic(policy.lm, temperature, config.value).eval()
+        self.module: nn.Module = self.actor_critic
+        self.reference = LogProbs(reference, temperature).eval()
+        self.period = config.steps_per_batch
+        self.steps = config.batches * self.period
+        self.stream = Stream(
+            len(prompts), config.batch_size, lambda e: generator(run.seed, "ppo/prompts", e).permutation(len(prompts))
+        )
+        # what the batches to come depend on, beside the weights
+        self.coefficient = kl_coefficient
+        self.rollout: Rollout | None = None
+        self.notes: dict[str, float] = {}
+        self.number, self.stopped = -1, False
+        self.skipped_steps = 0
+        self.history: list[list[float]] = []  # a batch: mean KL, beta
+
+    @classmethod
+    def from_materials(cls, made: Materials, run: PPORun) -> "PPO":
+        """PPO on training prompts."""
+        assert made.score is not None and made.kl_coefficient is not None
+        start = made.kl_coefficient
+        return cls(made.policy, made.reference, made.prompts, made.score, run, made.runtime, start)
+
+    @property
+    def horizon(self) -> float:
+        """Episodes over which the controller works an error off: by default such that log beta has a wanted range.
+
+        Never less than a batch: beta moves by a fifth at most.
+        """
+        config = self.config
+        episodes = config.batches * config.batch_size
+        derived = max(ERROR_CLIP * episodes / config.coefficient_range, config.batch_size)
+        return derived if config.horizon is None else config.horizon
+
+    def remark(self) -> str:
+        """What a person wants to know before it starts."""
+        config = self.config
+        how = "fixed" if self.run.target_kl is None else f"to begin with, target {self.run.target_kl:g} nats"
+        return (
+            f"{config.batches} batches of {config.batch_size} episodes, {self.steps} steps; {config.reward} reward; "
+            f"KL coefficient {self.coefficient:.4g} {how}"
+        )
+
+    # --- batches ---------------------------------------------------------------------------------------------------
+
+    def batches(self, first: int) -> Iterator[Minibatch]:
+        """The minibatch of each step from `first` on; episodes are sampled when they are first needed."""
+        config = self.config
+        each = config.batch_size // config.minibatch_size
+        for step in range(first, self.steps):
+            number, within = divmod(step, self.period)
+            if number != self.number:
+                self._collect(number)
+            assert self.rollout is not None
+            epoch, which = divmod(within, each)
+            order = generator(self.run.seed, "ppo/order", number, epoch).permutation(config.batch_size)
+            chosen = order[which * config.minibatch_size : (which + 1) * config.minibatch_size]
+            rollout = self.rollout.at(torch.as_tensor(chosen))
+            if config.advantage_whitening == Whitening.minibatch:
+                whitened = whiten(rollout.advantage, rollout.mask)
+                rollout = Rollout(
+                    **{f.name: getattr(rollout, f.name) for f in fields(rollout)} | {"advantage": whitened}
+                )
+            self.skipped_steps += self.stopped
+            yield Minibatch(rollout, self.notes, within == 0, self.stopped)
+
+    def _collect(self, number: int) -> None:
+        """Sample and score batch `number`, and move the coefficient."""
+        config, run = self.config, self.run
+        chosen = self.stream.at(number)
+        episodes = np.arange(number * config.batch_size, (number + 1) * config.batch_size)
+        prompts = [list(self.prompts[int(i)]) for i in chosen]
+        new = run.generation.max_new_tokens
+        random = uniforms(run.seed, "ppo", episodes.tolist(), 1, new)[:, 0]
+        found: list[tuple[Any, ...]] = []
+        batches = batches_by_length([len(prompt) for prompt in prompts], config.rollout_batch_size)
+        for index, batch in enumerate(batches):
+            if index % self.runtime.world == self.runtime.rank:
+                found += self._episodes(batch, [prompts[i] for i in batch], random[batch])
+        found = sorted(self.runtime.gather(found), key=lambda episode: episode[0])
+        _, completions, finished, scores, *tokens = (list(column) for column in zip(*found, strict=True))
+        rows = Rows.of(prompts, completions)
+        counts = rows.lengths - rows.starts
+        mask = torch.arange(int(counts.max())) < counts[:, None]
+        logprob, ref_logprob, value = (_padded(column, mask.shape[1]) for column in tokens)
+        ended = torch.tensor(finished)
+        score = torch.tensor(np.array(scores), dtype=torch.float32) - config.missing_eos_penalty * (~ended).float()
+        self._check(score, logprob - ref_logprob, number)
+
+        rewards = token_rewards(logprob, ref_logprob, mask, score, self.coefficient)
+        bessel = config.advantage_whitening == Whitening.batch  # TRL's whitening, for rewards too
+        if config.whiten_rewards:
+            rewards = whiten(rewards, mask, keep_mean=True, bessel=bessel)
+        advantage, returns = gae(rewards, value, mask, config.gamma, config.lam)
+        if config.advantage_whitening == Whitening.batch:
+            advantage = whiten(advantage, mask, bessel=True)
+        self.rollout = Rollout(rows.ids, rows.starts, rows.lengths, mask, logprob, value, advantage, returns)
+        self.number, self.stopped = number, False
+
+        kl = float((logprob - ref_logprob).sum(-1).double().mean())
+        self.notes = self._notes(score, kl, ended, self.rollout)
+        self.history.append([kl, self.coefficient])
+        if run.target_kl is not None:
+            limits = (config.min_kl_coefficient, config.max_kl_coefficient)
+            self.coefficient = next_kl_coefficient(
+                self.coefficient, kl, run.target_kl, config.batch_size, self.horizon, *limits
+            )
+
+    @torch.no_grad()
+    def _episodes(self, batch: np.ndarray, prompts: list[list[int]], random: np.ndarray) -> list[tuple[Any, ...]]:
+        """Number, completion, finished, score, and log-prob, reference's log-prob and value of each token."""
+        device = self.runtime.device
+        temperature = self.run.generation.temperature
+        with self.runtime.autocast():
+            samples = sample(self.policy.lm, prompts, random, self.policy.eos_id, temperature)
+            rows = Rows.of(prompts, samples.ids).to(device)
+            logprob, value = self.actor_critic(rows.ids, rows.starts, rows.lengths)
+            ref_logprob = self.reference(rows.ids, rows.starts, rows.lengths)
+        scores = self.score(prompts, samples.ids)
+        tables = [table.float().cpu().numpy() for table in (logprob, ref_logprob, value)]
+        spans = [slice(len(p), len(p) + len(c)) for p, c in zip(prompts, samples.ids, strict=True)]
+        return [
+            (int(number), samples.ids[row], samples.finished[row], float(scores[row]))
+            + tuple(table[row, spans[row]] for table in tables)
+            for row, number in enumerate(batch)
+        ]
+
+    def _check(self, score: Tensor, log_ratio: Tensor, number: int) -> None:
+        for name, table in (("score", score), ("KL", log_ratio)):
+            if not torch.isfinite(table).all():
+                raise RunError(
+                    f"ppo: a {name} of batch {number} is not finite, before anything was trained on it; "
+                    "lower ppo.optim.lr, or set trainer.precision=float32"
+                )
+
+    def _notes(self, score: Tensor, kl: float, ended: Tensor, rollout: Rollout) -> dict[str, float]:
+        mask, run = rollout.mask, self.run
+        returns, value = rollout.returns[mask], rollout.value[mask]
+        residual, spread = float((returns - value).var(correction=0)), float(returns.var(correction=0))
+        notes = {
+            "ppo/score": float(score.mean()),
+            "ppo/score_std": float(score.std(correction=0)),
+            "ppo/kl": kl,
+            "ppo/kl_coefficient": self.coefficient,
+            "ppo/log_kl_coefficient": math.log(self.coefficient) if self.coefficient else -math.inf,
+            "ppo/kl_penalty": self.coefficient * kl,
+            "ppo/objective": float(score.mean()) - self.coefficient * kl,
+            "ppo/entropy": -float(rollout.logprob[mask].mean()),
+            "ppo/length": float(mask.sum(-1).float().mean()),
+            "ppo/eos_rate": float(ended.float().mean()),
+            "ppo/value": float(value.mean()),
+            "ppo/return": float(returns.mean()),
+            "ppo/return_std": math.sqrt(spread),
+            "ppo/explained_variance": 1 - residual / spread if spread > 0 else 0.0,
+            "ppo/episodes": float((self.number + 1) * self.config.batch_size),
+        }
+        if not self.coefficient:
+            del notes["ppo/log_kl_coefficient"]
+        if run.target_kl is not None:
+            error = min(max(kl / run.target_kl - 1, -ERROR_CLIP), ERROR_CLIP)
+            notes |= {"ppo/kl_target": run.target_kl, "ppo/kl_error": error}
+        return notes
+
+    # --- loss ------------------------------------------------------------------------------------------------------
+
+    def loss(self, module: nn.Module, part: tuple[Rollout, bool]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Summed losses of a part's tokens, and what practitioners plot.
+
+        Raises:
+            RunError: a ratio of a batch's first step is not 1 within rounding: the rollout was not scored as it is
+                trained on.
+        """
+        config = self.config
+        rollout, first = part[0].to(next(module.parameters()).device), part[1]
+        mask = rollout.mask
+        logprob, value = (
+            aligned(table, rollout.starts, mask) for table in module(rollout.ids, rollout.starts, rollout.lengths)
+        )
+        log_ratio = (logprob - rollout.logprob) * mask
+        if first:
+            self._check_ratio(log_ratio.detach()[mask].abs())
+        policy_loss = ppo_policy_loss(logprob, rollout.logprob, rollout.advantage, config.policy_clip)
+        value_loss = ppo_value_loss(value, rollout.value, rollout.returns, config.value_clip)
+        policy_loss, value_loss = (policy_loss * mask).sum(), (value_loss * mask).sum()
+        with torch.no_grad():
+            ratio = log_ratio.exp()
+            metrics = {
+                "ppo/policy_loss": policy_loss,
+                "ppo/value_loss": value_loss,
+                "ppo/ratio": (ratio * mask).sum(),
+                # k3: what is not below 0 and has the mean of KL(pi_old || pi)
+                "ppo/approx_kl": ((ratio - 1 - log_ratio) * mask).sum(),
+                "ppo/clip_fraction": (((ratio - 1).abs() > config.policy_clip) & mask).sum(),
+                "ppo/value_clip_fraction": (((value - rollout.value).abs() > config.value_clip) & mask).sum(),
+            }
+        return policy_loss + config.value_coefficient * value_loss, metrics
+
+    def _check_ratio(self, sizes: Tensor) -> None:
+        most, mean = ROUNDING[self.runtime.precision]
+        if float(sizes.max()) > most or float(sizes.mean()) > mean:
+            raise RunError(
+                f"ppo: before the first step on batch {self.number} a log-ratio is {float(sizes.max()):.3g} (mean size "
+                f"{float(sizes.mean()):.3g}), but policy and rollout are one; set trainer.precision=float32, and if it "
+                "stays the model scores differently than it samples"
+            )
+
+    # --- what a checkpoint and the summary hold --------------------------------------------------------------------
+
+    def after(self, values: dict[str, float]) -> None:
+        """Leave the rest of the batch out once the policy has moved too far from the one that sampled it."""
+        limit = self.config.early_stop_kl
+        if limit is not None and values and values["ppo/approx_kl"] > limit:
+            self.stopped = True
+
+    def state(self) -> dict[str, Any]:
+        """The rollout in use, and the controller."""
+        tensors = None
+        if self.rollout is not None:
+            tensors = {f.name: getattr(self.rollout, f.name) for f in fields(self.rollout)}
+        return {
+            "rollout": tensors,
+            "number": self.number,
+            "coefficient": self.coefficient,
+            "stopped": self.stopped,
+            "skipped_steps": self.skipped_steps,
+            "notes": self.notes,
+            "history": self.history,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on within a batch of episodes, or after it."""
+        self.rollout = None if state["rollout"] is None else Rollout(**state["rollout"])
+        self.number, self.coefficient, self.stopped = state["number"], state["coefficient"], state["stopped"]
+        self.skipped_steps, self.notes, self.history = state["skipped_steps"], state["notes"], state["history"]
+
+    def report(self) -> dict[str, Any]:
+        """KL over the last fifth of the batches, and where the coefficient ended."""
+        last = self.history[-max(1, len(self.history) // 5) :]
+        kl, coefficient = float(np.mean([kl for kl, _ in last])), self.history[-1][1]
+        target = self.run.target_kl
+        return {
+            "ppo": {
+                "target_kl": target,
+                "kl_last_fifth": kl,
+                "on_target": None if target is None else abs(kl / target - 1) <= 0.25,
+                "kl_coefficient": coefficient,
+                "first_kl_coefficient": self.history[0][1],
+                "at_floor": target is not None and coefficient <= self.config.min_kl_coefficient * (1 + 1e-9),
+                "at_ceiling": target is not None and coefficient >= self.config.max_kl_coefficient * (1 - 1e-9),
+                "episodes": len(self.history) * self.config.batch_size,
+                "skipped_steps": self.skipped_steps,
+            }
+        }
+
+
+def _padded(rows: Sequence[np.ndarray], width: int) -> Tensor:
+    """(rows, width) float32, zeros where a row has ended."""
+    table = torch.zeros(len(rows), width)
+    for index, row in enumerate(rows):
+        table[index, : len(row)] = torch.from_numpy(np.asarray(row, dtype=np.float32))
+    return table

@@ -1,0 +1,204 @@
+"""What is learnt from preferences: completions and the pairs or rankings over them, in batches.
+
+A batch is distinct completions and the indices of its pairs or rankings: each completion of a group of 4 stands in 3 of
+its 6 pairs and is scored once. The reference's log-probs are stored beside the completions, one number each.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Self, TypeVar
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from imdb_rlhf.algos.batches import Stream, share, steps_for
+from imdb_rlhf.algos.materials import Materials
+from imdb_rlhf.config import PairsConfig, PreferenceRun
+from imdb_rlhf.data.groups import Pairs, Rankings, draw_pairs, flip, read, shuffled
+from imdb_rlhf.models.logprobs import LogProbs, Rows
+from imdb_rlhf.models.policy import Policy
+from imdb_rlhf.training.loop import Batch, Plain
+
+R = TypeVar("R", bound=PreferenceRun)
+
+
+@dataclass(frozen=True)
+class PairPart:
+    """What one forward pass sees.
+
+    Attributes:
+        rows: the distinct completions.
+        ref_logprob: (completions,) float32 log-prob of each under the reference, nats.
+        pairs: (pairs, 2) int64 indices into the completions, winner and loser.
+    """
+
+    rows: Rows
+    ref_logprob: Tensor
+    pairs: Tensor
+
+    def to(self, device: torch.device) -> "PairPart":
+        """The same part on another device."""
+        return PairPart(self.rows.to(device), self.ref_logprob.to(device), self.pairs.to(device))
+
+
+@dataclass(frozen=True)
+class RankingPart:
+    """What one forward pass sees.
+
+    Attributes:
+        rows: the distinct completions.
+        ref_logprob: (completions,) float32 log-prob of each under the reference, nats.
+        rankings: (rankings, K) int64 indices into the completions, best first.
+        mask: (rankings, K) bool, true for the completions that are there, which stand first.
+    """
+
+    rows: Rows
+    ref_logprob: Tensor
+    rankings: Tensor
+    mask: Tensor
+
+    def to(self, device: torch.device) -> "RankingPart":
+        """The same part on another device."""
+        return RankingPart(
+            self.rows.to(device), self.ref_logprob.to(device), self.rankings.to(device), self.mask.to(device)
+        )
+
+
+class Completions:
+    """The completions of all groups as token rows, with the reference's log-probs."""
+
+    def __init__(self, groups: pd.DataFrame) -> None:
+        self.prompts = [list(map(int, ids)) for ids in groups["prompt_ids"]]
+        self.completions = [list(map(int, ids)) for ids in groups["completion_ids"]]
+        self.ref_logprob = groups["ref_logprob"].to_numpy()
+
+    def take(self, rows: np.ndarray) -> tuple[Rows, Tensor, Tensor]:
+        """The distinct completions of (n, K) rows of the table.
+
+        Returns:
+            Their token rows, their (completions,) log-probs under the reference, and (n, K) indices into both.
+        """
+        distinct, indices = np.unique(rows, return_inverse=True)
+        tokens = Rows.of([self.prompts[i] for i in distinct], [self.completions[i] for i in distinct])
+        reference = torch.tensor(self.ref_logprob[distinct], dtype=torch.float32)
+        return tokens, reference, torch.as_tensor(indices.reshape(rows.shape))
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """A global batch of pairs: (batch, 2) rows of the group table; losses are averaged over pairs."""
+
+    notes: ClassVar[Mapping[str, float]] = {}
+    completions: Completions
+    pairs: np.ndarray
+
+    @property
+    def size(self) -> float:
+        """Number of pairs."""
+        return float(len(self.pairs))
+
+    def parts(self, rank: int, world: int, limit: int | None) -> list[PairPart]:
+        """This process's pairs, with the distinct completions of each piece."""
+        return [PairPart(*self.completions.take(piece)) for piece in share(self.pairs, rank, world, limit)]
+
+
+@dataclass(frozen=True)
+class RankingBatch:
+    """A global batch of rankings; losses are averaged over rankings.
+
+    Attributes:
+        completions: of all groups.
+        rankings: (batch, K) rows of the group table, best first.
+        mask: (batch, K) bool, true for the completions that are there.
+    """
+
+    notes: ClassVar[Mapping[str, float]] = {}
+    completions: Completions
+    rankings: np.ndarray
+    mask: np.ndarray
+
+    @property
+    def size(self) -> float:
+        """Number of rankings."""
+        return float(len(self.rankings))
+
+    def parts(self, rank: int, world: int, limit: int | None) -> list[RankingPart]:
+        """This process's rankings, with the distinct completions of each piece."""
+        pieces = zip(share(self.rankings, rank, world, limit), share(self.mask, rank, world, limit), strict=True)
+        return [RankingPart(*self.completions.take(rows), torch.as_tensor(mask)) for rows, mask in pieces]
+
+
+def load_pairs(folder: Path, config: PairsConfig, seed: int) -> tuple[pd.DataFrame, Pairs]:
+    """The groups of an artifact and their pairs: drawn by the true reward, or those of a preference file.
+
+    Args:
+        folder: the artifact.
+        config: which pairs are drawn; of pairs that were brought, only labels are flipped.
+        seed: of labels and flips.
+
+    Raises:
+        RunError: no pair is left.
+    """
+    groups, pairs = read(folder)
+    if pairs is None:
+        pairs = draw_pairs(groups, config, seed)
+    elif config.noise is not None:
+        pairs = flip(pairs, config.noise, seed)
+    return groups, pairs
+
+
+def describe(drawn: Pairs | Rankings, steps: int) -> str:
+    """How many examples and steps there are, and what was left out."""
+    name = "rankings" if isinstance(drawn, Rankings) else "pairs"
+    left_out = ", ".join(f"{count} {reason}" for reason, count in drawn.dropped.items() if count)
+    return f"{len(drawn.rows)} {name}, {steps} steps" + (f"; left out: {left_out}" if left_out else "")
+
+
+class PreferenceMethod(Plain, Generic[R]):
+    """What all methods share that train a policy on preferences; a method adds its loss."""
+
+    stage: ClassVar[str]
+
+    def __init__(self, policy: Policy, groups: pd.DataFrame, drawn: Pairs | Rankings, run: R) -> None:
+        policy.lm.requires_grad_(True)
+        self.module: nn.Module = LogProbs(policy.lm, run.generation.temperature).eval()  # eval: no dropout
+        self.completions, self.drawn, self.run = Completions(groups), drawn, run
+        examples, batch_size = len(drawn.rows), run.policy.batch_size
+        self.steps = run.policy.steps or steps_for(examples, batch_size, run.policy.epochs)
+        self.stream = Stream(examples, batch_size, lambda epoch: shuffled(drawn, run.pairs.order, run.seed, epoch))
+
+    @classmethod
+    def from_materials(cls, made: Materials, run: R) -> Self:
+        """The method on the artifact of groups.
+
+        Raises:
+            RunError: no pair, or no ranking, is left.
+        """
+        assert made.groups is not None
+        groups, drawn = cls.draw(made.groups, run)
+        return cls(made.policy, groups, drawn, run)
+
+    @classmethod
+    def draw(cls, folder: Path, run: R) -> tuple[pd.DataFrame, Pairs | Rankings]:
+        """The groups of an artifact, and what is drawn from them."""
+        return load_pairs(folder, run.pairs, run.seed)
+
+    def remark(self) -> str:
+        """What a person wants to know before it starts."""
+        return describe(self.drawn, self.steps)
+
+    def batches(self, first: int) -> Iterator[Batch]:
+        """The batch of each step from `first` on."""
+        for step in range(first, self.steps):
+            yield self.batch(self.stream.at(step))
+
+    def batch(self, chosen: np.ndarray) -> Batch:
+        """The global batch of these (batch,) examples."""
+        return PairBatch(self.completions, self.drawn.rows[chosen])
+
+    def loss(self, module: nn.Module, part: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """Summed losses of a part, and what practitioners plot."""
+        raise NotImplementedError

@@ -1,0 +1,28 @@
+"""The unlikelihood baseline of arXiv 2305.18290, section 6: winners made likelier, losers less likely.
+
+Its loss knows no reference and is unbounded below; the reference's log-probs serve the metrics alone.
+"""
+
+from torch import Tensor, nn
+
+from imdb_rlhf.algos.preferences import PairPart, PreferenceMethod
+from imdb_rlhf.config import UnlikelihoodRun
+from imdb_rlhf.losses import unlikelihood
+
+
+class Unlikelihood(PreferenceMethod[UnlikelihoodRun]):
+    """Minimises -log pi(y_w) + alpha log pi(y_l) over preference pairs."""
+
+    stage = "unlikelihood"
+
+    def loss(self, module: nn.Module, part: PairPart) -> tuple[Tensor, dict[str, Tensor]]:
+        """Summed losses of a part, and what practitioners plot."""
+        part = part.to(next(module.parameters()).device)
+        logprob = module(part.rows.ids, part.rows.starts, part.rows.lengths).sum(-1)
+        chosen, rejected = (logprob - part.ref_logprob).detach()[part.pairs].unbind(1)
+        winner, loser = logprob[part.pairs].unbind(1)
+        return unlikelihood(winner, loser, self.run.alpha).sum(), {
+            "train/accuracy": (chosen > rejected).float().sum(),
+            "train/chosen_log_ratio": chosen.sum(),
+            "train/rejected_log_ratio": rejected.sum(),
+        }

@@ -1,0 +1,46 @@
+"""PPO's policy with its value head, on a network of the head's own or on the policy's."""
+
+from copy import deepcopy
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from imdb_rlhf.config import ValueNetwork
+from imdb_rlhf.models.logprobs import completion_mask, hidden_states, output_layer, token_logprobs
+
+
+class ActorCritic(nn.Module):
+    """A causal LM whose forward returns log-probs of completion tokens and the values of the states before them.
+
+    The head is linear and begins at zero. On a network of its own it stands on a copy of the policy's layers as they
+    are now; on a shared one the value loss moves the policy too.
+    """
+
+    def __init__(self, lm: PreTrainedModel, temperature: float, value: ValueNetwork) -> None:
+        super().__init__()
+        self.lm, self.temperature = lm, temperature
+        self.critic = deepcopy(lm.base_model) if value == ValueNetwork.own else None
+        width = output_layer(lm)[0].shape[1]
+        self.head = nn.Linear(width, 1, device=lm.device)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, ids: Tensor, starts: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probs and values, (rows, time) float32 each, at the completions' tokens and 0 elsewhere.
+
+        The value at a token is of the state that the token is drawn in. Arguments as in `logprobs.Rows`.
+        """
+        hidden = hidden_states(self.lm, ids)
+        mask = completion_mask(ids, starts, lengths)
+        before = mask[:, 1:]  # the state before a token is one to its left
+        weight, bias = output_layer(self.lm)
+        logprobs = token_logprobs(hidden[:, :-1][before], weight, bias, ids[mask], self.temperature)
+        if self.critic is not None:
+            hidden = cast(Tensor, self.critic(input_ids=ids, use_cache=False).last_hidden_state)
+        with torch.autocast(ids.device.type, enabled=False):
+            values = F.linear(hidden[:, :-1][before].float(), self.head.weight, self.head.bias)[:, 0]
+        blank = torch.zeros(ids.shape, dtype=torch.float32, device=ids.device)
+        return blank.masked_scatter(mask, logprobs), blank.masked_scatter(mask, values)
