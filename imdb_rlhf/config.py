@@ -419,11 +419,13 @@ class GenerationConfig:
     """How completions are sampled, everywhere."""
 
     max_new_tokens: int
+    shortest_limit: int | None
     temperature: float
 
     def check(self, at: str) -> None:
         """Refuse a value out of range."""
         _number(self, "max_new_tokens", at, 1)
+        _number(self, "shortest_limit", at, 1, self.max_new_tokens)
         _number(self, "temperature", at, 0, above=True)
 
 

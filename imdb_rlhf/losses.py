@@ -220,7 +220,7 @@ def whiten(values: Tensor, mask: Tensor, *, keep_mean: bool = False, bessel: boo
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation (arXiv 1506.02438, equation 16) over one episode a row.
 
-    delta_t = r_t + gamma V_{t+1} - V_t, A_t = delta_t + gamma lambda A_{t+1}, R = A + V; nothing follows the last token.
+    delta_t = r_t + gamma V_{t+1} - V_t, A_t = delta_t + gamma lambda A_{t+1}, R = A + V; V is 0 after the last token.
 
     Args:
         rewards: (episodes, time).

@@ -178,6 +178,11 @@ class Pipeline:
         """What of the machine a training depends on: sums in another order round otherwise."""
         return self.runtime.facts() | {"micro_batch": self.run.trainer.micro_batch}
 
+    @property
+    def _generation(self) -> dict[str, Any]:
+        """How completions are sampled; a key that is null is as if it were not there."""
+        return {key: value for key, value in asdict(self.run.generation).items() if value is not None}
+
     def _data_config(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The keys of `data` that every stage depends on, and those of its labels."""
         data: dict[str, Any] = asdict(self.run.data)
@@ -250,7 +255,7 @@ class Pipeline:
             self._make_groups,
             source=source,
             reference=reference,
-            generation=asdict(run.generation),
+            generation=self._generation,
             machine=self.runtime.facts(),
         )
 
@@ -262,7 +267,7 @@ class Pipeline:
             "reference": reference,
             "reward": reward,
             "data": self._key("data"),
-            "generation": asdict(run.generation),
+            "generation": self._generation,
             "machine": self.runtime.facts() | {"precision": "float32"},
             "columns": COLUMNS + TEXTS,
         }
@@ -299,7 +304,7 @@ class Pipeline:
                 reference=reference,
                 reward=reward,
                 data=self._key("data"),
-                generation=asdict(run.generation),
+                generation=self._generation,
                 machine=self.runtime.facts() | {"precision": "float32"},
             )
             if run.uses_learned_reward:

@@ -42,7 +42,7 @@ from imdb_rlhf.models import policy as policies
 from imdb_rlhf.models.heads import make_reward_head, score_rows
 from imdb_rlhf.models.logprobs import Rows, sequence_logprobs
 from imdb_rlhf.models.policy import Policy, decode
-from imdb_rlhf.models.sampling import Samples, batches_by_length, sample, uniforms
+from imdb_rlhf.models.sampling import Samples, batches_by_length, limits, sample, uniforms
 from imdb_rlhf.rewards import Reward
 from imdb_rlhf.rewards.classifier import ClassifierReward
 from imdb_rlhf.tracking.console import Console, Progress
@@ -396,15 +396,17 @@ class Tools:
             keys = [owners[i] for i in batch]
             new = run.generation.max_new_tokens
             random = {p: uniforms(config.seed, stream, [p], count, new)[0] for p in {p for p, _ in keys}}
+            limit = {p: limits(config.seed, stream, [p], count, run.generation)[0] for p in random}
+            ends = np.array([limit[prompt][which] for prompt, which in keys])
             heads = [wanted[prompt] for prompt, _ in keys]
             precision = runtime.autocast if isinstance(config, GroupsConfig) else nullcontext
             with precision():
                 drawn = np.stack([random[prompt][which] for prompt, which in keys])
-                samples = sample(policy.lm, heads, drawn, policy.eos_id, run.generation.temperature)
+                samples = sample(policy.lm, heads, drawn, policy.eos_id, run.generation.temperature, ends)
             tails = samples.ids
             if appended:
-                ends = zip(tails, samples.finished, strict=True)
-                tails = [tail if ended else [*tail, policy.eos_id] for tail, ended in ends]
+                both = zip(tails, samples.finished, strict=True)
+                tails = [tail if ended else [*tail, policy.eos_id] for tail, ended in both]
             with precision():
                 logprobs = sequence_logprobs(policy.lm, Rows.of(heads, tails), run.generation.temperature).tolist()
             found += self._scored(policy, reward, keys, heads, samples, tails, logprobs)

@@ -29,7 +29,7 @@ from imdb_rlhf.losses import gae, next_kl_coefficient, ppo_policy_loss, ppo_valu
 from imdb_rlhf.models.actor_critic import ActorCritic
 from imdb_rlhf.models.logprobs import LogProbs, Rows
 from imdb_rlhf.models.policy import Policy
-from imdb_rlhf.models.sampling import batches_by_length, sample, uniforms
+from imdb_rlhf.models.sampling import batches_by_length, limits, sample, uniforms
 from imdb_rlhf.seeds import generator
 from imdb_rlhf.training.loop import Plain
 from imdb_rlhf.training.runtime import Runtime
@@ -212,11 +212,12 @@ class PPO(Plain):
         prompts = [list(self.prompts[int(i)]) for i in chosen]
         new = run.generation.max_new_tokens
         random = uniforms(run.seed, "ppo", episodes.tolist(), 1, new)[:, 0]
+        ends = limits(run.seed, "ppo", episodes.tolist(), 1, run.generation)[:, 0]
         found: list[tuple[Any, ...]] = []
         batches = batches_by_length([len(prompt) for prompt in prompts], config.rollout_batch_size)
         for index, batch in enumerate(batches):
             if index % self.runtime.world == self.runtime.rank:
-                found += self._episodes(batch, [prompts[i] for i in batch], random[batch])
+                found += self._episodes(batch, [prompts[i] for i in batch], random[batch], ends[batch])
         found = sorted(self.runtime.gather(found), key=lambda episode: episode[0])
         _, completions, finished, scores, *tokens = (list(column) for column in zip(*found, strict=True))
         rows = Rows.of(prompts, completions)
@@ -241,18 +242,20 @@ class PPO(Plain):
         self.notes = self._notes(score, kl, ended, self.rollout)
         self.history.append([kl, self.coefficient])
         if run.target_kl is not None:
-            limits = (config.min_kl_coefficient, config.max_kl_coefficient)
+            ends_of_beta = (config.min_kl_coefficient, config.max_kl_coefficient)
             self.coefficient = next_kl_coefficient(
-                self.coefficient, kl, run.target_kl, config.batch_size, self.horizon, *limits
+                self.coefficient, kl, run.target_kl, config.batch_size, self.horizon, *ends_of_beta
             )
 
     @torch.no_grad()
-    def _episodes(self, batch: np.ndarray, prompts: list[list[int]], random: np.ndarray) -> list[tuple[Any, ...]]:
+    def _episodes(
+        self, batch: np.ndarray, prompts: list[list[int]], random: np.ndarray, ends: np.ndarray
+    ) -> list[tuple[Any, ...]]:
         """Number, completion, finished, score, and log-prob, reference's log-prob and value of each token."""
         device = self.runtime.device
         temperature = self.run.generation.temperature
         with self.runtime.autocast():
-            samples = sample(self.policy.lm, prompts, random, self.policy.eos_id, temperature)
+            samples = sample(self.policy.lm, prompts, random, self.policy.eos_id, temperature, ends)
             rows = Rows.of(prompts, samples.ids).to(device)
             logprob, value = self.actor_critic(rows.ids, rows.starts, rows.lengths)
             ref_logprob = self.reference(rows.ids, rows.starts, rows.lengths)

@@ -17,7 +17,7 @@ from imdb_rlhf.errors import RunError
 from imdb_rlhf.evaluation.stats import bootstrap_mean, distinct_n, prompt_means
 from imdb_rlhf.models.logprobs import Rows, compare
 from imdb_rlhf.models.policy import Policy, decode
-from imdb_rlhf.models.sampling import batches_by_length, sample, uniforms
+from imdb_rlhf.models.sampling import batches_by_length, limits, sample, uniforms
 from imdb_rlhf.rewards import Reward
 from imdb_rlhf.training.runtime import Runtime
 
@@ -67,6 +67,10 @@ def evaluate(
         split: uniforms(config.seed, f"evaluation/{split}", range(len(rows)), config.samples, generation.max_new_tokens)
         for split, rows in prompts.items()
     }
+    limit = {
+        split: limits(config.seed, f"evaluation/{split}", range(len(rows)), config.samples, generation)
+        for split, rows in prompts.items()
+    }
     batches = batches_by_length([len(prompts[split][prompt]) for split, prompt, _ in index], config.batch_size)
     found: list[dict[str, Any]] = []
     for number, batch in enumerate(batches):
@@ -75,8 +79,9 @@ def evaluate(
         keys = [index[i] for i in batch]
         heads = [prompts[split][prompt] for split, prompt, _ in keys]
         draws = np.stack([random[split][prompt, which] for split, prompt, which in keys])
+        ends = np.array([limit[split][prompt, which] for split, prompt, which in keys])
         with torch.autocast(runtime.device.type, enabled=False):
-            samples = sample(policy.lm, heads, draws, policy.eos_id, generation.temperature)
+            samples = sample(policy.lm, heads, draws, policy.eos_id, generation.temperature, ends)
         compared = compare(policy.lm, reference, Rows.of(heads, samples.ids), generation.temperature)
         starts = decode(policy.tokenizer, heads)
         wholes = decode(policy.tokenizer, [head + ids for head, ids in zip(heads, samples.ids, strict=True)])

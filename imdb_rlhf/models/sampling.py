@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from imdb_rlhf.config import GenerationConfig
 from imdb_rlhf.models.logprobs import _chunk_logits, output_layer
 from imdb_rlhf.seeds import generator
 
@@ -34,6 +35,15 @@ class Samples:
 def uniforms(seed: int, stage: str, prompt_ids: Sequence[int], samples: int, steps: int) -> np.ndarray:
     """(prompts, samples, steps) float64 in [0, 1), a function of (seed, stage, prompt id) alone."""
     return np.stack([generator(seed, stage, int(prompt)).random((samples, steps)) for prompt in prompt_ids])
+
+
+def limits(seed: int, stage: str, prompt_ids: Sequence[int], samples: int, generation: GenerationConfig) -> np.ndarray:
+    """(prompts, samples) int64, how many tokens each completion may have: a function of (seed, stage, prompt id)."""
+    low, high = generation.shortest_limit, generation.max_new_tokens
+    if low is None:
+        return np.full((len(prompt_ids), samples), high)
+    drawn = [generator(seed, f"{stage}/limit", int(p)).integers(low, high + 1, samples) for p in prompt_ids]
+    return np.stack(drawn)
 
 
 def batches_by_length(lengths: Sequence[int], size: int) -> list[np.ndarray]:
@@ -71,6 +81,7 @@ def sample(
     uniform: Tensor | np.ndarray,
     eos_id: int,
     temperature: float = 1.0,
+    limit: np.ndarray | None = None,
 ) -> Samples:
     """Sample a completion for each prompt until EOS or until the uniforms run out.
 
@@ -80,6 +91,7 @@ def sample(
         uniform: (rows, new tokens) in [0, 1).
         eos_id: token that ends a completion.
         temperature: divides the logits; above 0.
+        limit: (rows,) tokens that each may have, at most as many as uniforms; None is as many.
 
     Raises:
         ValueError: prompts of different lengths.
@@ -107,12 +119,12 @@ def sample(
             cache.batch_select_indices(keep)
             alive, drawn = alive[keep], drawn[keep]
         ids = drawn[:, None]
-    return _cut(tokens, eos_id)
+    return _cut(tokens, eos_id, torch.as_tensor(np.full(rows, steps) if limit is None else limit).to(lm.device))
 
 
-def _cut(tokens: Tensor, eos_id: int) -> Samples:
-    is_eos = tokens == eos_id
+def _cut(tokens: Tensor, eos_id: int, limit: Tensor) -> Samples:
+    is_eos = (tokens == eos_id) & (torch.arange(tokens.shape[1], device=tokens.device) < limit[:, None])
     finished = is_eos.any(1)
-    lengths = torch.where(finished, is_eos.int().argmax(1) + 1, tokens.shape[1])
+    lengths = torch.where(finished, is_eos.int().argmax(1) + 1, limit)
     table = cast(list[list[int]], tokens.tolist())
     return Samples([row[:n] for row, n in zip(table, lengths.tolist(), strict=True)], finished.tolist())

@@ -266,10 +266,12 @@ def _account(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """What is known of the reward model, of its own run or of one that used it."""
     model = summary if summary.get("accuracy") is not None else summary.get("reward_model") or {}
     if model.get("accuracy") is not None:
-        pairs = f" on {model['test_pairs']} pairs of test prompts" if model.get("test_pairs") is not None else ""
+        pairs = (
+            f" on {model['test_pairs']} pairs of test prompts" if model.get("test_pairs") is not None else " of pairs"
+        )
         name = "accuracy" if model is summary else "reward model"
         found = _with_interval(model["accuracy"], model.get("accuracy_ci"), ".3f")
-        yield name, found + (" of pairs" if not pairs else pairs)
+        yield name, found + pairs
     if model is summary and model.get("pearson") is not None:
         ranks = f", of ranks {_number(model.get('spearman'), '.3f')}"
         yield "correlation", f"{_number(model['pearson'], '.3f')} with the true log-odds{ranks}"

@@ -49,7 +49,7 @@ PROMPTS = {"validation": [[40, 41]], "test": [[40, 41, 42], [50, 51], [60, 61, 6
 
 
 def run(policy: Policy, reference: Policy, runtime: Runtime, **changes: object) -> pd.DataFrame:
-    generation = GenerationConfig(max_new_tokens=6, temperature=1.0)
+    generation = GenerationConfig(max_new_tokens=6, shortest_limit=None, temperature=1.0)
     reward = changes.pop("reward", Length())
     return evaluate(policy, reference.lm, reward, PROMPTS, EVALUATION, generation, runtime, 5)  # type: ignore[arg-type]
 
