@@ -54,6 +54,12 @@ def register() -> None:
     for name, schema in SCHEMAS.items():
         group, _, leaf = f"schema/{name}".rpartition("/")
         ConfigStore.instance().store(group=group, name=leaf, node=schema, provider="imdb_rlhf")
+    OmegaConf.register_new_resolver("preset", _preset, replace=True)
+
+
+def _preset(experiment: str) -> str:
+    """PPO's preset for an experiment: the one of its name, or that for small models."""
+    return experiment if (CONF / "ppo" / f"{experiment}.yaml").exists() else "small"
 
 
 def to_run(composed: DictConfig) -> c.Run:
