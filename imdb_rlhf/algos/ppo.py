@@ -29,7 +29,7 @@ from imdb_rlhf.losses import gae, next_kl_coefficient, ppo_policy_loss, ppo_valu
 from imdb_rlhf.models.actor_critic import ActorCritic
 from imdb_rlhf.models.logprobs import LogProbs, Rows
 from imdb_rlhf.models.policy import Policy
-from imdb_rlhf.models.sampling import batches_by_length, limits, sample, uniforms
+from imdb_rlhf.models.sampling import limits, sample, uniforms
 from imdb_rlhf.seeds import generator
 from imdb_rlhf.training.loop import Plain
 from imdb_rlhf.training.runtime import Runtime
@@ -214,8 +214,10 @@ class PPO(Plain):
         random = uniforms(run.seed, "ppo", episodes.tolist(), 1, new)[:, 0]
         ends = limits(run.seed, "ppo", episodes.tolist(), 1, run.generation)[:, 0]
         found: list[tuple[Any, ...]] = []
-        batches = batches_by_length([len(prompt) for prompt in prompts], config.rollout_batch_size)
-        for index, batch in enumerate(batches):
+        # neighbours in length together; the batches are a function of all prompts, and processes share them out whole
+        order = np.argsort([len(prompt) for prompt in prompts], kind="stable")
+        for index, at in enumerate(range(0, len(order), config.rollout_batch_size)):
+            batch = order[at : at + config.rollout_batch_size]
             if index % self.runtime.world == self.runtime.rank:
                 found += self._episodes(batch, [prompts[i] for i in batch], random[batch], ends[batch])
         found = sorted(self.runtime.gather(found), key=lambda episode: episode[0])

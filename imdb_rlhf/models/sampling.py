@@ -47,7 +47,7 @@ def limits(seed: int, stage: str, prompt_ids: Sequence[int], samples: int, gener
 
 
 def batches_by_length(lengths: Sequence[int], size: int) -> list[np.ndarray]:
-    """Indices in batches of at most `size` whose rows are of one length, so that nothing is padded.
+    """Indices in batches of at most `size` whose rows are of one length, so that nothing is read in vain.
 
     The batches are a function of all lengths; processes share them out whole.
     """
@@ -77,7 +77,7 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float = 1.0) -> Tensor:
 @torch.no_grad()
 def sample(
     lm: PreTrainedModel,
-    prompts: Tensor | Sequence[Sequence[int]],
+    prompts: Sequence[Sequence[int]],
     uniform: Tensor | np.ndarray,
     eos_id: int,
     temperature: float = 1.0,
@@ -85,41 +85,54 @@ def sample(
 ) -> Samples:
     """Sample a completion for each prompt until EOS or until the uniforms run out.
 
+    Prompts may differ in length: all rows are read from their first token on, and a row whose prompt is longer is given
+    its prompt's next token while others already draw. So nothing is padded, and no row waits for another length.
+
     Args:
         lm: the policy; runs in the caller's autocast precision.
-        prompts: (rows, time) tokens, all of one length (`batches_by_length`).
+        prompts: tokens, at least one a row.
         uniform: (rows, new tokens) in [0, 1).
         eos_id: token that ends a completion.
         temperature: divides the logits; above 0.
         limit: (rows,) tokens that each may have, at most as many as uniforms; None is as many.
-
-    Raises:
-        ValueError: prompts of different lengths.
     """
-    if len({len(prompt) for prompt in prompts}) > 1:
-        raise ValueError("prompts of different lengths in one batch; see batches_by_length")
-    ids = torch.as_tensor(prompts, dtype=torch.int64).to(lm.device)
-    random = torch.as_tensor(uniform).to(lm.device)
+    device = lm.device
+    random = torch.as_tensor(uniform).to(device)
     rows, steps = random.shape
-    tokens = torch.full((rows, steps), eos_id, dtype=torch.int64, device=lm.device)
-    alive = torch.arange(rows, device=lm.device)  # rows still being written, in the order of the cache
+    most = torch.full((rows,), steps, device=device) if limit is None else torch.as_tensor(limit).to(device)
+    starts = torch.tensor([len(prompt) for prompt in prompts], device=device)
+    shortest, longest = int(starts.min()), int(starts.max())
+    given = torch.full((rows, longest), eos_id, dtype=torch.int64)
+    for row, prompt in enumerate(prompts):
+        given[row, : len(prompt)] = torch.as_tensor(prompt)
+    given = given.to(device)
+    tokens = torch.full((rows, steps), eos_id, dtype=torch.int64, device=device)
+    alive = torch.arange(rows, device=device)  # rows still being written, in the order of the cache
+    going = torch.ones(rows, dtype=torch.bool, device=device)  # of those that are alive, which are not finished
+    ids = given[:, :shortest]
     cache = DynamicCache()
     weight, bias = output_layer(lm)
-    for step in range(steps):
+    for column in range(shortest, longest + steps):
         state = lm.base_model(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
         logits = _chunk_logits(state, weight.to(state.dtype), bias, 1.0)
-        drawn = draw(logits, random[alive, step], temperature)
-        tokens[alive, step] = drawn
-        going = (tokens[alive, : step + 1] != eos_id).all(1)  # a finished row that was kept goes on drawing
-        if not bool(going.any()):
+        step = column - starts[alive]  # which new token it is; below 0 within the prompt
+        place = step.clamp(0, steps - 1)
+        drawn = draw(logits, random[alive, place], temperature)
+        if column < longest:
+            drawn = torch.where(step < 0, given[alive, column], drawn)
+        written = going & (step >= 0)
+        tokens[alive[written], place[written]] = drawn[written]
+        going = going & ((step < 0) | ((drawn != eos_id) & (step + 1 < most[alive])))
+        left = int(going.sum())
+        if not left:
             break
         # finished rows are dropped once they are many: copying the cache has its price
-        if going.sum() < 0.75 * len(alive):
+        if left < 0.75 * len(alive):
             keep = going.nonzero()[:, 0]
             cache.batch_select_indices(keep)
-            alive, drawn = alive[keep], drawn[keep]
+            alive, drawn, going = alive[keep], drawn[keep], going[keep]
         ids = drawn[:, None]
-    return _cut(tokens, eos_id, torch.as_tensor(np.full(rows, steps) if limit is None else limit).to(lm.device))
+    return _cut(tokens, eos_id, most)
 
 
 def _cut(tokens: Tensor, eos_id: int, limit: Tensor) -> Samples:

@@ -176,9 +176,16 @@ def test_finished_rows_are_not_computed_for_long(monkeypatch: pytest.MonkeyPatch
     assert len(sizes) == lengths.max()
 
 
-def test_prompts_of_different_lengths_are_refused() -> None:
-    with pytest.raises(ValueError, match="lengths"):
-        sample(gpt2(0), [[1], [1, 2]], np.zeros((2, 3)), EOS)
+def test_prompts_of_different_lengths_draw_as_they_do_alone() -> None:
+    lm, random = gpt2(0), np.random.default_rng(3)
+    prompts = [random.integers(0, 4, size=size).tolist() for size in (1, 3, 2, 4, 3, 1)]
+    uniform, limit = random.random((6, 4)), np.array([4, 1, 3, 4, 4, 2])
+    together = sample(lm, prompts, uniform, EOS, 0.8, limit)
+    for row, prompt in enumerate(prompts):
+        alone = naive(lm, prompt, uniform[row, : limit[row]], 0.8)
+        assert together.ids[row] == alone
+        assert together.finished[row] == (alone[-1] == EOS)
+    assert len({len(ids) for ids in together.ids}) > 2
 
 
 # --- what belongs to a row
