@@ -95,13 +95,24 @@ def _refuse_extra(node: DictConfig, schema: Any, prefix: str, algo: str) -> None
 
 
 def _unknown(key: str, names: list[str], algo: str | None = None, shown: str | None = None) -> str:
-    near = get_close_matches(key, names, 1)
-    hint = f"did you mean {near[0]}? " if near else ""
-    return f"{shown or key}: no such key{f' for algo={algo}' if algo else ''}; {hint}keys there: {', '.join(names)}"
+    said, there = f"{shown or key}: no such key{f' for algo={algo}' if algo else ''}", ", ".join(names)
+    owners = _owners(key)
+    if algo and owners and algo not in owners:
+        return f"{said}; it belongs to algo={', '.join(owners)}; keys of {algo}: {there}"
+    # the last words alone: all keys of one place begin alike
+    near = get_close_matches(key.rpartition(".")[2], [name.rpartition(".")[2] for name in names], 1)
+    place = f"{key.rpartition('.')[0]}.".lstrip(".")
+    return f"{said}; {f'did you mean {place}{near[0]}? ' if near else ''}keys there: {there}"
 
 
-_SCHEMA_BY_NAME = {schema.__name__: schema for schema in SCHEMAS.values()} | {
-    name: getattr(c, name) for name in dir(c) if is_dataclass(getattr(c, name))
+def _owners(key: str) -> list[str]:
+    """The algorithms that have what a key begins with."""
+    first = key.partition(".")[0]
+    return [name for name, schema in _ALGOS.items() if first in [field.name for field in fields(schema)]]
+
+
+_ALGOS: dict[str, Any] = {
+    name: schema for name, schema in SCHEMAS.items() if issubclass(schema, c.Run) and schema is not c.Run
 }
 
 
@@ -124,7 +135,7 @@ def explain(error: BaseException) -> str:
         schema = _CLASSES.get(match[2] or "")
         prefix = key.rpartition(".")[0]
         names = [f"{prefix}.{f.name}" if prefix else f.name for f in fields(schema)] if schema else []
-        algo = schema.__name__.removesuffix("Run").lower() if schema and issubclass(schema, c.Run) else None
+        algo = next((name for name, run in _ALGOS.items() if run is schema), None)
         return _unknown(key, names, algo, shown) if names else f"{shown}: no such key; --cfg job lists them"
     if match := re.search(r"[Mm]issing (?:mandatory value:|1 required positional argument:) '?([\w.]+)", text):
         key = key_match[1] if key_match and key_match[1].endswith(match[1]) else match[1]
@@ -136,6 +147,8 @@ def explain(error: BaseException) -> str:
         if match[1] in c.ALGO_OF_GROUP:
             owner = c.ALGO_OF_GROUP[match[1]]
             return f"{match[1]}=... chooses a preset of algo={owner}, and this is another algorithm; add algo={owner}"
+        if owners := _owners(match[1].partition("@")[2]):
+            return f"{match[1]}: no such group for this algorithm; it belongs to algo={', '.join(owners)}"
         return f"{match[1]}: no such group; `python train.py --help` lists the groups, --cfg job the keys"
     return " ".join(line.strip() for line in text.splitlines() if line.strip())
 

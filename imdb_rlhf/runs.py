@@ -216,7 +216,8 @@ class RunFolder:
             return values
 
         def advance(values: dict[str, float]) -> None:
-            names = {"loss": "loss", "ppo/kl": "rollout KL", "eval/reward": "reward", "eval/kl": "KL"}
+            names = {"loss": "loss", "ppo/score": "score", "ppo/kl": "rollout KL"}
+            names |= {"eval/reward": "reward", "eval/kl": "KL"}
             progress.advance(1, **{names[key]: value for key, value in values.items() if key in names})
 
         settings = pipeline.tools.policy_settings(algorithm.period)

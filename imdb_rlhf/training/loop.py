@@ -199,7 +199,7 @@ def train(algorithm: Algorithm, settings: Settings, runtime: Runtime, folder: Pa
                 hooks.log(
                     {"stage": algorithm.stage, "step": done} | row | {"time/elapsed": time.perf_counter() - began}
                 )
-            hooks.advance(({"loss": values["train/loss"]} if values else {}) | evaluated)
+            hooks.advance(({"loss": values["train/loss"], **batch.notes} if values else {}) | evaluated)
             stop = runtime.any(bool(signals.caught))
             at_interval = settings.checkpoint_every and done % settings.checkpoint_every == 0
             if at_interval or stop or (settings.checkpoint_every and done == algorithm.steps):
