@@ -979,6 +979,11 @@ class PPOConfig:
                 f"{at}min_kl_coefficient={self.min_kl_coefficient} is above "
                 f"{at}max_kl_coefficient={self.max_kl_coefficient}; lower the one or raise the other"
             )
+        if self.horizon is not None and self.horizon <= 0.2 * self.batch_size:
+            raise ConfigError(
+                f"{at}horizon={self.horizon} is so short that one batch of {self.batch_size} episodes would take the "
+                f"coefficient to 0; give more than {0.2 * self.batch_size:g}"
+            )
         start = self.initial_kl_coefficient
         if start is not None and not self.min_kl_coefficient <= start <= self.max_kl_coefficient:
             raise ConfigError(

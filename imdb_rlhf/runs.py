@@ -155,7 +155,7 @@ class RunFolder:
         table = record.samples(points[kept], before)
         if self.leader:
             self._leave(policy, points, result, table)
-            self._mirror(trackers, points[kept], before, table, result)
+            self._mirror(trackers, table, result)
         self.runtime.barrier()
         return result, table
 
@@ -279,19 +279,12 @@ class RunFolder:
             console_warn=self.console.warn,
         )
 
-    def _mirror(
-        self,
-        trackers: Trackers,
-        frame: pd.DataFrame,
-        before: pd.DataFrame,
-        table: pd.DataFrame,
-        result: Mapping[str, Any],
-    ) -> None:
+    def _mirror(self, trackers: Trackers, table: pd.DataFrame, result: Mapping[str, Any]) -> None:
         columns = ["prompt", "reference", "reference_reward", "policy", "policy_reward", "kl", "log_ratio"]
         first = table[table["sample_id"] == 0].head(100)
         trackers.table("samples", columns, first[columns].values.tolist())
-        for key, rows in (("reward_before", before), ("reward_after", frame)):
-            trackers.histogram(key, rows[rows["split"] == "test"]["reward"].tolist(), int(result["step"]))
+        for key, whose in (("reward_before", "reference"), ("reward_after", "policy")):
+            trackers.histogram(key, table[f"{whose}_reward"].tolist(), int(result["step"]))
         trackers.finish(result)
 
     def _mirror_reward_model(self, trackers: Trackers, table: pd.DataFrame, result: Mapping[str, Any]) -> None:
@@ -313,13 +306,8 @@ class RunFolder:
             mirror = self._wandb()
             if mirror is not None:
                 mirror.replay(read(self.path / "metrics.jsonl"))
-                if held:
-                    self._mirror_reward_model(Trackers([mirror]), table, result)
-                else:
-                    points = pd.read_parquet(self.path / "evaluations.parquet")
-                    before = table.assign(split="test", reward=table["reference_reward"])
-                    last = points[points["step"] == result["step"]]
-                    self._mirror(Trackers([mirror]), last, before, table, result)
+                show = self._mirror_reward_model if held else self._mirror
+                show(Trackers([mirror]), table, result)
         self._show(result, table)
 
     def _show(self, result: Mapping[str, Any], table: pd.DataFrame) -> None:

@@ -85,6 +85,8 @@ def one_line(answer: Answer, code: int, start: str) -> str:
         (["+beta=0.3", "algo=sft"], "beta=0.3: no such key for algo=sft"),
         (["-m", "algo=sft,dpo", "beta=0.3"], "beta=0.3: no such key for algo=sft"),
         (["-m", "beta=0.1,0"], "beta=0.0 is out of range"),
+        (["-m", "algo=ppo,dpo", "target_kl=3"], "target_kl=3: no such key for algo=dpo; it belongs to algo=ppo"),
+        (["-m", "ppo=paper,ziegler", "algo=ppo,dpo"], "ppo=... chooses a preset of algo=ppo"),
     ],
 )
 def test_a_refusal_in_a_process_of_its_own(here, arguments, start):
@@ -109,7 +111,18 @@ def test_a_refusal_in_a_process_of_its_own(here, arguments, start):
         (["algo=sft", "+beta=0.3"], "beta=0.3: no such key for algo=sft"),
         (["algo=sft", "++beta=0.3"], "beta=0.3: no such key for algo=sft"),
         (["+policy.optim.momentum=0.9"], "policy.optim.momentum=0.9: no such key"),
-        (["target_kl=3"], "target_kl=3: no such key for algo=dpo"),
+        (["target_kl=3"], "target_kl=3: no such key for algo=dpo; it belongs to algo=ppo; keys of dpo: "),
+        (["algo=ppo", "beta=0.1"], "beta=0.1: no such key for algo=ppo; it belongs to algo=dpo; "),
+        (["algo=unlikelihood", "dpo.loss=ipo"], "dpo.loss=ipo: no such key for algo=unlikelihood; it belongs to "),
+        (["algo=ppo", "target_kl=0"], "target_kl=0.0 is out of range; give a number above 0"),
+        (["algo=ppo", "target_kl=3", "ppo.kl_coefficient=0.1"], "target_kl=3.0 and ppo.kl_coefficient=0.1 exclude"),
+        (["algo=ppo", "target_kl=null"], "target_kl=null needs ppo.kl_coefficient"),
+        (["algo=ppo", "ppo.reward=true"], "ppo.reward=true: Invalid value 'True', expected one of [learned, ground"),
+        (["algo=best_of_n", "n=100"], "n=100 is above reservoir.samples=64; lower the one or raise the other"),
+        (["algo=unlikelihood", "alpha=-0.1"], "alpha=-0.1 is out of range; give a number of at least 0"),
+        (["ppo=trl_2023"], "ppo=... chooses a preset of algo=ppo, and this is another algorithm; add algo=ppo"),
+        (["algo=sft", "ppo=paper"], "ppo=... chooses a preset of algo=ppo, and this is another algorithm"),
+        (["ppo=mine", "algo=ppo"], "ppo=mine: no such choice; there are "),
         (["model=gpt5"], "model=gpt5: no such choice; there are"),
         (["experiment=nowhere"], "experiment=nowhere: no such choice; there are"),
         (["colour=red"], "colour=red: no such key for algo=dpo"),
@@ -152,7 +165,7 @@ def test_an_experiment_file_with_a_key_that_the_algorithm_does_not_use(train, he
     (mine / "experiment" / "range.yaml").write_text("# @package _global_\nbeta: -0.3\n")
     options = ["--config-dir", str(mine), *multirun]
     said = one_line(train(*options, "experiment=mine", "algo=sft"), 2, "refused: beta: no such key for algo=sft")
-    assert "keys there: algo, seed" in said
+    assert "it belongs to algo=dpo; keys of sft: algo, seed" in said
     one_line(train(*options, "experiment=typo"), 2, "refused: policy.step: no such key; did you mean policy.steps?")
     one_line(train(*options, "experiment=range"), 2, "refused: beta=-0.3 is out of range")
     one_line(train(*options, "experiment=mine,range"), 2, "refused: ")
@@ -167,9 +180,9 @@ def test_an_experiment_file_with_a_key_that_the_algorithm_does_not_use(train, he
 def test_help_lists_every_group(here):
     answer = command("--help", cwd=here)
     assert (answer.code, answer.err) == (0, "")
-    for group in ("algo", "data", "model", "reward", "experiment", "logger", "optim", "trainer"):
+    for group in ("algo", "data", "model", "reward", "experiment", "logger", "optim", "ppo", "trainer"):
         assert f"\n{group}: " in answer.out, group
-    assert "algo: dpo, sft" in answer.out
+    assert "algo: best_of_n, dpo, ppo, preferred_ft, reward_model, sft, unlikelihood" in answer.out
     assert not list(here.iterdir())
 
 
@@ -179,6 +192,41 @@ def test_cfg_job_shows_the_composed_configuration(train, here):
     shown = OmegaConf.create(answer.out)
     assert (shown.algo, shown.beta, shown.data.name, shown.policy.optim.name) == ("dpo", 0.5, "imdb", "rmsprop")
     assert "hydra" not in shown
+    assert not list(here.iterdir())
+
+
+@pytest.mark.parametrize("arguments", [["ppo=trl_2023", "algo=ppo"], ["algo=ppo", "ppo=trl_2023"]])
+def test_a_preset_may_stand_before_the_algorithm(train, here, arguments):
+    answer = train("--cfg", "job", *arguments)
+    assert (answer.code, answer.err) == (0, "")
+    assert OmegaConf.create(answer.out).ppo.preset == "trl_2023"
+    assert not list(here.iterdir())
+
+
+LEARNED = ["data", "sft", "groups", "reference", "reward_model"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stages"),
+    [
+        (["algo=sft"], ["data", "sft", "reference"]),
+        (["algo=unlikelihood"], ["data", "sft", "groups", "reference"]),
+        (["algo=preferred_ft"], ["data", "sft", "groups", "reference"]),
+        (["algo=reward_model"], LEARNED),
+        (["algo=best_of_n"], [*LEARNED, "reservoir", "learned_scores"]),
+        (["algo=best_of_n", "best_of_n.selector=ground_truth"], ["data", "sft", "reference", "reservoir"]),
+        (["algo=ppo"], [*LEARNED, "reservoir", "learned_scores"]),
+        (["algo=ppo", "ppo.reward=ground_truth"], ["data", "sft", "reference", "reservoir"]),
+        (["algo=ppo", "target_kl=null", "ppo.kl_coefficient=0.1"], LEARNED),
+        (["algo=ppo", "ppo=trl_2023", "ppo.reward=ground_truth"], ["data", "sft", "reference"]),
+    ],
+)
+def test_a_plan_of_every_method(train, here, arguments, stages):
+    answer = train("plan=true", "trainer.threads=1", *arguments)
+    assert (answer.code, answer.err) == (0, "")
+    method = arguments[0].removeprefix("algo=")
+    assert [line.split()[0] for line in answer.out.splitlines()] == [*stages, "about", method]
+    assert f"outputs/runs/{method}-" in answer.out
     assert not list(here.iterdir())
 
 

@@ -1,13 +1,13 @@
 """Every method against its closed form, through the package's own loop and algorithms, on a world that is enumerated.
 
-The world: 4 tokens, 64 completions of 3 tokens (no token ends one early), 3 prompts of different lengths, a table of
-rewards in 0..3, a random GPT-2 as reference, a temperature other than 1. What is expected is enumerated from plain
+The world: 3 tokens, 27 completions of 3 tokens (no token ends one early), 2 prompts of different lengths, a table of
+rewards in 0..4, a random GPT-2 as reference, a temperature other than 1. What is expected is enumerated from plain
 logits in float64. Regret is what a policy falls short of the optimum in reward - beta KL, as a share of the range of
 the rewards.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from copy import deepcopy
 from itertools import product
 from pathlib import Path
@@ -56,12 +56,13 @@ from imdb_rlhf.models.logprobs import Rows, compare, sequence_logprobs
 from imdb_rlhf.models.policy import Policy
 from imdb_rlhf.models.sampling import sample, uniforms
 from imdb_rlhf.rewards import Scores
-from imdb_rlhf.training.loop import Algorithm, Hooks, Settings, train
+from imdb_rlhf.training.loop import Hooks, Settings, train
 from imdb_rlhf.training.runtime import Runtime
 
-TOKENS, LENGTH, TEMPERATURE, RANGE = 4, 3, 0.8, 3.0
-PROMPTS = [[1], [3, 0], [2, 0, 1]]
+TOKENS, LENGTH, TEMPERATURE, RANGE = 3, 3, 0.8, 4.0
+PROMPTS = [[1], [2, 0]]
 COMPLETIONS = [list(tokens) for tokens in product(range(TOKENS), repeat=LENGTH)]
+GENERATION = GenerationConfig(max_new_tokens=LENGTH, shortest_limit=None, temperature=TEMPERATURE)
 INDEX = {tuple(tokens): at for at, tokens in enumerate(COMPLETIONS)}
 K, GROUPS = 4, 3000  # samples a group, groups a prompt
 
@@ -70,9 +71,9 @@ K, GROUPS = 4, 3000  # samples a group, groups a prompt
 
 def gpt2(seed: int) -> GPT2LMHeadModel:
     torch.manual_seed(seed)
-    sizes = {"vocab_size": TOKENS, "n_positions": 8, "n_embd": 32, "n_layer": 2, "n_head": 2}
+    sizes = {"vocab_size": TOKENS, "n_positions": 8, "n_embd": 64, "n_layer": 2, "n_head": 2}
     rates = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
-    return GPT2LMHeadModel(GPT2Config(initializer_range=0.2, bos_token_id=0, eos_token_id=0, **sizes, **rates)).eval()
+    return GPT2LMHeadModel(GPT2Config(initializer_range=0.12, bos_token_id=0, eos_token_id=0, **sizes, **rates)).eval()
 
 
 @torch.no_grad()
@@ -117,6 +118,11 @@ def coefficient_of(kl: float) -> float:
         middle = math.sqrt(low * high)
         low, high = (middle, high) if reward_and_kl(optimum(middle))[1] > kl else (low, middle)
     return low
+
+
+def win_chances() -> np.ndarray:
+    """(prompts, completions, completions) the Bradley-Terry chance of the first to win against the second."""
+    return 1 / (1 + np.exp(REWARDS[:, None] - REWARDS[:, :, None]))
 
 
 # --- what the package is given
@@ -175,13 +181,24 @@ def materials(runtime: Runtime, groups: Path | None = None, kl_coefficient: floa
     return Materials(policy(), REFERENCE, runtime, groups, PROMPTS, score, kl_coefficient)
 
 
-def adam(lr: float, schedule: Schedule = Schedule.linear) -> AdamWConfig:
-    return AdamWConfig("adamw", lr, 0, schedule, 1.0, 0.9, 0.999, 1e-8, 0.0)
+def adam(lr: float, clip: float | None = 1.0) -> AdamWConfig:
+    return AdamWConfig("adamw", lr, 0, Schedule.linear, clip, 0.9, 0.999, 1e-8, 0.0)
 
 
-def fit(algorithm: Algorithm, runtime: Runtime, optim: AdamWConfig, folder: Path) -> None:
+def fit(algorithm: Any, runtime: Runtime, optim: AdamWConfig, folder: Path) -> None:
     """The package's loop."""
     train(algorithm, Settings(0, optim, None, 0, 1), runtime, folder, Hooks())
+
+
+def language_model(algorithm: Any) -> PreTrainedModel:
+    return cast(PreTrainedModel, algorithm.module.lm)
+
+
+def assert_optimal(algorithm: Any, beta: float, rewards: np.ndarray = REWARDS) -> None:
+    """What was trained is within 1 % of the optimum, which the reference is far from."""
+    assert regret(REFERENCE, beta, rewards) > 0.05
+    found = regret(language_model(algorithm), beta, rewards)
+    assert -1e-6 <= found <= 0.01
 
 
 def pairs_config(**changes: Any) -> PairsConfig:
@@ -189,12 +206,216 @@ def pairs_config(**changes: Any) -> PairsConfig:
     return PairsConfig(**{**values, "order": Order.prefix, **changes})
 
 
-def preference_run(batch_size: int, steps: int | None, **changes: Any) -> Any:
+def preferences(batch_size: int, steps: int, **changes: Any) -> Any:
     values = {
         "seed": 0,
-        "generation": GenerationConfig(max_new_tokens=LENGTH, shortest_limit=None, temperature=TEMPERATURE),
+        "generation": GENERATION,
         "policy": SimpleNamespace(batch_size=batch_size, epochs=1.0, steps=steps),
         "pairs": pairs_config(),
         "dpo": DPOConfig(DPOLoss.sigmoid, 0.0, False),
     }
     return SimpleNamespace(**{**values, **changes})
+
+
+def ppo_run(target_kl: float | None = None, **changes: Any) -> PPORun:
+    values = {
+        "preset": "test",
+        "reward": RewardSource.ground_truth,
+        "scale": Scale.logit,
+        "normalize": False,
+        "value": ValueNetwork.own,
+        "episodes": 55 * 256,
+        "batch_size": 256,
+        "minibatch_size": 256,
+        "epochs": 4,
+        "rollout_batch_size": 256,
+        "gamma": 1.0,
+        "lam": 0.95,
+        "policy_clip": 0.2,
+        "value_clip": 1.0,
+        "value_coefficient": 0.5,
+        "whiten_rewards": False,
+        "advantage_whitening": Whitening.minibatch,
+        "kl_coefficient": None,
+        "initial_kl_coefficient": None,
+        "min_kl_coefficient": 1e-3,
+        "max_kl_coefficient": 100.0,
+        "horizon": None,
+        "coefficient_range": 6.0,
+        "missing_eos_penalty": 0.0,
+        "early_stop_kl": None,
+        "optim": None,
+    }
+    ppo = PPOConfig(**{**values, **changes})
+    return cast(PPORun, SimpleNamespace(seed=0, target_kl=target_kl, ppo=ppo, generation=GENERATION))
+
+
+# --- preferences
+
+
+def test_the_groups_are_samples_of_the_enumerated_reference(groups: Path) -> None:
+    frame = pd.read_parquet(groups / "groups.parquet")
+    for prompt, rows in frame.groupby(frame["prompt_id"] // GROUPS):
+        at = [INDEX[tuple(tokens)] for tokens in rows["completion_ids"]]
+        law = np.exp(LOG_REF[int(str(prompt))])
+        counts, wanted = np.bincount(at, minlength=len(law)), len(at) * law
+        # chi square, its rarest cells together
+        rare = wanted < 10
+        counts, wanted = (np.append(table[~rare], table[rare].sum() + 1e-9) for table in (counts, wanted))
+        assert ((counts - wanted) ** 2 / wanted).sum() < len(wanted) + 4 * math.sqrt(2 * len(wanted))
+        assert rows["ref_logprob"].to_numpy() == pytest.approx(LOG_REF[int(str(prompt)), at], abs=1e-4)
+
+
+@pytest.mark.parametrize(("beta", "tau"), [(1.0, None), (2.0, 0.5)])
+def test_dpo_reaches_the_optimum(
+    beta: float, tau: float | None, runtime: Runtime, groups: Path, tmp_path: Path
+) -> None:
+    run = cast(DPORun, preferences(256, 250, beta=beta, pairs=pairs_config(tau=tau)))
+    algorithm = DPO.from_materials(materials(runtime, groups), run)
+    fit(algorithm, runtime, adam(2e-3), tmp_path)
+    assert_optimal(algorithm, beta * (tau or 1.0))
+
+
+def test_plackett_luce_reaches_the_optimum(runtime: Runtime, groups: Path, tmp_path: Path) -> None:
+    run = cast(DPORun, preferences(64, 250, beta=1.0, dpo=DPOConfig(DPOLoss.plackett_luce, 0.0, False)))
+    algorithm = DPO.from_materials(materials(runtime, groups), run)
+    fit(algorithm, runtime, adam(2e-3), tmp_path)
+    assert_optimal(algorithm, 1.0)
+
+
+def test_the_robust_loss_undoes_flipped_labels(runtime: Runtime, groups: Path, tmp_path: Path) -> None:
+    frame = pd.read_parquet(groups / "groups.parquet")
+    flipped = flip(draw_pairs(frame, pairs_config(), 0), 0.1, 0)
+    run = cast(DPORun, preferences(256, 300, beta=1.0, dpo=DPOConfig(DPOLoss.robust, 0.1, False)))
+    algorithm = DPO(policy(), frame, flipped, run)
+    fit(algorithm, runtime, adam(1e-3), tmp_path)
+    assert_optimal(algorithm, 1.0)
+
+
+def test_ipo_reaches_its_optimum(runtime: Runtime, groups: Path, tmp_path: Path) -> None:
+    """Reference * exp(p / beta) / Z with p the chance to win against a sample of the reference (arXiv 2310.12036)."""
+    wins = win_chances()
+    run = cast(DPORun, preferences(256, 250, beta=0.3, dpo=DPOConfig(DPOLoss.ipo, 0.0, False)))
+    algorithm = DPO.from_materials(materials(runtime, groups), run)
+    fit(algorithm, runtime, adam(2e-3), tmp_path)
+    assert_optimal(algorithm, 0.3, (wins * np.exp(LOG_REF)[:, None]).sum(2))
+
+
+def test_preferred_ft_reaches_the_law_of_the_winners(runtime: Runtime, groups: Path, tmp_path: Path) -> None:
+    run = cast(PreferredFTRun, preferences(256, 300))
+    algorithm = PreferredFT.from_materials(materials(runtime, groups), run)
+    fit(algorithm, runtime, adam(1e-3), tmp_path)
+    # two different samples of the reference, and the first wins
+    ref, different = np.exp(LOG_REF), 1 - np.eye(len(COMPLETIONS))
+    winners = ref * (win_chances() * different * ref[:, None]).sum(2)
+    winners /= winners.sum(1, keepdims=True)
+    assert (winners * (np.log(winners) - LOG_REF)).sum(1).mean() > 0.05
+    assert (winners * (np.log(winners) - log_law(language_model(algorithm)))).sum(1).mean() < 0.01
+
+
+def test_unlikelihood_without_its_second_term_is_preferred_ft(runtime: Runtime, groups: Path, tmp_path: Path) -> None:
+    first = PreferredFT.from_materials(materials(runtime, groups), cast(PreferredFTRun, preferences(64, 10)))
+    other = Unlikelihood.from_materials(
+        materials(runtime, groups), cast(UnlikelihoodRun, preferences(64, 10, alpha=0.0))
+    )
+    for algorithm in (first, other):  # the sum over tokens and their mean differ by a factor, which Adam does not see
+        fit(algorithm, runtime, adam(1e-3, clip=None), tmp_path)
+    laws = [log_law(language_model(algorithm)) for algorithm in (first, other)]
+    assert np.abs(laws[0] - LOG_REF).max() > 0.1
+    assert laws[0] == pytest.approx(laws[1], abs=1e-3)
+
+
+# --- PPO
+
+
+@pytest.mark.parametrize("value", list(ValueNetwork))
+def test_ppo_reaches_the_optimum(value: ValueNetwork, runtime: Runtime, tmp_path: Path) -> None:
+    algorithm = PPO.from_materials(materials(runtime, None, 1.0), ppo_run(kl_coefficient=1.0, value=value))
+    fit(algorithm, runtime, adam(1e-3), tmp_path)
+    assert_optimal(algorithm, 1.0)
+
+
+def test_the_controller_settles_at_its_target(runtime: Runtime, tmp_path: Path) -> None:
+    target = 0.5
+    beta = coefficient_of(target)
+    sizes = {"episodes": 60 * 512, "batch_size": 512, "minibatch_size": 512}
+    run = ppo_run(target, value=ValueNetwork.shared, **sizes)
+    algorithm = PPO.from_materials(materials(runtime, None, 1.5 * beta), run)
+    fit(algorithm, runtime, adam(1e-3), tmp_path)
+    reward, kl = reward_and_kl(log_law(language_model(algorithm)))
+    last = np.array(algorithm.history[-len(algorithm.history) // 5 :])
+    assert kl == pytest.approx(target, rel=0.1)
+    assert last[:, 0].mean() == pytest.approx(target, rel=0.1)
+    assert algorithm.report()["ppo"]["kl_last_fifth"] == pytest.approx(last[:, 0].mean())
+    assert last[:, 1].mean() == pytest.approx(beta, rel=0.25)
+    best, _ = reward_and_kl(optimum(coefficient_of(kl)))
+    assert reward == pytest.approx(best, abs=0.02 * RANGE)
+
+
+# --- best of N, and the KL
+
+
+@pytest.mark.parametrize("n", [1, 2, 4, 16])
+def test_best_of_n_is_that_of_all_draws(n: int) -> None:
+    """A selector with ties picks, the reward is reported: the outcomes of all draws, by cumulative masses."""
+    selectors, ref = np.round(REWARDS), np.exp(LOG_REF)
+    samples = [[INDEX[tuple(tokens)] for tokens in completions] for completions in drawn("reservoir", 16 * 400)]
+    for prompt, (selector, law) in enumerate(zip(selectors, ref, strict=True)):
+        upto = np.array([law[selector <= level].sum() for level in selector]).clip(max=1)
+        below = np.array([law[selector < level].sum() for level in selector])
+        mass = np.array([law[selector == level].sum() for level in selector])
+        best = law * (upto**n - below**n) / mass
+        kl = float((best * np.log(best / law)).sum())
+        assert best_of_n.exact_kl(law, selector, n) == pytest.approx(kl, abs=1e-9)
+        atom = law[selector == selector.max()].sum()
+        bound = float(best_of_n.kl_bound_atom(n, atom))
+        assert kl - 1e-9 <= bound <= best_of_n.kl_bound(n) + 1e-9
+
+        rows = np.array(samples[prompt]).reshape(400, 16)
+        found = best_of_n.expected(selector[rows], REWARDS[prompt][rows], n)
+        error = found.std() / math.sqrt(len(found))
+        assert abs(found.mean() - best @ REWARDS[prompt]) < 3.5 * error
+
+
+def moved() -> Policy:
+    """Another policy than the reference."""
+    made = policy()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for weight in made.lm.parameters():
+            weight.add_(0.05 * torch.randn_like(weight))
+    return made
+
+
+def test_the_exact_kl_of_steps_sums_to_that_of_sequences() -> None:
+    lm = moved().lm
+    law = log_law(lm)
+    for prompt, log_pi, log_ref in zip(PROMPTS, law, LOG_REF, strict=True):
+        rows = Rows.of([prompt] * len(COMPLETIONS), COMPLETIONS)
+        compared = compare(lm, REFERENCE, rows, TEMPERATURE)
+        kl = float((np.exp(log_pi) * (log_pi - log_ref)).sum())
+        assert kl > 0.05
+        assert float(np.exp(log_pi) @ compared.kl.numpy()) == pytest.approx(kl, abs=1e-5)
+        assert compared.logprob.numpy() == pytest.approx(log_pi, abs=1e-4)
+        assert compared.ref_logprob.numpy() == pytest.approx(log_ref, abs=1e-4)
+
+
+class Lookup:
+    """The table as a reward of texts."""
+
+    def score(self, texts: Sequence[str]) -> Scores:
+        tokens = [[int(digit) for digit in text] for text in texts]
+        values = score([row[:-LENGTH] for row in tokens], [row[-LENGTH:] for row in tokens])
+        return Scores(values, values)
+
+
+def test_an_evaluation_estimates_the_enumerated_numbers(runtime: Runtime) -> None:
+    made = moved()
+    config = EvaluationConfig(seed=0, samples=1000, every=1, batch_size=1000, bootstrap=100, confidence=0.95)
+    frame = evaluate(made, REFERENCE, Lookup(), {"test": PROMPTS}, config, GENERATION, runtime, 0)
+    law = log_law(made.lm)
+    for prompt, rows in frame.groupby("prompt_id"):
+        pi, log_ratio = np.exp(law[int(str(prompt))]), (law - LOG_REF)[int(str(prompt))]
+        wanted = {"reward": pi @ REWARDS[int(str(prompt))], "kl": pi @ log_ratio, "kl_k1": pi @ log_ratio}
+        for column, mean in wanted.items():
+            assert abs(rows[column].mean() - mean) < 4 * rows[column].std() / math.sqrt(len(rows))

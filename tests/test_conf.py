@@ -52,7 +52,11 @@ def commands_of(file: Path) -> list[list[str]]:
     group, name = file.parent.as_posix(), file.stem
     if group == "optim":
         places = [["optim@sft.optim"], ["optim@policy.optim"], ["reward=two_label", "optim@reward.optim"]]
+        places += [["algo=reward_model", "optim@reward_model.optim"]]
+        places += [["algo=ppo", "optim@ppo.optim"]] if name == "adamw" else []  # the presets set its own keys
         return [[*before, f"{place}={name}"] for *before, place in places]
+    if group in config.ALGO_OF_GROUP:
+        return [[f"algo={config.ALGO_OF_GROUP[group]}", f"{group}={name}"]]
     if group == "experiment_algo":
         return [[f"experiment={e}", f"algo={a}"] for e in EXPERIMENTS for a in ALGOS if f"{e}_{a}" == name]
     if group in (".", "stage"):  # always there
@@ -95,6 +99,7 @@ def test_every_experiment_composes_with_every_algorithm(experiment, algo):
     run = run_of(f"experiment={experiment}", f"algo={algo}")
     assert run.algo == algo
     assert type(run).__name__.lower() == f"{algo.replace('_', '')}run"
+    assert type(run) is cli.SCHEMAS[algo]
 
 
 @pytest.mark.parametrize("reward", choices("reward"))
@@ -109,6 +114,15 @@ def test_choices_go_together(data, reward):
     [
         ([], "", config.DPORun),
         (["algo=sft"], "", config.SFTRun),
+        (["algo=reward_model"], "reward_model.objective", config.Objective),
+        (["algo=ppo"], "ppo", config.PPOConfig),
+        (["algo=ppo"], "ppo.optim", config.AdamWConfig),
+        (["algo=ppo"], "reward_model.optim", config.AdamWConfig),
+        (["algo=ppo", "ppo.reward=ground_truth"], "ppo.reward", config.RewardSource),
+        (["algo=best_of_n"], "reservoir", config.ReservoirConfig),
+        (["algo=best_of_n"], "best_of_n.selector", config.RewardSource),
+        (["algo=unlikelihood"], "policy.optim", config.RMSpropConfig),
+        (["dpo.loss=ipo"], "dpo.loss", config.DPOLoss),
         ([], "model", config.ScratchModel),
         (["model=gpt2-large-random"], "model", config.ScratchModel),
         (["model=gpt2-large"], "model", config.PretrainedModel),
@@ -149,6 +163,69 @@ def test_values_that_readme_and_paper_state():
     assert stated == (64, "rmsprop", 1e-6, 150)
     assert run_of("algo=sft").knob is None
     assert run_of("data=imdb").data.prompts.train == 25_000
+
+
+@pytest.mark.parametrize(
+    ("overrides", "knob", "variant"),
+    [
+        (["algo=unlikelihood", "alpha=0.05"], ("alpha", 0.05), None),
+        (["algo=preferred_ft"], None, None),
+        (["algo=reward_model"], None, None),
+        (["algo=reward_model", "reward_model.objective=best_of_k"], None, "best_of_k"),
+        (["algo=best_of_n", "n=8"], ("n", 8), "learned"),
+        (["algo=best_of_n", "best_of_n.selector=ground_truth"], ("n", 16), "ground_truth"),
+        (["algo=ppo", "ppo=paper"], ("target_kl", 6.0), "learned, paper"),
+        (["algo=ppo", "ppo.reward=ground_truth", "target_kl=9"], ("target_kl", 9.0), "ground_truth, small"),
+        (["algo=ppo", "target_kl=null", "ppo.kl_coefficient=0.2"], ("kl_coefficient", 0.2), "learned, small"),
+        (["dpo.loss=hinge"], ("beta", 0.1), "hinge"),
+    ],
+)
+def test_what_tells_methods_and_their_strengths_apart(overrides, knob, variant):
+    run = run_of(*overrides)
+    assert (run.knob, run.variant) == (knob, variant)
+
+
+@pytest.mark.parametrize("preset", choices("ppo"))
+def test_presets_set_the_optimisation_and_leave_the_rest(preset):
+    run, small = run_of("algo=ppo", f"ppo={preset}"), run_of("algo=ppo", "ppo=small")
+    assert isinstance(run, config.PPORun) and isinstance(small, config.PPORun)
+    for name in ("reward", "scale", "kl_coefficient", "rollout_batch_size", "missing_eos_penalty", "early_stop_kl"):
+        assert getattr(run.ppo, name) == getattr(small.ppo, name), name
+    assert (run.reward_model, run.reservoir, run.groups) == (small.reward_model, small.reservoir, small.groups)
+
+
+def test_what_the_papers_of_ppo_state():
+    # arXiv 2305.18290, appendix: 1,024 episodes a step. lm-human-preferences: target 6, 0.15 over 10,000 episodes.
+    paper, ziegler, trl = (run_of("algo=ppo", f"ppo={name}") for name in ("paper", "ziegler", "trl_2023"))
+    assert isinstance(paper, config.PPORun) and isinstance(ziegler, config.PPORun) and isinstance(trl, config.PPORun)
+    assert (paper.ppo.batch_size, paper.ppo.normalize) == (1024, True)
+    assert (ziegler.target_kl, ziegler.ppo.initial_kl_coefficient, ziegler.ppo.horizon) == (6.0, 0.15, 10_000)
+    for run in (paper, ziegler, trl):
+        assert (run.ppo.gamma, run.ppo.lam, run.ppo.policy_clip, run.ppo.value_clip) == (1.0, 0.95, 0.2, 0.2)
+        assert (run.ppo.epochs, run.ppo.value_coefficient) == (4, 0.1)
+    # TRL's example: AdamW at 1.41e-5, batches of 256 in minibatches of 16, coefficient 0.2
+    assert (trl.ppo.optim.lr, trl.ppo.batch_size, trl.ppo.minibatch_size) == (1.41e-5, 256, 16)
+    assert (trl.ppo.initial_kl_coefficient, trl.ppo.normalize, trl.ppo.advantage_whitening) == (0.2, False, "batch")
+
+
+@pytest.mark.parametrize(
+    ("experiment", "preset"),
+    [("default", "small"), ("imdb_cpu", "small"), ("paper", "paper"), ("rehearsal", "paper"), ("smoke", "small")],
+)
+def test_an_experiment_has_its_preset(experiment, preset):
+    run = run_of(f"experiment={experiment}", "algo=ppo")
+    changed = run_of(f"experiment={experiment}", "algo=ppo", "ppo=ziegler")
+    assert isinstance(run, config.PPORun) and isinstance(changed, config.PPORun)
+    assert (run.ppo.preset, changed.ppo.preset) == (preset, "ziegler")
+
+
+def test_an_experiment_may_choose_the_algorithm():
+    run = run_of("experiment=trl_gpt2_sentiment")
+    assert isinstance(run, config.PPORun) and isinstance(run.reward, config.ClassifierReward)
+    assert (run.ppo.preset, run.ppo.reward, run.ppo.scale) == ("trl_2023", "ground_truth", "logit")
+    assert (run.sft.path, run.reward.ranking) == ("lvwerra/gpt2-imdb", "positive_logit")
+    assert (run.generation.shortest_limit, run.generation.max_new_tokens) == (4, 15)
+    assert run_of("experiment=trl_gpt2_sentiment", "algo=dpo").algo == "dpo"
 
 
 def test_precedence_is_groups_then_experiment_then_command_line():
@@ -206,13 +283,22 @@ def test_a_field_has_no_default_so_a_file_must_set_it():
             assert field.default is MISSING and field.default_factory is MISSING, f"{name}.{field.name}"
 
 
+def parts_that_act(path: Path) -> list[ast.AST]:
+    """A module; of `config.py` the properties alone, since what is only checked there is used by nobody."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    if path.name != "config.py":
+        return [tree]
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    return [node for node in functions if any(ast.unparse(mark) == "property" for mark in node.decorator_list)]
+
+
 def test_every_field_is_read_somewhere():
     sources = [*(ROOT / "imdb_rlhf").rglob("*.py")]
     read = {
         node.attr
         for path in sources
-        if path.name != "config.py"
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for part in parts_that_act(path)
+        for node in ast.walk(part)
         if isinstance(node, ast.Attribute)
     }
     names = {(schema.__name__, field.name) for schema in our_dataclasses().values() for field in fields(schema)}
@@ -241,6 +327,7 @@ def test_every_file_holds_only_known_keys():
 # Keys whose name is their meaning, and neighbours that the comment above the first of them explains.
 PLAIN = {"name", "algo", "model", "data", "reward", "trainer", "logger", "experiment", "defaults", "optim", "prompts"}
 PLAIN |= {"policy", "paths", "layers", "width", "heads", "attention", "hub_id", "function", "project", "tags"}
+PLAIN |= {"ppo", "preset", "best_of_n", "minibatch_size", "lam", "value_clip", "max_kl_coefficient"}
 PLAIN |= {"beta1", "beta2", "eps", "weight_decay", "alpha", "max_tokens", "prompt_splits", "test_splits", "dpo"}
 
 

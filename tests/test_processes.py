@@ -16,6 +16,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from imdb_rlhf.algos.dpo import DPO
+from imdb_rlhf.algos.ppo import PPO
 from imdb_rlhf.algos.sft import SFT
 from imdb_rlhf.config import (
     AdamWConfig,
@@ -23,11 +24,18 @@ from imdb_rlhf.config import (
     DPOConfig,
     DPOLoss,
     DPORun,
+    GenerationConfig,
     Order,
+    PPOConfig,
+    PPORun,
     Precision,
+    RewardSource,
+    Scale,
     Schedule,
     SFTConfig,
     TrainerConfig,
+    ValueNetwork,
+    Whitening,
     check_processes,
 )
 from imdb_rlhf.data.groups import Pairs
@@ -51,8 +59,8 @@ def tiny() -> Policy:
     return Policy(lm, cast(PreTrainedTokenizerBase, SimpleNamespace(eos_token_id=0)))
 
 
-def algorithms() -> list[Any]:
-    """SFT and DPO on a few rows of very different lengths, so that the two processes have unequal shares of tokens."""
+def algorithms(runtime: Runtime) -> list[Any]:
+    """SFT, DPO and PPO on rows of very different lengths, so that the two processes have unequal shares of tokens."""
     random = np.random.default_rng(0)
     rows = [random.integers(1, 19, size=2 + (7 * i) % 12) for i in range(12)]
     sft = SFT(tiny(), rows, cast(SFTConfig, SimpleNamespace(seed=0, epochs=2.0, batch_size=6)))
@@ -70,24 +78,46 @@ def algorithms() -> list[Any]:
         pairs=SimpleNamespace(order=Order.prefix),
         dpo=DPOConfig(loss=DPOLoss.sigmoid, label_smoothing=0.0, average_logprobs=False),
     )
-    return [sft, DPO(tiny(), groups, Pairs(pairs, pairs[:, 0] // 4, {}), cast(DPORun, run))]
+    dpo = DPO(tiny(), groups, Pairs(pairs, pairs[:, 0] // 4, {}), cast(DPORun, run))
+    return [sft, dpo, ppo([head[:6] for head in heads], runtime)]
+
+
+def ppo(prompts: list[list[int]], runtime: Runtime) -> PPO:
+    """Two batches of 8 episodes, two steps each; the second is sampled from what the first has made."""
+    values = {"preset": "test", "reward": RewardSource.ground_truth, "scale": Scale.reward, "normalize": False}
+    sizes = {"episodes": 16, "batch_size": 8, "minibatch_size": 8, "epochs": 2, "rollout_batch_size": 2}
+    loss = {"gamma": 1.0, "lam": 0.95, "policy_clip": 0.2, "value_clip": 0.2, "value_coefficient": 0.1}
+    whitening = {"whiten_rewards": True, "advantage_whitening": Whitening.minibatch}
+    kl = {"kl_coefficient": None, "initial_kl_coefficient": None, "horizon": None, "coefficient_range": 6.0}
+    ends = {"min_kl_coefficient": 1e-4, "max_kl_coefficient": 100.0}
+    rest = {"value": ValueNetwork.shared, "missing_eos_penalty": 1.0, "early_stop_kl": None, "optim": OPTIM}
+    config = PPOConfig(**values, **sizes, **loss, **whitening, **kl, **ends, **rest)  # type: ignore[arg-type]
+    run = SimpleNamespace(seed=0, target_kl=0.5, generation=GenerationConfig(8, None, 1.0), ppo=config)
+
+    def score(heads: list[list[int]], tails: list[list[int]]) -> np.ndarray:
+        return np.array([np.sin(sum(tail)) for tail in tails])
+
+    reference = tiny().lm
+    with torch.no_grad():
+        reference.transformer.wte.weight *= 1.1
+    return PPO(tiny(), reference, prompts, score, cast(PPORun, run), runtime, 0.3)
 
 
 def work(processes: int, folder: Path) -> dict[str, Any]:
-    """Train both; what every process has seen."""
+    """Train all; what every process has seen."""
     runtime = make_runtime(processes)
     result: dict[str, Any] = {
         "world": runtime.world,
         "broadcast": runtime.broadcast(runtime.rank + 7),
         "gather": runtime.gather([runtime.rank] * (runtime.rank + 1)),
     }
-    for algorithm in algorithms():
+    for algorithm in algorithms(runtime):
         rows: list[dict[str, Any]] = []
         # pieces of 2: gradients are averaged over processes after the last one only
         settings = loop.Settings(0, OPTIM, 2, 0, 1)
         loop.train(algorithm, settings, runtime, folder / algorithm.stage, loop.Hooks(log=rows.append))
         weights = torch.cat([p.detach().flatten() for p in algorithm.module.parameters()])
-        kept = [{key: value for key, value in row.items() if key.startswith("train/")} for row in rows]
+        kept = [{key: value for key, value in row.items() if not key.startswith(("time/", "stage"))} for row in rows]
         result[algorithm.stage] = {"rows": kept, "weights": weights.tolist()}
     return result
 
@@ -111,7 +141,7 @@ def test_two_processes_have_the_losses_of_one(tmp_path: Path) -> None:
     assert [found["broadcast"] for found in (alone, *both)] == [7, 7, 7]
     assert [found["gather"] for found in (alone, *both)] == [[0], [0, 1, 1], [0, 1, 1]]
     assert both[0] == both[1]  # the same rows and bit-equal weights on both
-    for stage in ("sft", "dpo"):
+    for stage in ("sft", "dpo", "ppo"):
         expected, found = alone[stage], both[0][stage]
         assert len(expected["rows"]) == 4
         for mine, theirs in zip(found["rows"], expected["rows"], strict=True):

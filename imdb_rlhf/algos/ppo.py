@@ -271,11 +271,11 @@ class PPO(Plain):
         ]
 
     def _check(self, score: Tensor, log_ratio: Tensor, number: int) -> None:
-        for name, table in (("score", score), ("KL", log_ratio)):
+        remedies = {"score": "mend the reward", "KL": "lower ppo.optim.lr, or set trainer.precision=float32"}
+        for (name, remedy), table in zip(remedies.items(), (score, log_ratio), strict=True):
             if not torch.isfinite(table).all():
                 raise RunError(
-                    f"ppo: a {name} of batch {number} is not finite, before anything was trained on it; "
-                    "lower ppo.optim.lr, or set trainer.precision=float32"
+                    f"ppo: a {name} of batch {number} is not finite, before anything was trained on it; {remedy}"
                 )
 
     def _notes(self, score: Tensor, kl: float, ended: Tensor, rollout: Rollout) -> dict[str, float]:
@@ -287,7 +287,6 @@ class PPO(Plain):
             "ppo/score_std": float(score.std(correction=0)),
             "ppo/kl": kl,
             "ppo/kl_coefficient": self.coefficient,
-            "ppo/log_kl_coefficient": math.log(self.coefficient) if self.coefficient else -math.inf,
             "ppo/kl_penalty": self.coefficient * kl,
             "ppo/objective": float(score.mean()) - self.coefficient * kl,
             "ppo/entropy": -float(rollout.logprob[mask].mean()),
@@ -299,8 +298,8 @@ class PPO(Plain):
             "ppo/explained_variance": 1 - residual / spread if spread > 0 else 0.0,
             "ppo/episodes": float((self.number + 1) * self.config.batch_size),
         }
-        if not self.coefficient:
-            del notes["ppo/log_kl_coefficient"]
+        if self.coefficient:
+            notes["ppo/log_kl_coefficient"] = math.log(self.coefficient)
         if run.target_kl is not None:
             error = min(max(kl / run.target_kl - 1, -ERROR_CLIP), ERROR_CLIP)
             notes |= {"ppo/kl_target": run.target_kl, "ppo/kl_error": error}

@@ -32,7 +32,7 @@ def coefficient_for(rewards: np.ndarray, target_kl: float) -> float:
     """The beta at which the mean over prompts of the plug-in KL is the target, as far as the samples can tell.
 
     The target is capped twice. At log M - 2 nats: beyond that few samples carry all weight and the samples say
-    nothing of the reference (for M so small that this is not above 0: at half of log M). And at 99 % of what the KL
+    nothing of the reference (for M below e^4: at half of log M). And at 99 % of what the KL
     can reach: as beta falls it saturates at log(M / samples tied with the best), which is 0 where a prompt's rewards
     are all equal.
 
@@ -54,7 +54,7 @@ def coefficient_for(rewards: np.ndarray, target_kl: float) -> float:
         raise ValueError("all rewards of each prompt are equal: every beta gives the reference")
     log_m = np.log(rewards.shape[1])
     reachable = float((log_m - np.log((rewards == best).sum(1))).mean())
-    goal = min(target_kl, log_m - 2 if log_m > 2 else log_m / 2, 0.99 * reachable)
+    goal = min(target_kl, max(log_m - 2, log_m / 2), 0.99 * reachable)
 
     # KL <= spread^2 / (8 beta^2), as the variance of a tilted reward is at most spread^2 / 4: the upper end.
     high = spread / np.sqrt(8 * goal)

@@ -253,8 +253,8 @@ def _figures(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if summary.get(key) is not None:
             yield name, _with_interval(summary[key], summary.get(f"{key}_ci"), ".3f")
     if summary.get("distinct_2") is not None:
-        before = reference.get("distinct_2")
-        known = f"   reference {_number(before, '.3f')}" if before is not None else ""
+        distinct = reference.get("distinct_2")
+        known = f"   reference {_number(distinct, '.3f')}" if distinct is not None else ""
         yield "distinct-2", _number(summary["distinct_2"], ".3f") + known
     yield from _account(summary)
     yield from _control(summary.get("ppo") or {})

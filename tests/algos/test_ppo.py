@@ -128,7 +128,7 @@ def make(run: PPORun, runtime: Runtime | None = None, coefficient: float = BETA,
             algorithm.actor_critic.head.bias.fill_(0.2)
         if trained and algorithm.actor_critic.critic is not None:
             for parameter in algorithm.actor_critic.critic.parameters():
-                parameter += 0.05 * torch.randn_like(parameter)
+                parameter.add_(0.05 * torch.randn_like(parameter))
     return algorithm
 
 
@@ -137,7 +137,7 @@ def disturb(algorithm: PPO, size: float = 0.03) -> None:
     random = torch.Generator().manual_seed(11)
     with torch.no_grad():
         for parameter in algorithm.module.parameters():
-            parameter += size * torch.randn(parameter.shape, generator=random)
+            parameter.add_(size * torch.randn(parameter.shape, generator=random))
 
 
 def weights(algorithm: PPO) -> Tensor:
@@ -317,8 +317,8 @@ def test_a_rollout_is_what_was_sampled_and_scored(
 @pytest.mark.parametrize("whiten_rewards", [False, True])
 @pytest.mark.parametrize("scope", list(Whitening))
 def test_advantages_and_returns_are_the_naive_ones(scope: Whitening, whiten_rewards: bool, penalty: float) -> None:
-    changes = {"advantage_whitening": scope, "whiten_rewards": whiten_rewards, "missing_eos_penalty": penalty}
-    algorithm = make(ppo_run(**changes))
+    config = ppo_config(advantage_whitening=scope, whiten_rewards=whiten_rewards, missing_eos_penalty=penalty)
+    algorithm = make(ppo_run(temperature=0.7, **vars(config)))
     expected = episodes(algorithm, 0, BETA)
     batches = algorithm.batches(0)
     minibatches = [next(batches) for _ in range(3)]
@@ -433,7 +433,7 @@ def run_batch(algorithm: PPO, batch: Minibatch, limit: int | None = None) -> tup
         (loss / batch.size).backward()
         total += float(loss.detach()) / batch.size
         for key, value in metrics.items():
-            sums[key] = sums.get(key, 0.0) + float(value) / batch.size
+            sums[key] = sums.get(key, 0.0) + float(value.detach()) / batch.size
     return total, sums
 
 
@@ -551,23 +551,26 @@ def test_an_episode_does_not_depend_on_those_sampled_with_it() -> None:
 
 @pytest.mark.parametrize("scope", list(Whitening))
 def test_minibatches_of_a_pass_are_a_partition(scope: Whitening) -> None:
-    algorithm = make(ppo_run(episodes=12, epochs=3, advantage_whitening=scope))
+    algorithm = make(ppo_run(epochs=3, advantage_whitening=scope))
+    random = np.random.default_rng(0)
+    algorithm.score = lambda prompts, completions: random.normal(size=len(prompts))  # equal episodes are told apart
     orders = []
-    every = list(algorithm.batches(0))
-    rollout = rollout_of(algorithm)
-    for epoch in range(3):
-        part = every[3 * epoch : 3 * epoch + 3]
-        assert [len(batch.rollout.ids) for batch in part] == [4, 4, 4]
-        order = []
-        for batch in part:
-            owners = [int((rollout.returns == row).all(1).nonzero()) for row in batch.rollout.returns]
-            for name in ("ids", "starts", "lengths", "mask", "logprob", "value"):
-                assert getattr(batch.rollout, name).equal(getattr(rollout, name)[owners])
-            order += owners
-        assert sorted(order) == list(range(12))
-        orders.append(order)
-    assert len({tuple(order) for order in orders}) == 3
-    assert [batch.first for batch in every] == [True] + [False] * 8
+    batches = algorithm.batches(0)
+    for _ in range(2):
+        every = [next(batches) for _ in range(9)]
+        assert [batch.first for batch in every] == [True] + [False] * 8
+        rollout = rollout_of(algorithm)
+        for part in (every[:3], every[3:6], every[6:]):
+            assert [len(batch.rollout.ids) for batch in part] == [4, 4, 4]
+            order = []
+            for batch in part:
+                owners = [int((rollout.returns == row).all(1).nonzero()) for row in batch.rollout.returns]
+                for name in ("ids", "starts", "lengths", "mask", "logprob", "value"):
+                    assert getattr(batch.rollout, name).equal(getattr(rollout, name)[owners])
+                order += owners
+            assert sorted(order) == list(range(12))
+            orders.append(tuple(order))
+    assert len(set(orders)) == 6
 
 
 def test_steps_may_begin_anywhere() -> None:
@@ -632,10 +635,10 @@ def same_after_a_crash(run: PPORun, steps: list[int], folder: Path, every: int =
     return straight
 
 
-@pytest.mark.parametrize("network", list(ValueNetwork))
-def test_a_run_goes_on_bit_for_bit(network: ValueNetwork, tmp_path: Path) -> None:
-    # in the first batch, at its end, at the second's beginning and in it
-    straight = same_after_a_crash(ppo_run(value=network, target_kl=0.5), [3, 7, 8, 11], tmp_path)
+@pytest.mark.parametrize(("network", "steps"), [(ValueNetwork.shared, [3, 7, 11]), (ValueNetwork.own, [8])])
+def test_a_run_goes_on_bit_for_bit(network: ValueNetwork, steps: list[int], tmp_path: Path) -> None:
+    # in the first batch, between the two, in the second
+    straight = same_after_a_crash(ppo_run(value=network, target_kl=0.5), steps, tmp_path)
     assert len(straight.history) == 2
     assert len({coefficient for _, coefficient in straight.history} | {straight.coefficient}) == 3
     assert not weights(straight).equal(weights(make(straight.run)))
@@ -719,7 +722,7 @@ def coefficients(algorithm: PPO) -> list[float]:
 
 
 def test_the_controller_by_hand() -> None:
-    kl = np.mean([episode.kl for episode in episodes(make(ppo_run()), 0, BETA)])
+    kl = float(np.mean([episode.kl for episode in episodes(make(ppo_run()), 0, BETA)]))
     # 10 % above the target; the first of 2 batches of 12 and a range of 2: horizon 0.2 x 24 / 2, clipped at a batch
     algorithm = make(ppo_run(target_kl=kl / 1.1, coefficient_range=2.0))
     assert algorithm.horizon == 12
@@ -735,20 +738,18 @@ def test_the_controller_by_hand() -> None:
 
 @pytest.mark.parametrize(("target", "sign"), [(1e-3, 1), (1e3, -1)])
 def test_a_run_can_move_the_coefficient_by_its_range(target: float, sign: int) -> None:
-    run = ppo_run(target_kl=target, episodes=40, batch_size=1, minibatch_size=1, epochs=1, coefficient_range=3.0)
-    algorithm = make(run)
-    assert algorithm.horizon == pytest.approx(0.2 * 40 / 3)
+    algorithm = make(ppo_run(target_kl=target, coefficient_range=3.0, episodes=240, epochs=1, rollout_batch_size=12))
+    assert algorithm.horizon == pytest.approx(0.2 * 240 / 3)
     found = coefficients(algorithm)
-    assert found[0] == BETA
-    # each batch by the factor 1 +- 3/40
-    assert found == pytest.approx([BETA * (1 + sign * 3 / 40) ** number for number in range(41)])
-    assert abs(math.log(found[-1] / BETA)) == pytest.approx(3, rel=0.05)
+    # each of 20 batches by the factor 1 +- 3/20
+    assert found == pytest.approx([BETA * (1 + sign * 3 / 20) ** number for number in range(21)])
+    assert sign * math.log(found[-1] / BETA) == pytest.approx(3, rel=0.1)
 
 
 @pytest.mark.parametrize(("target", "ends"), [(1e-3, "ceiling"), (1e3, "floor")])
 def test_the_coefficient_has_a_floor_and_a_ceiling(target: float, ends: str) -> None:
-    limits = {"min_kl_coefficient": 0.2, "max_kl_coefficient": 0.5}
-    algorithm = make(ppo_run(target_kl=target, episodes=72, epochs=1, minibatch_size=12, **limits))
+    run = ppo_run(target_kl=target, episodes=72, epochs=1, min_kl_coefficient=0.2, max_kl_coefficient=0.5)
+    algorithm = make(run)
     found = coefficients(algorithm)
     assert found[-3:] == [0.5 if ends == "ceiling" else 0.2] * 3
     assert 0.2 <= min(found) <= max(found) <= 0.5
@@ -858,8 +859,8 @@ def moved(batch: Minibatch, by: float, tokens: int | None = None) -> Minibatch:
 @pytest.mark.parametrize(
     ("precision", "by", "tokens", "refused"),
     [
-        (Precision.float32, 0.002, 1, True),
-        (Precision.float32, -0.002, 1, True),
+        (Precision.float32, 0.0011, 1, True),
+        (Precision.float32, -0.0011, 1, True),
         (Precision.float32, 0.0005, None, True),
         (Precision.float32, 0.0005, 1, False),
         (Precision.bf16, 0.6, 1, True),

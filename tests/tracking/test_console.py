@@ -273,7 +273,130 @@ def test_result_of_a_run_that_has_little() -> None:
         "seconds": 3.0,
     }
     Console(stream).result(summary, {})
-    assert stream.lines[1:4] == ["reward_model", "  accuracy     0.900", "  time         3.0 s"]
+    assert stream.lines[1:4] == ["reward_model", "  accuracy     0.900 of pairs", "  time         3.0 s"]
+
+
+def shown(summary: dict[str, Any]) -> list[str]:
+    """The lines of a result, from its title on."""
+    stream = Stream()
+    Console(stream).result(summary, {})
+    return stream.lines[1:-1]
+
+
+def test_the_title_has_the_variant() -> None:
+    assert shown(SUMMARY | {"variant": "ipo"})[0].startswith("dpo (ipo) beta=0.1, seed 0, step 500, 128 prompts x 4")
+    assert shown(SUMMARY | {"variant": None})[0].startswith("dpo beta=0.1, seed 0")
+    ppo = SUMMARY | {"algo": "ppo", "variant": "ground_truth, small", "knob": {"name": "target_kl", "value": 3.0}}
+    assert shown(ppo)[0].startswith("ppo (ground_truth, small) target_kl=3.0, seed 0")
+
+
+def test_best_of_n_has_a_bound_for_its_kl() -> None:
+    best = SUMMARY | {"algo": "best_of_n", "kl": 1.0986, "kl_ci": [1.0986] * 2, "kl_k1": None, "kl_is": "upper bound"}
+    assert shown(best)[2] == "  KL (nats)    at most 1.099"
+    assert shown(best | {"kl": 0.0})[2] == "  KL (nats)    at most 0.000"
+
+
+def test_win_rates_with_intervals() -> None:
+    rates = {"win_rate": 0.75, "win_rate_ci": [0.7, 0.8], "win_rate_base": 0.9, "win_rate_base_ci": [0.85, 0.95]}
+    lines = shown(SUMMARY | rates)
+    assert lines[3:5] == ["  win rate     0.750 [0.700, 0.800]", "  against base 0.900 [0.850, 0.950]"]
+    assert not any("base" in line for line in shown(SUMMARY))
+
+
+REPORT = {
+    "target_kl": 3.0,
+    "kl_last_fifth": 2.904,
+    "on_target": True,
+    "at_floor": False,
+    "at_ceiling": False,
+    "first_kl_coefficient": 0.41234,
+    "kl_coefficient": 0.1296,
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({}, "3, last fifth of training 2.904: within 25 %; coefficient 0.412 to 0.13"),
+        (
+            {"kl_last_fifth": 9.5, "on_target": False},
+            "3, last fifth of training 9.500: missed by more than 25 %; coefficient 0.412 to 0.13",
+        ),
+        (
+            {"on_target": False, "at_floor": True, "kl_coefficient": 1e-4},
+            "3, last fifth of training 2.904: missed by more than 25 %, coefficient at its floor; "
+            "coefficient 0.412 to 0.0001",
+        ),
+        (
+            {"on_target": False, "at_ceiling": True, "kl_coefficient": 100.0},
+            "3, last fifth of training 2.904: missed by more than 25 %, coefficient at its ceiling; "
+            "coefficient 0.412 to 100",
+        ),
+    ],
+)
+def test_whether_the_target_was_reached(changes: dict[str, Any], text: str) -> None:
+    assert f"  target KL    {text}" in shown(SUMMARY | {"algo": "ppo", "ppo": REPORT | changes})
+
+
+def test_a_fixed_coefficient_has_no_target() -> None:
+    report = REPORT | {"target_kl": None, "on_target": None}
+    assert not any("target KL" in line for line in shown(SUMMARY | {"algo": "ppo", "ppo": report}))
+
+
+def test_the_account_of_a_reward_model() -> None:
+    account = {
+        "algo": "reward_model",
+        "variant": "best_of_k",
+        "accuracy": 0.9,
+        "accuracy_ci": [0.87, 0.93],
+        "test_pairs": 1501,
+        "pearson": 0.8511,
+        "spearman": 0.84,
+        "calibration_error": 0.021,
+    }
+    assert shown(account) == [
+        "reward_model (best_of_k)",
+        "  accuracy     0.900 [0.870, 0.930] on 1501 pairs of test prompts",
+        "  correlation  0.851 with the true log-odds, of ranks 0.840",
+        "  calibration  0.021 mean gap of predicted and observed",
+    ]
+    undefined = dict.fromkeys(account, None) | {"algo": "reward_model", "test_pairs": 0}
+    assert shown(undefined) == ["reward_model"]
+
+
+def test_a_run_tells_of_the_reward_model_that_it_used() -> None:
+    used = {"accuracy": 0.9, "accuracy_ci": [0.87, 0.93], "pearson": 0.85}
+    assert "  reward model 0.900 [0.870, 0.930] of pairs" in shown(SUMMARY | {"algo": "ppo", "reward_model": used})
+    unknown = {"accuracy": None, "accuracy_ci": None, "pearson": None}
+    assert not any("reward model" in line for line in shown(SUMMARY | {"algo": "ppo", "reward_model": unknown}))
+
+
+def test_a_reliability_table() -> None:
+    stream = Stream()
+    bins: list[dict[str, Any]] = [
+        {"lower": 0.0, "upper": 0.1, "count": 12, "predicted": 0.0512, "observed": 1 / 12},
+        {"lower": 0.1, "upper": 0.2, "count": 0, "predicted": None, "observed": None},
+        {"lower": 0.9, "upper": 1.0, "count": 1501, "predicted": 0.9488, "observed": 1.0},
+    ]
+    Console(stream).reliability(bins)
+    words = [line.split() for line in stream.lines if line and line[0] != "\u2500"]
+    assert words == [
+        ["p(first", "wins)", "pairs", "predicted", "observed"],
+        ["0.0", "to", "0.1", "12", "0.051", "0.083"],
+        ["0.1", "to", "0.2", "0", "-", "-"],
+        ["0.9", "to", "1.0", "1501", "0.949", "1.000"],
+    ]
+    assert len({len(line) for line in stream.text.splitlines() if line and line[0] != "\u2500"}) == 1  # columns align
+    quiet = Stream()
+    Console(quiet, quiet=True).reliability(bins)
+    assert quiet.text == ""
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_a_reliability_table_without_unicode(encoding: str) -> None:
+    stream = Stream(encoding)
+    Console(stream).reliability([{"lower": 0.4, "upper": 0.5, "count": 3, "predicted": 0.45, "observed": 0.5}])
+    assert "0.4 to 0.5" in stream.text and "0.450" in stream.text
 
 
 @pytest.mark.parametrize(

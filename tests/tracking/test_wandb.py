@@ -21,6 +21,16 @@ LOSSES = [0.6931471805599453, 0.5, 1 / 3]
 COLUMNS = ["prompt", "policy", "policy_reward"]
 TEXTS = [["This movie", " was [red]great\n", 0.9], ["I saw", " it … é", 0.25]]
 SUMMARY = {"reward": 0.9, "reward_ci": [0.8, 0.95], "knob": {"name": "beta", "value": 0.1}, "kl": 3.5}
+# What methods have beyond: nothing known, truth values, dicts in dicts.
+NESTED: dict[str, Any] = {
+    "variant": None,
+    "kl_k1": None,
+    "kl_is": "upper bound",
+    "win_rate_ci": [0.7, 0.8],
+    "ppo": {"target_kl": None, "on_target": None, "at_floor": False, "kl_last_fifth": 2.5},
+    "reward_model": {"accuracy": None, "accuracy_ci": None},
+    "curve": {"1": {"reward": 0.5, "kl": 0.0}, "2": {"reward": 0.75, "kl": 0.19314718055994531}},
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -144,6 +154,21 @@ def test_replay_gives_the_same_curve(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in inspect(tmp_path).splitlines()]
     assert [row["history"]["item"]["train/loss"] for row in rows if row["type"] == "history"] == LOSSES
     assert warnings == []
+
+
+def test_a_summary_may_be_nested_and_a_number_unknown(tmp_path: Path) -> None:
+    warnings: list[str] = []
+    tracker = start(tmp_path, warnings)
+    tracker.log({"stage": "ppo", "step": 4, "ppo/kl": 0.5, "eval/learned_reward": 1.25})
+    tracker.table("samples", COLUMNS, [["This movie", " was great", float("nan")], ["I saw", " it", 0.5]])
+    tracker.table("reliability", ["count", "predicted"], [[0, None], [3, 0.25]])
+    tracker.finish(SUMMARY | NESTED)
+    assert warnings == []
+    found = inspect(tmp_path)
+    for text in ("upper bound", "kl_last_fifth", "0.19314718055994", "eval/learned_reward", "ppo/kl"):
+        assert text in found, text
+    (file,) = tmp_path.glob("wandb/offline-run-*/files/media/table/reliability*.json")
+    assert json.loads(file.read_text())["data"] == [[0, None], [3, 0.25]]
 
 
 def use_everything(tracker: WandbTracker) -> None:

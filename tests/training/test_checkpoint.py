@@ -1,5 +1,6 @@
 """Checkpoints under damage: the newest whole one, or none."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,8 @@ def make(step: int) -> Checkpoint:
     optimizer = torch.optim.RMSprop([weight], lr=0.1)
     weight.grad = torch.full((3,), 0.1)
     optimizer.step()
-    return Checkpoint(step, {"weight": weight.detach()}, optimizer.state_dict(), {"train/loss": 0.1 * step, "steps": 2})
+    sums = {"train/loss": 0.1 * step, "steps": 2}
+    return Checkpoint(step, {"weight": weight.detach()}, optimizer.state_dict(), sums, {"coefficient": 0.1 * step})
 
 
 def loaded(folder: Path) -> int | None:
@@ -34,6 +36,43 @@ def test_what_is_saved_is_loaded_bit_for_bit(tmp_path: Path) -> None:
     for key in ("square_avg", "step"):
         assert found.optimizer["state"][0][key].equal(saved.optimizer["state"][0][key])
     assert found.optimizer["param_groups"] == saved.optimizer["param_groups"]
+    assert found.state == {"coefficient": 0.1 * 7}
+
+
+def test_an_algorithms_state_is_loaded_bit_for_bit(tmp_path: Path) -> None:
+    random = torch.Generator().manual_seed(0)
+    tensors = {
+        "ids": torch.randint(1 << 40, (3, 4), generator=random),
+        "mask": torch.rand(3, 4, generator=random) > 0.5,
+        "logprob": torch.randn(3, 4, generator=random) / 3,
+        "value": torch.tensor([0.1, -0.0, float("inf")]),
+        "view": torch.randn(6, 2, generator=random)[1::2, 0],
+        "exact": torch.randn(3, dtype=torch.float64, generator=random),
+        "low": torch.randn(3, generator=random).bfloat16(),
+        "empty": torch.zeros(0, 4),
+    }
+    plain = {
+        "coefficient": 0.1 + 0.2,
+        "number": -1,
+        "stopped": True,
+        "nothing": None,
+        "notes": {"ppo/kl": 1 / 3, "ppo/log_kl_coefficient": float("-inf")},
+        "history": [[1 / 3, 0.2], [1e-300, 7.0]],
+    }
+    checkpoint.save(tmp_path, replace(make(7), state={"rollout": tensors, **plain}))
+    found = checkpoint.load(tmp_path)
+    assert found is not None
+    loaded = found.state.pop("rollout")
+    assert found.state == plain
+    assert loaded.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert loaded[name].dtype == tensor.dtype
+        assert loaded[name].shape == tensor.shape
+        assert loaded[name].equal(tensor), name
+    assert str(loaded["value"][1].item()) == "-0.0"
+    checkpoint.save(tmp_path, replace(make(8), state={}))
+    again = checkpoint.load(tmp_path)
+    assert again is not None and again.state == {}
 
 
 def test_there_is_one_checkpoint_the_last(tmp_path: Path) -> None:
@@ -47,7 +86,7 @@ def test_there_is_one_checkpoint_the_last(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["weights.pt", "optimizer.pt", "state.json", "DONE"])
+@pytest.mark.parametrize("name", ["weights.pt", "optimizer.pt", "algorithm.pt", "state.json", "DONE"])
 @pytest.mark.parametrize("damage", ["changed", "cut", "gone"])
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, name: str, damage: str) -> None:
     checkpoint.save(tmp_path, make(3))

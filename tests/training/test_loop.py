@@ -215,6 +215,148 @@ def test_evaluation_comes_at_its_interval_and_at_the_end(tmp_path: Path) -> None
     assert calls == [2, 4, 5]  # not wanted, not called
 
 
+# --- what an algorithm is asked
+
+
+@dataclass
+class Episodes:
+    """A batch with numbers of its own, which may leave its step out."""
+
+    values: np.ndarray
+    notes: Mapping[str, float]
+    skipped: bool = False
+
+    @property
+    def size(self) -> float:
+        return float(len(self.values))
+
+    def parts(self, rank: int, world: int, limit: int | None) -> list[Tensor]:
+        return [] if self.skipped else Numbers(self.values).parts(rank, world, limit)
+
+
+class Stateful(Toy):
+    """Step n notes n^2, unless it is skipped; what `after` is told is kept in the state."""
+
+    def __init__(self, steps: int, skipped: tuple[int, ...] = ()) -> None:
+        super().__init__([[1.0, 2.0]] * steps)
+        self.skipped = skipped
+        self.told: list[dict[str, float]] = []
+        self.states = 0
+        self.table = torch.zeros(2)
+
+    def batches(self, first: int) -> Iterator[Any]:
+        for step in range(first, self.steps):
+            yield Episodes(np.array(self.data[step]), {"toy/square": float(step**2)}, step in self.skipped)
+
+    def after(self, values: dict[str, float]) -> None:
+        self.told.append(dict(values))
+        self.table += 1 / 3
+
+    def state(self) -> dict[str, Any]:
+        self.states += 1
+        return {"told": self.told, "table": self.table}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.told, self.table = state["told"], state["table"]
+
+
+def test_notes_are_averaged_over_steps_as_they_stand(tmp_path: Path) -> None:
+    # whatever the size of the parts: neither summed over them nor divided by the size of the batch
+    for limit in (None, 1):
+        rows, _ = train(Stateful(5), settings(log_every=2, micro_batch=limit), tmp_path)
+        assert [row["toy/square"] for row in rows] == [0.5, 6.5, 16.0]
+        assert [row["train/sum"] for row in rows] == [1.5] * 3
+
+
+def test_a_note_that_is_not_finite_changes_no_weight(tmp_path: Path) -> None:
+    toy = Stateful(3)
+    toy.batches = lambda first: iter([Episodes(np.ones(2), {"toy/square": float("nan")})])  # type: ignore[method-assign]
+    with pytest.raises(RunError, match="toy: toy/square is nan at step 0"):
+        train(toy, settings(), tmp_path)
+    assert toy.w == 2.0
+
+
+def test_a_batch_without_parts_changes_nothing_and_counts(tmp_path: Path) -> None:
+    toy = Stateful(6, skipped=(1, 2, 5))
+    seen: list[float] = []
+    shown: list[dict[str, float]] = []
+
+    def advance(values: dict[str, float]) -> None:
+        seen.append(toy.w)
+        shown.append(values)
+
+    # a decayed weight and a momentum would move without a gradient too
+    optim = adamw(lr=0.1, warmup_steps=0)
+    rows, _ = train(toy, settings(optim, log_every=2), tmp_path, advance=advance)
+    moved = [before != after for before, after in zip([2.0, *seen], seen, strict=False)]
+    assert moved == [True, False, False, True, True, False]
+    assert ["loss" in values for values in shown] == ["toy/square" in values for values in shown] == moved
+    assert [bool(told) for told in toy.told] == moved
+    # means over the steps that were taken, at the rates of their places
+    assert [(row["step"], row["toy/square"]) for row in rows] == [(2, 0.0), (4, 9.0), (6, 16.0)]
+    assert [row["train/lr"] for row in rows] == pytest.approx([0.1, 0.1 * 3 / 6, 0.1 * 2 / 6])
+    assert [row["train/loss"] for row in rows] == pytest.approx([told["train/loss"] for told in toy.told if told])
+
+
+def test_the_optimizer_does_not_see_a_skipped_step(tmp_path: Path) -> None:
+    found = {}
+    for name, toy in {"skipped": Stateful(4, skipped=(1, 2)), "none": Stateful(4)}.items():
+        train(toy, settings(rmsprop(), checkpoint_every=4), tmp_path / name)
+        kept = checkpoint.load(tmp_path / name)
+        assert kept is not None and kept.step == 4
+        found[name] = (toy.w, kept.optimizer["state"][0])
+    # two steps of gradient 1.5: as far as a run of two
+    two = Stateful(2)
+    train(two, settings(rmsprop()), tmp_path / "two")
+    w, state = found["skipped"]
+    assert w == two.w != found["none"][0]
+    assert float(state["step"]) == 2
+    assert float(state["square_avg"]) == pytest.approx(0.01 * 1.5**2 * 1.99, rel=1e-5)
+
+
+def test_there_is_no_row_for_steps_that_were_all_skipped(tmp_path: Path) -> None:
+    toy = Stateful(6, skipped=(2, 3, 4))
+    rows, _ = train(toy, settings(log_every=2), tmp_path)
+    assert [(row["step"], row["toy/square"]) for row in rows] == [(2, 0.5), (6, 25.0)]
+    # but an evaluation has one
+    toy = Stateful(6, skipped=(2, 3, 4))
+    wanted = settings(log_every=6, evaluate_every=2)
+    rows, _ = train(toy, wanted, tmp_path, evaluate=lambda step: {"eval/reward": float(step)})
+    assert [(row["step"], row.get("toy/square"), row["eval/reward"]) for row in rows] == [
+        (2, 0.5, 2.0),
+        (4, None, 4.0),
+        (6, 25.0, 6.0),
+    ]
+
+
+def test_an_algorithm_is_told_of_every_step_and_its_state_is_kept(tmp_path: Path) -> None:
+    straight = Stateful(7)
+    rows, _ = train(straight, settings(checkpoint_every=3), tmp_path / "straight")
+    assert straight.states == 3  # at 3, 6 and the end
+    constant = {"train/loss", "train/sum", "train/grad_norm", "train/lr", "toy/square"}
+    assert all(told.keys() == constant for told in straight.told)
+    assert straight.told == [{key: row[key] for key in constant} for row in rows]
+
+    folder = tmp_path / "stopped"
+    with pytest.raises(Crash):
+        train(Stateful(7), settings(checkpoint_every=3), folder, advance=crash_at(5))
+    found = checkpoint.load(folder)
+    assert found is not None
+    # the state is of the moment of the checkpoint: after the third step was told of
+    assert found.state["told"] == straight.told[:3]
+    resumed = Stateful(7)
+    train(resumed, settings(checkpoint_every=3), folder)
+    assert resumed.told == straight.told
+    assert resumed.table.equal(straight.table)
+
+
+def test_an_algorithm_without_a_checkpoint_is_not_restored(tmp_path: Path) -> None:
+    toy = Stateful(2)
+    toy.restore = lambda state: pytest.fail("restored from nothing")  # type: ignore[method-assign]
+    train(toy, settings(), tmp_path)
+    assert toy.states == 0
+
+
 # --- micro-batches
 
 
