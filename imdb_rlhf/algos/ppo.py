@@ -37,6 +37,8 @@ from imdb_rlhf.training.runtime import Runtime
 # How far a log-ratio of a token may be from 0 before the first step on a batch: the largest, and the mean size.
 # The batch is scored in other shapes than it is trained on, which bf16 rounds by some hundredths.
 ROUNDING = {"float32": (1e-3, 1e-4), "bf16": (0.5, 0.05)}
+# A minibatch is computed in up to so many pieces of like length, none smaller than so many episodes.
+PIECES, PIECE = 4, 32
 ERROR_CLIP = 0.2  # of the controller; see losses.next_kl_coefficient
 
 
@@ -68,6 +70,12 @@ class Rollout:
         """The same of some episodes."""
         return Rollout(*(getattr(self, f.name)[chosen] for f in fields(self)))
 
+    def trimmed(self) -> "Rollout":
+        """The same without the columns that none of its episodes reaches."""
+        time, tokens = int(self.lengths.max()), int(self.mask.sum(-1).max())
+        widths = {"ids": time, "starts": None, "lengths": None}
+        return Rollout(*(getattr(self, f.name)[..., : widths.get(f.name, tokens)] for f in fields(self)))
+
     def to(self, device: torch.device) -> "Rollout":
         """The same on another device."""
         return Rollout(*(getattr(self, f.name).to(device) for f in fields(self)))
@@ -95,11 +103,14 @@ class Minibatch:
         return float(self.rollout.mask.sum())
 
     def parts(self, rank: int, world: int, limit: int | None) -> Sequence[tuple[Rollout, bool]]:
-        """This process's episodes, and whether they are the first."""
+        """This process's episodes in pieces of like length, which pad little, and whether they are the first."""
         if self.skipped:
             return []
-        pieces = share(np.arange(len(self.rollout.ids)), rank, world, limit)
-        return [(self.rollout.at(torch.as_tensor(piece)), self.first) for piece in pieces]
+        (mine,) = share(np.arange(len(self.rollout.ids)), rank, world, None)
+        mine = mine[np.argsort(self.rollout.lengths[mine].numpy(), kind="stable")]
+        size = min(limit or len(mine), max(PIECE, math.ceil(len(mine) / PIECES)))
+        pieces = [torch.as_tensor(mine[at : at + size]) for at in range(0, len(mine), size)]
+        return [(self.rollout.at(piece).trimmed(), self.first) for piece in pieces]
 
 
 def aligned(values: Tensor, starts: Tensor, mask: Tensor) -> Tensor:
