@@ -285,8 +285,8 @@ def test_plackett_luce_reaches_the_optimum(runtime: Runtime, groups: Path, tmp_p
 
 def test_the_robust_loss_undoes_flipped_labels(runtime: Runtime, groups: Path, tmp_path: Path) -> None:
     frame = pd.read_parquet(groups / "groups.parquet")
-    flipped = flip(draw_pairs(frame, pairs_config(), 0), 0.1, 0)
-    run = cast(DPORun, preferences(256, 300, beta=1.0, dpo=DPOConfig(DPOLoss.robust, 0.1, False)))
+    flipped = flip(draw_pairs(frame, pairs_config(), 0), 0.25, 0)
+    run = cast(DPORun, preferences(256, 300, beta=1.0, dpo=DPOConfig(DPOLoss.robust, 0.25, False)))
     algorithm = DPO(policy(), frame, flipped, run)
     fit(algorithm, runtime, adam(1e-3), tmp_path)
     assert_optimal(algorithm, 1.0)
