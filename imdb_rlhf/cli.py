@@ -163,6 +163,8 @@ def _job(composed: DictConfig) -> None:
         overrides = list(HydraConfig.get().overrides.task)
         if any(word.lstrip("+").startswith("experiment_algo=") for word in overrides):
             raise ConfigError("experiment_algo follows from experiment and algo; choose those, or set single keys")
+        if any(word.lstrip("+").startswith("ppo.preset=") for word in overrides):
+            raise ConfigError("ppo.preset only names the constants; choose them with ppo=small, paper, ...")
         run = to_run(composed)
         c.check_processes(run.trainer.processes)
         from imdb_rlhf.experiment import run_experiment  # torch is imported here and not before

@@ -1009,6 +1009,11 @@ class PPORun(LearnedRun):
                 f"target_kl={self.target_kl} and ppo.kl_coefficient={fixed} exclude each other: one is adaptive, the "
                 "other fixed; set target_kl=null or ppo.kl_coefficient=null"
             )
+        if self.ppo.scale == Scale.logit and self.uses_learned_reward:
+            raise ConfigError(
+                "ppo.scale=logit is a scale of the true reward, and ppo.reward=learned has its own; "
+                "set ppo.reward=ground_truth or ppo.scale=reward"
+            )
         if self.target_kl is None and fixed is None:
             raise ConfigError("target_kl=null needs ppo.kl_coefficient, the fixed one; or give target_kl")
         self._divides("ppo.minibatch_size", self.ppo.minibatch_size)

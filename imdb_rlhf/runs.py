@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import pandas as pd
 
 from imdb_rlhf.algos import ALGOS
@@ -19,6 +18,7 @@ from imdb_rlhf.config import BestOfNRun, KeepModel, RewardModelRun, WandbLogger
 from imdb_rlhf.errors import RunError, Stopped
 from imdb_rlhf.evaluation import record, reservoir
 from imdb_rlhf.evaluation.policy import evaluate, metrics
+from imdb_rlhf.evaluation.stats import distinct_n
 from imdb_rlhf.models import policy as policies
 from imdb_rlhf.models.policy import Policy
 from imdb_rlhf.pipeline import Pipeline
@@ -136,7 +136,11 @@ class RunFolder:
             if isinstance(run, BestOfNRun):
                 frame = reservoir.draws(pipeline.reservoir, run.best_of_n.selector, run.n, run.evaluation.samples)
             record.keep_point(self.path, frame, 0)
-            values = {key: value for key, value in metrics(frame).items() if np.isfinite(value)}
+            values: dict[str, Any] = metrics(frame)
+            if isinstance(run, BestOfNRun):  # the estimates of the whole reservoir instead of the draws' means
+                found = self._best_of_n(before, None)
+                values |= {f"eval/{key}": found[key] for key in ("reward", "reward_logit", "kl")}
+                values = {key: value for key, value in values.items() if key not in ("eval/kl_per_token", "eval/kl_k1")}
             trackers.log({"stage": run.algo, "step": 0} | values)
         self.runtime.barrier()
         points = record.points(self.path)
@@ -146,8 +150,10 @@ class RunFolder:
         seconds = time.perf_counter() - began
         result = record.summary(run, self.name, points[kept], before, self.config_hash, seconds, pipeline.seconds, base)
         if isinstance(run, BestOfNRun):
-            others = {"win_rate": before} | ({} if base is None else {"win_rate_base": base})
-            result |= reservoir.summary(pipeline.reservoir, run.best_of_n.selector, run.n, others, run.evaluation)
+            result |= self._best_of_n(before, base)
+            # distinct-2 falls as the text grows: on as many samples as there are draws
+            few = before[(before["split"] == "test") & (before["sample_id"] < result["samples_per_prompt"])]
+            result["reference"]["distinct_2"] = distinct_n(few["completion"])
         if run.uses_learned_reward:
             report = json.loads((pipeline.path("reward_model") / "report.json").read_text())
             extra["reward_model"] = record.learned_reward(report)
@@ -159,11 +165,18 @@ class RunFolder:
         self.runtime.barrier()
         return result, table
 
+    def _best_of_n(self, before: pd.DataFrame, base: pd.DataFrame | None) -> dict[str, Any]:
+        """What the reservoir says of best-of-N."""
+        run = self.run
+        assert isinstance(run, BestOfNRun)
+        others = {"win_rate": before} | ({} if base is None else {"win_rate_base": base})
+        return reservoir.summary(self.pipeline.reservoir, run.best_of_n.selector, run.n, others, run.evaluation)
+
     def _reward_model(self, trackers: Trackers, began: float) -> tuple[dict[str, Any], pd.DataFrame]:
         """The account of the reward model, which its stage has rendered, as a run of its own."""
         source = self.pipeline.path("reward_model")
         report = json.loads((source / "report.json").read_text())
-        seconds = time.perf_counter() - began + self.pipeline.seconds["reward_model"]
+        seconds = time.perf_counter() - began + self.pipeline.artifacts["reward_model"].seconds
         result = record.reward_model(self.run, self.name, report, self.config_hash, seconds)
         table = pd.read_parquet(source / "scores.parquet")
         if self.leader:

@@ -103,6 +103,7 @@ def summary(
         "kl_k1_ci": None,
         "kl_per_token": None,
         "reservoir": chooser.shape[1],
+        "samples_per_prompt": min(config.samples, chooser.shape[1] // n),  # of the draws: texts, lengths, distinct-2
         "selector": str(source),
         "curve": {
             str(m): {"reward": float(part["reward"].mean()), "kl": float(part["kl"].mean())}

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from imdb_rlhf.config import GenerationConfig
+from imdb_rlhf.errors import RunError
 from imdb_rlhf.models.logprobs import _chunk_logits, output_layer
 from imdb_rlhf.seeds import generator
 
@@ -95,6 +96,9 @@ def sample(
         eos_id: token that ends a completion.
         temperature: divides the logits; above 0.
         limit: (rows,) tokens that each may have, at most as many as uniforms; None is as many.
+
+    Raises:
+        RunError: a logit is nan.
     """
     device = lm.device
     random = torch.as_tensor(uniform).to(device)
@@ -123,7 +127,10 @@ def sample(
         written = going & (step >= 0)
         tokens[alive[written], place[written]] = drawn[written]
         going = going & ((step < 0) | ((drawn != eos_id) & (step + 1 < most[alive])))
-        left = int(going.sum())
+        # nan logits invert to a token beyond the vocabulary
+        left, broken = torch.stack([going.sum(), (drawn >= logits.shape[-1]).sum()]).tolist()
+        if broken:
+            raise RunError("a policy's logits are not finite and nothing can be sampled; lower the learning rate")
         if not left:
             break
         # finished rows are dropped once they are many: copying the cache has its price
