@@ -205,12 +205,12 @@ def test_what_the_papers_of_ppo_state():
         assert (run.ppo.epochs, run.ppo.value_coefficient) == (4, 0.1)
     # TRL's example: AdamW at 1.41e-5, batches of 256 in minibatches of 16, coefficient 0.2
     assert (trl.ppo.optim.lr, trl.ppo.batch_size, trl.ppo.minibatch_size) == (1.41e-5, 256, 16)
-    assert (trl.ppo.initial_kl_coefficient, trl.ppo.normalize, trl.ppo.advantage_whitening) == (0.2, False, "batch")
+    assert (trl.ppo.initial_kl_coefficient, trl.ppo.normalize, trl.ppo.advantage_whitening) == (0.2, False, "minibatch")
 
 
 @pytest.mark.parametrize(
     ("experiment", "preset"),
-    [("default", "small"), ("imdb_cpu", "small"), ("paper", "paper"), ("rehearsal", "paper"), ("smoke", "small")],
+    [("default", "small"), ("imdb_cpu", "imdb_cpu"), ("paper", "paper"), ("rehearsal", "paper"), ("smoke", "small")],
 )
 def test_an_experiment_has_its_preset(experiment, preset):
     run = run_of(f"experiment={experiment}", "algo=ppo")

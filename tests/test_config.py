@@ -303,6 +303,7 @@ def test_wrong_type(override, reason):
             [PPO, "ppo.kl_coefficient=0.1"],
             "target_kl=3.0 and ppo.kl_coefficient=0.1 exclude each other",
         ),  # the preset's
+        ([PPO, "ppo.scale=logit"], "ppo.scale=logit is a scale of the true reward, and ppo.reward=learned has its own"),
         ([PPO, "target_kl=null"], "target_kl=null needs ppo.kl_coefficient, the fixed one; or give target_kl"),
         (
             [PPO, "ppo.batch_size=64", "ppo.minibatch_size=24"],

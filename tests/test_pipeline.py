@@ -1097,3 +1097,10 @@ def test_the_hub_out_of_reach(tmp_path, monkeypatch, values, key):
     tiny = [value for value in PLAIN if not value.startswith("model.")]
     said = one_line(train(*tiny, *values, f"paths.outputs={tmp_path}/new"), 1, "failed: the Hub cannot be reached for")
     assert f"set {key}=DIR" in said
+
+
+def test_a_preset_is_chosen_and_not_named(tmp_path):
+    one_line(
+        train("algo=ppo", "ppo.preset=trl_2023", f"paths.outputs={tmp_path}/o"), 2, "refused: ppo.preset only names"
+    )
+    assert not list(tmp_path.iterdir())

@@ -137,6 +137,7 @@ def test_the_summary_against_all_subsets(rows):
     assert found["kl_is"] == "upper bound" and found["kl_atom"] < found["kl"]
     assert [found[key] for key in ("kl_k1", "kl_k1_ci", "kl_per_token")] == [None] * 3
     assert (found["reservoir"], found["selector"]) == (4, "ground_truth")
+    assert found["samples_per_prompt"] == 2  # draws without a sample in common
     # how often a sample wins: prompt 0: 0 never, 1 half of 1 of 2, 2 once of 2, 3 always
     wins = [[0, 0.25, 0.5, 1], [0.75, 0, 0.75, 0]]
     shares = [best_by_hand(LOGITS["test", p], wins[p], 2) for p in (0, 1)]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
 
+from imdb_rlhf.errors import RunError
 from imdb_rlhf.models.sampling import batches_by_length, draw, sample, uniforms
 
 EOS = 4
@@ -186,6 +187,13 @@ def test_prompts_of_different_lengths_draw_as_they_do_alone() -> None:
         assert together.ids[row] == alone
         assert together.finished[row] == (alone[-1] == EOS)
     assert len({len(ids) for ids in together.ids}) > 2
+
+
+def test_logits_that_are_not_finite_end_in_one_line() -> None:
+    lm = gpt2(0)
+    torch.nn.init.constant_(lm.transformer.wte.weight, float("nan"))
+    with pytest.raises(RunError, match="not finite"):
+        sample(lm, [[1, 2], [3]], np.full((2, 3), 0.5), EOS)
 
 
 # --- what belongs to a row
