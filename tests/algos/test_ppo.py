@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from imdb_rlhf.algos.materials import Materials
-from imdb_rlhf.algos.ppo import PPO, Minibatch, Rollout
+from imdb_rlhf.algos.ppo import PPO
+from imdb_rlhf.algos.rollout import Minibatch, Rollout
 from imdb_rlhf.config import (
     AdamWConfig,
     Device,
