@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+KL_ERROR_CLIP = 0.2  # of PPO's adaptive controller
+
 # --- preferences ------------------------------------------------------------------------------------------------------
 
 
@@ -275,6 +277,11 @@ def ppo_value_loss(value: Tensor, old_value: Tensor, returns: Tensor, clip: floa
     return 0.5 * torch.maximum((value - returns).square(), (clipped - returns).square())
 
 
+def kl_error(kl: float, target: float) -> float:
+    """What the adaptive controller sees: KL / target - 1, clipped to +-0.2 (arXiv 1909.08593, section 2.2)."""
+    return min(max(kl / target - 1, -KL_ERROR_CLIP), KL_ERROR_CLIP)
+
+
 def next_kl_coefficient(
     coefficient: float, kl: float, target: float, episodes: int, horizon: float, low: float, high: float
 ) -> float:
@@ -292,5 +299,4 @@ def next_kl_coefficient(
     Returns:
         Beta of the next batch.
     """
-    error = min(max(kl / target - 1, -0.2), 0.2)
-    return min(max(coefficient * (1 + error * episodes / horizon), low), high)
+    return min(max(coefficient * (1 + kl_error(kl, target) * episodes / horizon), low), high)

@@ -126,7 +126,9 @@ class RunFolder:
         before = pipeline.evaluation("reference")
         if isinstance(run, RewardModelRun):
             return self._reward_model(trackers, began)
+        base = pipeline.evaluation("base") if pipeline.has_base else None
         extra: dict[str, Any] = {}
+        estimates = self._best_of_n(before, base) if isinstance(run, BestOfNRun) else {}
         policy = None
         if run.algo in ALGOS:
             policy = pipeline.reference_policy()
@@ -138,19 +140,17 @@ class RunFolder:
             record.keep_point(self.path, frame, 0)
             values: dict[str, Any] = metrics(frame)
             if isinstance(run, BestOfNRun):  # the estimates of the whole reservoir instead of the draws' means
-                found = self._best_of_n(before, None)
-                values |= {f"eval/{key}": found[key] for key in ("reward", "reward_logit", "kl")}
+                values |= {f"eval/{key}": estimates[key] for key in ("reward", "reward_logit", "kl")}
                 values = {key: value for key, value in values.items() if key not in ("eval/kl_per_token", "eval/kl_k1")}
             trackers.log({"stage": run.algo, "step": 0} | values)
         self.runtime.barrier()
         points = record.points(self.path)
         self.runtime.barrier()  # rank 0 removes them below
         kept = record.best_step(points) if run.keep_model == KeepModel.best else max(points)
-        base = pipeline.evaluation("base") if pipeline.has_base else None
         seconds = time.perf_counter() - began
         result = record.summary(run, self.name, points[kept], before, self.config_hash, seconds, pipeline.seconds, base)
         if isinstance(run, BestOfNRun):
-            result |= self._best_of_n(before, base)
+            result |= estimates
             # distinct-2 falls as the text grows: on as many samples as there are draws
             few = before[(before["split"] == "test") & (before["sample_id"] < result["samples_per_prompt"])]
             result["reference"]["distinct_2"] = distinct_n(few["completion"])

@@ -1,4 +1,4 @@
-"""How the artifacts are made: SFT, the two-label reward, groups. Which and when is `pipeline.py`'s business."""
+"""How SFT, trained rewards, groups and the reservoir are made. Which and when is `pipeline.py`'s business."""
 
 import json
 import shutil
@@ -258,7 +258,7 @@ class Tools:
         head.load_state_dict(kept.weights)
         # 3. mean and standard deviation again, kept beside the model: its own scale is the Bradley-Terry model's
         mean, std = self._spread(algorithm, before)
-        # 4. the account: prompts that had no part in training nor in the choice of the checkpoint
+        # 4. the account: samples that had no part in training nor in the choice of the checkpoint
         test = before[before["split"] == "test"].reset_index(drop=True)
         raw = score_rows(algorithm.plain, list(test["prompt_ids"]), list(test["completion_ids"]), size)
         test = test.assign(score=(raw - mean) / std)

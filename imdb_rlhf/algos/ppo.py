@@ -13,7 +13,7 @@ Left out: dropout, an entropy bonus, Ziegler's fixed score for completions witho
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,16 @@ from imdb_rlhf.algos.materials import Materials
 from imdb_rlhf.algos.rollout import Minibatch, Rollout, aligned, padded
 from imdb_rlhf.config import PPORun, Whitening
 from imdb_rlhf.errors import RunError
-from imdb_rlhf.losses import gae, next_kl_coefficient, ppo_policy_loss, ppo_value_loss, token_rewards, whiten
+from imdb_rlhf.losses import (
+    KL_ERROR_CLIP,
+    gae,
+    kl_error,
+    next_kl_coefficient,
+    ppo_policy_loss,
+    ppo_value_loss,
+    token_rewards,
+    whiten,
+)
 from imdb_rlhf.models.actor_critic import ActorCritic
 from imdb_rlhf.models.logprobs import LogProbs, Rows
 from imdb_rlhf.models.policy import Policy
@@ -38,7 +47,6 @@ from imdb_rlhf.training.runtime import Runtime
 # How far a log-ratio of a token may be from 0 before the first step on a batch: the largest, and the mean size.
 # The batch is scored in other shapes than it is trained on, which bf16 rounds by some hundredths.
 ROUNDING = {"float32": (1e-3, 1e-4), "bf16": (0.5, 0.05)}
-ERROR_CLIP = 0.2  # of the controller; see losses.next_kl_coefficient
 
 
 class PPO(Plain):
@@ -102,7 +110,7 @@ class PPO(Plain):
         """
         config = self.config
         episodes = config.batches * config.batch_size
-        derived = max(ERROR_CLIP * episodes / config.coefficient_range, config.batch_size)
+        derived = max(KL_ERROR_CLIP * episodes / config.coefficient_range, config.batch_size)
         return derived if config.horizon is None else config.horizon
 
     def remark(self) -> str:
@@ -130,10 +138,7 @@ class PPO(Plain):
             chosen = order[which * config.minibatch_size : (which + 1) * config.minibatch_size]
             rollout = self.rollout.at(torch.as_tensor(chosen))
             if config.advantage_whitening == Whitening.minibatch:
-                whitened = whiten(rollout.advantage, rollout.mask)
-                rollout = Rollout(
-                    **{f.name: getattr(rollout, f.name) for f in fields(rollout)} | {"advantage": whitened}
-                )
+                rollout = replace(rollout, advantage=whiten(rollout.advantage, rollout.mask))
             self.skipped_steps += self.stopped
             yield Minibatch(rollout, self.notes, within == 0, self.stopped)
 
@@ -234,8 +239,7 @@ class PPO(Plain):
         if self.coefficient:
             notes["ppo/log_kl_coefficient"] = math.log(self.coefficient)
         if run.target_kl is not None:
-            error = min(max(kl / run.target_kl - 1, -ERROR_CLIP), ERROR_CLIP)
-            notes |= {"ppo/kl_target": run.target_kl, "ppo/kl_error": error}
+            notes |= {"ppo/kl_target": run.target_kl, "ppo/kl_error": kl_error(kl, run.target_kl)}
         return notes
 
     # --- loss ------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ A batch is distinct completions and the indices of its pairs or rankings: each c
 its 6 pairs and is scored once. The reference's log-probs are stored beside the completions, one number each.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,7 +158,7 @@ def describe(drawn: Pairs | Rankings, steps: int) -> str:
     return f"{len(drawn.rows)} {name}, {steps} steps" + (f"; left out: {left_out}" if left_out else "")
 
 
-class PreferenceMethod(Plain, Generic[R]):
+class PreferenceMethod(Plain, ABC, Generic[R]):
     """What all methods share that train a policy on preferences; a method adds its loss."""
 
     stage: ClassVar[str]
@@ -199,6 +200,6 @@ class PreferenceMethod(Plain, Generic[R]):
         """The global batch of these (batch,) examples."""
         return PairBatch(self.completions, self.drawn.rows[chosen])
 
+    @abstractmethod
     def loss(self, module: nn.Module, part: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """Summed losses of a part, and what practitioners plot."""
-        raise NotImplementedError

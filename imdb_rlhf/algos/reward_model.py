@@ -77,10 +77,7 @@ def draw_choices(groups: pd.DataFrame, config: PairsConfig, seed: int) -> Rankin
             f"no choice is left of {sum(dropped.values())} groups "
             f"({', '.join(f'{n} {reason}' for reason, n in dropped.items())}); use more prompts or another reward"
         )
-    widest = max(map(len, found))
-    mask = np.array([[place < len(choice) for place in range(widest)] for choice in found])
-    table = np.array([choice + choice[:1] * (widest - len(choice)) for choice in found], dtype=np.int64)
-    return Rankings(table, mask, np.array(prompts, dtype=np.int64), dropped)
+    return Rankings.of(found, prompts, dropped)
 
 
 def held_out(prefixes: Sequence[tuple[int, ...]], usable: np.ndarray, portion: float, seed: int) -> np.ndarray:

@@ -5,6 +5,7 @@ A group's table has a row a completion, ordered by prompt and sample: `prompt_id
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -52,6 +53,14 @@ class Rankings:
     mask: np.ndarray
     prompts: np.ndarray
     dropped: dict[str, int]
+
+    @staticmethod
+    def of(found: Sequence[Sequence[int]], prompts: Sequence[object], dropped: dict[str, int]) -> "Rankings":
+        """Rankings of different lengths, best first, as one table."""
+        longest = max(map(len, found))
+        mask = np.array([[place < len(ranking) for place in range(longest)] for ranking in found])
+        rows = np.array([[*ranking, *[ranking[0]] * (longest - len(ranking))] for ranking in found], dtype=np.int64)
+        return Rankings(rows, mask, np.array(prompts, dtype=np.int64), dropped)
 
 
 def draw_pairs(groups: pd.DataFrame, config: PairsConfig, seed: int) -> Pairs:
@@ -143,10 +152,7 @@ def draw_rankings(groups: pd.DataFrame, config: PairsConfig, seed: int) -> Ranki
             f"no ranking is left of {dropped['ranking of one']} "
             f"({', '.join(f'{n} {reason}' for reason, n in dropped.items())}); use more prompts or another reward"
         )
-    longest = max(map(len, found))
-    mask = np.array([[place < len(ranking) for place in range(longest)] for ranking in found])
-    rows = np.array([ranking + ranking[:1] * (longest - len(ranking)) for ranking in found], dtype=np.int64)
-    return Rankings(rows, mask, np.array(prompts, dtype=np.int64), dropped)
+    return Rankings.of(found, prompts, dropped)
 
 
 def _left_out(
