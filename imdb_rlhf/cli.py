@@ -5,8 +5,10 @@ import re
 import signal
 import sys
 import threading
+from argparse import Namespace
+from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from types import FrameType
@@ -24,6 +26,7 @@ from imdb_rlhf import config as c
 from imdb_rlhf.errors import ConfigError, RunError, Stopped
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
+SWEEPS = CONF.parent / "sweeps"
 SCHEMAS: dict[str, type] = {
     "run": c.Run,
     "sft": c.SFTRun,
@@ -33,6 +36,7 @@ SCHEMAS: dict[str, type] = {
     "reward_model": c.RewardModelRun,
     "best_of_n": c.BestOfNRun,
     "ppo": c.PPORun,
+    "own_model": c.OwnModelRun,
     "trainer": c.TrainerConfig,
     "model/pretrained": c.PretrainedModel,
     "model/scratch": c.ScratchModel,
@@ -46,14 +50,19 @@ SCHEMAS: dict[str, type] = {
     "optim/rmsprop": c.RMSpropConfig,
     "logger/wandb": c.WandbLogger,
     "logger/none": c.NoLogger,
+    "launcher": c.LauncherConfig,
 }
 
 
 def register() -> None:
-    """Put the types of `config.py` where the YAML files of `conf/` name them."""
+    """Put the types of `config.py` where the YAML files of `conf/` name them, and the sweeps where `--help` looks."""
     for name, schema in SCHEMAS.items():
         group, _, leaf = f"schema/{name}".rpartition("/")
         ConfigStore.instance().store(group=group, name=leaf, node=schema, provider="imdb_rlhf")
+    for file in sorted(SWEEPS.glob("*.yaml")):
+        ConfigStore.instance().store(
+            group="sweep", name=file.stem, node=OmegaConf.load(file), package="_global_", provider="imdb_rlhf"
+        )
     OmegaConf.register_new_resolver("preset", _preset, replace=True)
 
 
@@ -81,6 +90,19 @@ def to_run(composed: DictConfig) -> c.Run:
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error)) from error
     return cast(c.Run, run)
+
+
+def checked(composed: DictConfig, overrides: Sequence[str]) -> c.Run:
+    """The run of a composed config, unless the overrides set what follows from others.
+
+    Raises:
+        ConfigError: naming the key and the way out.
+    """
+    if any(word.lstrip("+").startswith("experiment_algo=") for word in overrides):
+        raise ConfigError("experiment_algo follows from experiment and algo; choose those, or set single keys")
+    if any(word.lstrip("+").startswith("ppo.preset=") for word in overrides):
+        raise ConfigError("ppo.preset only names the constants; choose them with ppo=small, paper, ...")
+    return to_run(composed)
 
 
 def _refuse_extra(node: DictConfig, schema: Any, prefix: str, algo: str) -> None:
@@ -154,18 +176,32 @@ def explain(error: BaseException) -> str:
 
 
 _CLASSES: dict[str, type] = {n: v for n, v in vars(c).items() if isinstance(v, type) and is_dataclass(v)}
-_OUTCOMES: list[tuple[int, str]] = []  # what the jobs of this process came to, where not well
+_OUTCOMES: list[tuple[int, str]] = []  # what the run of this process came to, where not well
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The command line of a sweep, kept back from Hydra, which would compose the default algorithm with all of it.
+
+    Attributes:
+        words: as typed.
+        options: those that a job needs to compose, and Hydra's own keys.
+        overrides: the others.
+    """
+
+    words: list[str]
+    options: list[str]
+    overrides: list[str]
+
+
+KEPT = Kept([], [], [])
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def _job(composed: DictConfig) -> None:
     try:
         overrides = list(HydraConfig.get().overrides.task)
-        if any(word.lstrip("+").startswith("experiment_algo=") for word in overrides):
-            raise ConfigError("experiment_algo follows from experiment and algo; choose those, or set single keys")
-        if any(word.lstrip("+").startswith("ppo.preset=") for word in overrides):
-            raise ConfigError("ppo.preset only names the constants; choose them with ppo=small, paper, ...")
-        run = to_run(composed)
+        run = checked(composed, overrides)
         c.check_processes(run.trainer.processes)
         from imdb_rlhf.experiment import run_experiment  # torch is imported here and not before
 
@@ -174,7 +210,7 @@ def _job(composed: DictConfig) -> None:
         _OUTCOMES.append((2, f"refused: {error}"))
     except RunError as error:
         _OUTCOMES.append((1, f"failed: {' '.join(str(error).split())}"))  # what a user's function raised has many lines
-    except Stopped as error:  # the jobs of a sweep that were to follow are not started
+    except Stopped as error:
         _leave(75, f"stopped: {error}")
 
 
@@ -184,13 +220,15 @@ def main() -> None:
     register()
     parser = get_args_parser()
     parser.error = _refuse_option  # type: ignore[method-assign]  # argparse would answer in eight lines
-    parser.parse_args()
+    _keep(parser.parse_args())
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)  # as the keyboard would; the training loop has a handler of its own
     try:
         _job()
     except ConfigError as error:
         _leave(2, f"refused: {error}")
+    except RunError as error:
+        _leave(1, f"failed: {' '.join(str(error).split())}")
     except (HydraException, OmegaConfBaseException) as error:
         _leave(2, f"refused: {explain(error)}")
     except ValueError as error:  # a group that is set to null: Hydra's only complaint of this type
@@ -201,6 +239,21 @@ def main() -> None:
         _leave(75, "stopped: finished stages are kept; run the same command to go on")
     if _OUTCOMES:
         _leave(max(code for code, _ in _OUTCOMES), "\n".join(line for _, line in _OUTCOMES))
+
+
+def _keep(asked: Namespace) -> None:
+    """Keep a sweep's overrides back from Hydra, and refuse a sweep that is asked of a single run."""
+    global KEPT
+    named = [word for word in asked.overrides if word.lstrip("+").startswith("sweep=")]
+    if named and not asked.multirun:
+        _leave(2, f"refused: {named[0]} is many runs; python train.py -m {named[0]} runs them")
+    overrides = [word for word in asked.overrides if not word.lstrip("+~").startswith(("hydra.", "hydra/"))]
+    options = [word for word in asked.overrides if word not in overrides]
+    for name in ("config_path", "config_name", "config_dir"):
+        if getattr(asked, name) is not None:
+            options += [f"--{name.replace('_', '-')}", getattr(asked, name)]
+    KEPT = Kept(sys.argv[1:], options, overrides) if asked.multirun else Kept([], [], [])
+    sys.argv = [word for word in sys.argv if word not in KEPT.overrides]
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:

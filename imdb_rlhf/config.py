@@ -173,6 +173,8 @@ class WandbMode(StrEnum):
 
 # Groups that only one algorithm has.
 ALGO_OF_GROUP = {"ppo": "ppo"}
+# Keys of a run that its numbers do not depend on.
+NOT_IN_HASH = ("logger", "launcher", "paths", "plan")
 
 
 def _number(owner: Any, key: str, prefix: str, low: float, high: float = math.inf, *, above: bool = False) -> None:
@@ -544,6 +546,18 @@ class WandbLogger(LoggerConfig):
 
 
 @dataclass
+class LauncherConfig:
+    """How many jobs of a sweep run at once."""
+
+    name: str
+    jobs: int | None
+
+    def check(self, at: str) -> None:
+        """Refuse a value out of range."""
+        _number(self, "jobs", at, 1)
+
+
+@dataclass
 class PathsConfig:
     """Where everything is written."""
 
@@ -566,6 +580,7 @@ class Run:
     evaluation: EvaluationConfig
     trainer: TrainerConfig
     logger: LoggerConfig
+    launcher: LauncherConfig
     paths: PathsConfig
 
     def __post_init__(self) -> None:
@@ -635,6 +650,37 @@ class Run:
 @dataclass
 class SFTRun(Run):
     """`algo=sft`: the reference policy itself, evaluated."""
+
+
+@dataclass
+class OwnModelConfig:
+    """A causal LM that exists."""
+
+    path: str
+    revision: str | None
+    name: str | None
+
+    def check(self, at: str) -> None:
+        """Refuse a path or a name that is empty."""
+        for key in ("path", "name"):
+            if getattr(self, key) == "":
+                raise ConfigError(f"{at}{key} is empty; give one, or leave {at}name=null")
+
+
+@dataclass
+class OwnModelRun(Run):
+    """`algo=own_model`: a model that exists, evaluated as a policy."""
+
+    own_model: OwnModelConfig
+
+    @property
+    def variant(self) -> str | None:
+        """Its name: as given, or its Hub id, or its folder's name; that of a run's `model/` is the run's."""
+        given, path = self.own_model.name, self.own_model.path
+        if given is not None or not os.path.isdir(os.path.expanduser(path)):
+            return given or path
+        folder, last = os.path.split(os.path.abspath(os.path.expanduser(path)))
+        return os.path.basename(folder) if last == "model" and os.path.basename(folder) else last
 
 
 @dataclass

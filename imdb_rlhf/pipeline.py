@@ -28,6 +28,7 @@ from imdb_rlhf.config import (
     Init,
     LearnedRun,
     LexiconReward,
+    OwnModelRun,
     OwnReward,
     PPORun,
     PretrainedModel,
@@ -41,6 +42,7 @@ from imdb_rlhf.errors import RunError
 from imdb_rlhf.evaluation import optimum, record, reservoir
 from imdb_rlhf.evaluation.policy import COLUMNS, TEXTS, evaluate
 from imdb_rlhf.models import policy as policies
+from imdb_rlhf.models.logprobs import output_layer
 from imdb_rlhf.models.policy import Policy
 from imdb_rlhf.rewards import Reward
 from imdb_rlhf.rewards.classifier import ClassifierReward as Classifier
@@ -110,6 +112,8 @@ class Pipeline:
             found.append((run.model.path, run.model.revision, "model.path"))
         if isinstance(run.reward, ClassifierReward):
             found.append((run.reward.path, run.reward.revision, "reward.path"))
+        if isinstance(run, OwnModelRun):
+            found.append((run.own_model.path, run.own_model.revision, "own_model.path"))
         return found
 
     def fetch(self) -> None:
@@ -128,6 +132,23 @@ class Pipeline:
             _ = self.data_folder
         if isinstance(run.reward, OwnReward | ClassifierReward):
             _ = self.reward  # loaded now, so that one that cannot be used is refused now
+        self._check_own_tokenizer(self.store.find("data", self.stages["data"].inputs))
+
+    def _check_own_tokenizer(self, data: Artifact | None) -> None:
+        """Refuse an own model with another tokenizer than the reference's.
+
+        Args:
+            data: the artifact that holds the reference's tokenizer, where it is trained; None if it is not there yet.
+
+        Raises:
+            RunError: naming the first token that differs.
+        """
+        run = self.run
+        if not isinstance(run, OwnModelRun) or (data is None and self._trains_tokenizer):
+            return
+        folder = hub.fetch(run.own_model.path, run.own_model.revision, "own_model.path")
+        tokenizer = policies.load_tokenizer(folder, "own_model.path")
+        policies.check_same_tokens(tokenizer, self._tokenizer(data), folder, "own_model.path")
 
     @cached_property
     def data_folder(self) -> Path | None:
@@ -274,6 +295,10 @@ class Pipeline:
         self._add("reference", self._make_reference, **inputs)
         if self.has_base:
             self._add("base", self._make_base, **inputs, base=self.base)
+        if isinstance(run, OwnModelRun):
+            identity = hub.identity(run.own_model.path, run.own_model.revision, "own_model.path")
+            own = {"model": identity, "attention": run.model.attention}
+            self._add("own_model", self._make_own_model, **inputs, own_model=own)
 
     @property
     def has_base(self) -> bool:
@@ -349,6 +374,8 @@ class Pipeline:
             artifact = self.store.build(name, stage.inputs, stage.make, resumable=stage.resumable)
             self.seconds[name] = time.perf_counter() - began
             self.artifacts[name] = artifact
+            if name == "data":  # where the tokenizer was made just now, this is the first that can be known
+                self._check_own_tokenizer(artifact)
             note = self.tools.remark(name, artifact.path)
             if artifact.source_changed:
                 note = f"{note}; made by another version of the source".removeprefix("; ")
@@ -365,11 +392,18 @@ class Pipeline:
         """The folder of a built artifact."""
         return self.artifacts[name].path
 
-    def _tokenizer(self) -> Any:
-        if self.run.sft.path is not None or isinstance(self.run.model, PretrainedModel):
+    @property
+    def _trains_tokenizer(self) -> bool:
+        """Whether the reference's tokenizer is made with the data, rather than brought along by a model."""
+        return self.run.sft.path is None and isinstance(self.run.model, ScratchModel)
+
+    def _tokenizer(self, data: Artifact | None = None) -> Any:
+        """The reference's tokenizer; `data` is the artifact that may hold it, the built one by default."""
+        if not self._trains_tokenizer:
             path, revision, key = self._models()[0]
             return policies.load_tokenizer(hub.fetch(path, revision, key), key)
-        return policies.load_tokenizer(self.path("data") / "tokenizer", "data")
+        folder = self.path("data") if data is None else data.path
+        return policies.load_tokenizer(folder / "tokenizer", "data")
 
     def base_policy(self) -> Policy:
         """The model that SFT starts from."""
@@ -464,6 +498,19 @@ class Pipeline:
         policy.lm.to(self.runtime.device)
         self._evaluate(folder, policy, self.reference_policy(), "base")
 
+    def _make_own_model(self, folder: Path) -> None:
+        run = self.run
+        assert isinstance(run, OwnModelRun)
+        place = hub.fetch(run.own_model.path, run.own_model.revision, "own_model.path")
+        own = policies.load(place, str(run.model.attention), "own_model.path")
+        reference = self.reference_policy()
+        left_out = policies.drop_tokens(own.lm, len(output_layer(reference.lm)[0]))
+        own.lm.to(self.runtime.device)
+        # the reference's tokenizer: what ends a completion, and what text the reward reads, is the same for both
+        self._evaluate(folder, Policy(own.lm, reference.tokenizer), reference, "own_model")
+        if self.runtime.rank == 0:
+            record.write_json(folder / "report.json", {"tokens_left_out": left_out})
+
     def _evaluate(self, folder: Path, policy: Policy, reference: Policy, name: str) -> None:
         """Evaluate a policy that nothing is trained on any more."""
         run = self.run
@@ -487,7 +534,7 @@ class Pipeline:
             frame.to_parquet(folder / "evaluation.parquet", index=False)
 
     def evaluation(self, name: str) -> pd.DataFrame:
-        """The rows of the built stage `reference` or `base`."""
+        """The rows of the built stage `reference`, `base` or `own_model`."""
         return pd.read_parquet(self.path(name) / "evaluation.parquet")
 
     def _make_reward_model(self, folder: Path) -> None:
@@ -613,6 +660,7 @@ class Pipeline:
             "groups": rows * 1000,
             "reference": asked * run.evaluation.samples * 500,
             "base": asked * run.evaluation.samples * 500,
+            "own_model": asked * run.evaluation.samples * 500,
             "reward_model": parameters * 24,
             "reservoir": many * 800,
             "learned_scores": many * 30,

@@ -1,6 +1,7 @@
 """A run's folder: the policy is trained and evaluated there, and everything that it came to is left there."""
 
 import json
+import shlex
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -14,7 +15,7 @@ import pandas as pd
 
 from imdb_rlhf.algos import ALGOS
 from imdb_rlhf.artifacts import MANIFEST, check_manifest, hash_of, in_use, write_manifest
-from imdb_rlhf.config import BestOfNRun, KeepModel, RewardModelRun, WandbLogger
+from imdb_rlhf.config import NOT_IN_HASH, BestOfNRun, KeepModel, OwnModelRun, RewardModelRun, WandbLogger
 from imdb_rlhf.errors import RunError, Stopped
 from imdb_rlhf.evaluation import record, reservoir
 from imdb_rlhf.evaluation.policy import evaluate, metrics
@@ -31,7 +32,6 @@ from imdb_rlhf.training import checkpoint, loop
 OUTSIDE = ("wandb/*", "wandb_id")
 # What an unfinished run goes on from.
 SCAFFOLD = (f"{record.PARTS}/*", "checkpoint*/*", "best/*")
-NOT_IN_HASH = ("logger", "paths", "plan")
 
 
 class RunFolder:
@@ -50,6 +50,8 @@ class RunFolder:
         config = {key: value for key, value in asdict(self.run).items() if key not in NOT_IN_HASH}
         for places in (config["data"], config["model"], config["reward"], config["sft"]):
             places.pop("path", None)  # where it lies does not matter; its content is in the artifacts' keys
+        if isinstance(self.run, OwnModelRun):
+            config["own_model"] |= {"path": None, "name": self.run.variant}  # the name stands in the summary
         config["trainer"].pop("checkpoint_every")
         return hash_of({"config": config, "artifacts": self.pipeline.keys(), "machine": self.runtime.facts()}, 32)
 
@@ -134,7 +136,7 @@ class RunFolder:
             policy = pipeline.reference_policy()
             extra = self._train(policy, trackers, start)
         elif self.leader:
-            frame = before
+            frame = pipeline.evaluation("own_model") if isinstance(run, OwnModelRun) else before
             if isinstance(run, BestOfNRun):
                 frame = reservoir.draws(pipeline.reservoir, run.best_of_n.selector, run.n, run.evaluation.samples)
             record.keep_point(self.path, frame, 0)
@@ -249,8 +251,8 @@ class RunFolder:
             rows.to_parquet(self.path / "curve.parquet", index=False)
         record.write_json(self.path / "summary.json", result)
         shutil.rmtree(self.path / "model", ignore_errors=True)
-        if isinstance(run, BestOfNRun):
-            pass  # its model is the reference
+        if isinstance(run, BestOfNRun | OwnModelRun):
+            pass  # its model is the reference, or lies elsewhere
         elif run.keep_model == KeepModel.best and (self.path / "best").exists():
             shutil.copytree(self.path / "best", self.path / "model")
             (self.path / "model" / "README.md").write_text(record.card(run, result))
@@ -333,7 +335,17 @@ class RunFolder:
             places["model"] = str(self.path / "model")
         if (self.path / "wandb").exists():
             places["W&B"] = sync_command(self.path) or "online"
+        if isinstance(self.run, OwnModelRun):
+            places["frontier"] = self._frontier()
         self.console.result(result, places)
+
+    def _frontier(self) -> str:
+        """The command that draws this run beside the others of its folder that share its prompts and reference."""
+        mine = self.pipeline.keys()["reference"]
+        runs = [file.parent for file in sorted(self.path.parent.glob("*/artifacts.json"))]
+        alike = [run for run in runs if json.loads((run / "artifacts.json").read_text()).get("reference") == mine]
+        places = [self.path.parent] if alike == runs else alike
+        return f"python -m imdb_rlhf.evaluation.frontier {shlex.join(map(str, places))}"
 
 
 def _plain(value: Any) -> Any:

@@ -71,14 +71,17 @@ class Tools:
         """Refuse a model that exists whose tokenizer is another's, or that reads shorter rows than are wanted.
 
         Raises:
-            RunError: no tokenizer, or one of another vocabulary.
+            RunError: no causal LM, no tokenizer, or one of another vocabulary.
             ConfigError: naming both lengths.
         """
         try:
             config = AutoConfig.from_pretrained(folder)
+            rows = config.vocab_size
         except Exception as error:
             raise RunError(f"{key}={folder}: its config.json cannot be used: {str(error).splitlines()[0]}") from error
-        policies.check_vocabulary(config.vocab_size, policies.load_tokenizer(folder, key), folder, key)
+        if config.is_encoder_decoder:
+            raise RunError(f"{key}={folder} is an encoder-decoder model ({config.model_type}); give a causal LM")
+        policies.check_vocabulary(rows, policies.load_tokenizer(folder, key), folder, key)
         context = policies.context_length(config)
         prompt, new = self.run.data.prompts.max_tokens, self.run.generation.max_new_tokens
         run = self.run
@@ -88,7 +91,7 @@ class Tools:
                 f"data.prompts.max_tokens={prompt} + generation.max_new_tokens={new} is longer than the {context} "
                 f"tokens that {key}={folder} reads; shorten them"
             )
-        if self.run.sft.path is None and self.run.sft.max_tokens > context:
+        if self.run.sft.path is None and self.run.sft.max_tokens > context and key != "own_model.path":
             raise ConfigError(
                 f"sft.max_tokens={self.run.sft.max_tokens} is longer than the {context} tokens that {key}={folder} "
                 "reads; shorten it"
@@ -512,6 +515,8 @@ class Tools:
             return (
                 f"{report['completions']} completions, reward {report['reward_mean']:.3f} ± {report['reward_std']:.3f}"
             )
+        if name == "own_model" and report["tokens_left_out"]:
+            return f"{report['tokens_left_out']} entries that the reference does not have are never sampled"
         if name == "groups":
             return f"{report['pairs']} pairs over {report['completions']} completions"
         return ""

@@ -25,6 +25,7 @@ FLOORS = [
     {"pipeline"},
     {"runs"},
     {"experiment"},
+    {"sweep"},
     {"cli"},
     {"train", "hydra_plugins"},
 ]
@@ -74,11 +75,31 @@ def imports_of(source: str, module: str, is_package: bool = False) -> Iterator[s
                 yield whole if whole in MODULES else base
 
 
-GRAPH = {
+def as_library(source: str) -> str:
+    """A module without its `if __name__ == "__main__":` blocks.
+
+    What stands there runs when the module is a command (`python -m ...`) and never when it is imported. A command line
+    stands above all floors, so it may import what its module may not.
+    """
+    tree = ast.parse(source)
+    tree.body = [node for node in tree.body if not _is_command(node)]
+    return ast.unparse(tree)
+
+
+def _is_command(node: ast.stmt) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'" and not node.orelse
+
+
+WHOLE = {
     module: set(imports_of(file.read_text(encoding="utf-8"), module, file.name == "__init__.py"))
     for module, file in MODULES.items()
 }
+GRAPH = {
+    module: set(imports_of(as_library(file.read_text(encoding="utf-8")), module, file.name == "__init__.py"))
+    for module, file in MODULES.items()
+}
 EDGES = [(module, imported) for module, all_imported in GRAPH.items() for imported in sorted(all_imported)]
+COMMANDS = [(module, imported) for module in MODULES for imported in sorted(WHOLE[module] - GRAPH[module])]
 
 
 def climbs(importer: str, imported: str) -> bool:
@@ -102,6 +123,28 @@ def f():
     losses = "imdb_rlhf.losses" if "imdb_rlhf.losses" in MODULES else "imdb_rlhf"
     found = set(imports_of(source, "imdb_rlhf.x"))
     assert found == {"torch.nn", "wandb", "hydra.core", losses} | ours
+
+
+def test_only_what_a_command_runs_is_left_out():
+    source = """
+import a
+if __name__ == "__main__":
+    import b
+def f():
+    if __name__ == "__main__":
+        import c
+if __name__ != "__main__":
+    import d
+if __name__ == "__main__":
+    pass
+else:
+    import e
+"""
+    assert set(imports_of(as_library(source), "imdb_rlhf.x")) == {"a", "c", "d", "e"}
+
+
+def test_a_command_imports_the_command_line_alone():
+    assert not {edge for edge in COMMANDS if edge[1] in MODULES and edge[1] != "imdb_rlhf.cli"}
 
 
 @pytest.mark.parametrize(
@@ -128,7 +171,7 @@ def test_every_module_has_a_floor():
 def test_imports_go_downward():
     unknown = {
         f"{importer} -> {imported}"
-        for importer, imported in EDGES
+        for importer, imported in EDGES + COMMANDS
         if imported.partition(".")[0] in ("imdb_rlhf", "hydra_plugins", "train") and imported not in MODULES
     }
     assert not unknown, "imported, but not there"
@@ -144,7 +187,7 @@ def test_no_module_imports_itself_in_a_circle():
 
 @pytest.mark.parametrize("library", ALLOWED)
 def test_a_library_stays_in_its_rooms(library):
-    users = {importer for importer, imported in EDGES if imported.partition(".")[0] == library}
+    users = {importer for importer, imported in EDGES + COMMANDS if imported.partition(".")[0] == library}
     assert not {user for user in users if not {user, room_of(user)} & ALLOWED[library]}
 
 
@@ -171,10 +214,12 @@ def test_asking_imports_no_torch_and_writes_nothing(arguments, tmp_path):
 def tree_paths(readme: str) -> tuple[set[str], set[str]]:
     """What the README's tree names: the paths that have a line, and the `.py` files named on a folder's line.
 
-    The tree is the fenced block that names train.py. A line is `path   comment`, indented under its folder, with or
-    without box characters; a folder's line may name its files in the comment.
+    The tree is the fenced block with a line for train.py. A line is `path   comment`, indented under its folder, with
+    or without box characters; a folder's line may name its files in the comment.
     """
-    block = next((block for block in re.findall(r"```\w*\n(.*?)```", readme, re.S) if "train.py" in block), "")
+    block = next(
+        (block for block in re.findall(r"```\w*\n(.*?)```", readme, re.S) if re.search(r"^train\.py", block, re.M)), ""
+    )
     lines, mentions = set(), set()
     above: list[tuple[int, str]] = []  # the folders that a line may lie under, with their indentation
     for line in block.splitlines():

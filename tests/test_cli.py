@@ -83,10 +83,10 @@ def one_line(answer: Answer, code: int, start: str) -> str:
     [
         (["beta=0"], "beta=0.0 is out of range"),
         (["+beta=0.3", "algo=sft"], "beta=0.3: no such key for algo=sft"),
-        (["-m", "algo=sft,dpo", "beta=0.3"], "beta=0.3: no such key for algo=sft"),
-        (["-m", "beta=0.1,0"], "beta=0.0 is out of range"),
-        (["-m", "algo=ppo,dpo", "target_kl=3"], "target_kl=3: no such key for algo=dpo; it belongs to algo=ppo"),
-        (["-m", "ppo=paper,ziegler", "algo=ppo,dpo"], "ppo=... chooses a preset of algo=ppo"),
+        (["-m", "algo=sft,dpo", "beta=0.3"], "job algo=sft beta=0.3: beta=0.3: no such key for algo=sft"),
+        (["-m", "beta=0.1,0"], "job beta=0: beta=0.0 is out of range"),
+        (["-m", "algo=ppo,dpo", "target_kl=3"], "job algo=dpo target_kl=3: target_kl=3: no such key for algo=dpo; it "),
+        (["-m", "ppo=paper,ziegler", "algo=ppo,dpo"], "job ppo=paper algo=dpo: ppo=... chooses a preset of algo=ppo"),
     ],
 )
 def test_a_refusal_in_a_process_of_its_own(here, arguments, start):
@@ -180,9 +180,10 @@ def test_an_experiment_file_with_a_key_that_the_algorithm_does_not_use(train, he
 def test_help_lists_every_group(here):
     answer = command("--help", cwd=here)
     assert (answer.code, answer.err) == (0, "")
-    for group in ("algo", "data", "model", "reward", "experiment", "logger", "optim", "ppo", "trainer"):
+    groups = ("algo", "data", "model", "reward", "experiment", "launcher", "logger", "optim", "ppo", "sweep", "trainer")
+    for group in groups:
         assert f"\n{group}: " in answer.out, group
-    assert "algo: best_of_n, dpo, ppo, preferred_ft, reward_model, sft, unlikelihood" in answer.out
+    assert "algo: best_of_n, dpo, own_model, ppo, preferred_ft, reward_model, sft, unlikelihood" in answer.out
     assert not list(here.iterdir())
 
 
@@ -297,25 +298,6 @@ def test_what_is_refused_late_is_2(train, ending):
 def test_a_signal_is_75(train, ending):
     ending(Stopped("dpo at step 3 of 9; run the same command to go on"))
     assert one_line(train(), 75, "stopped: ") == "stopped: dpo at step 3 of 9; run the same command to go on\n"
-
-
-def test_a_job_that_fails_does_not_stop_a_sweep(train, ending):
-    calls = ending(None, RunError("one"), None, RunError("two"))
-    answer = train("-m", "beta=1,2,3,4")
-    assert [beta for _, beta, _ in calls] == [1, 2, 3, 4]
-    assert answer == Answer(1, "", "failed: one\nfailed: two\n")
-
-
-def test_a_signal_stops_a_sweep(train, ending):
-    calls = ending(None, Stopped("here"), None)
-    assert train("-m", "beta=1,2,3") == Answer(75, "", "stopped: here\n")
-    assert len(calls) == 2
-
-
-def test_no_job_of_a_sweep_starts_if_one_is_refused(train, here, ending):
-    calls = ending(None, None, None)
-    one_line(train("-m", "beta=1,2,0"), 2, "refused: beta=0.0 is out of range")
-    assert not calls and not list(here.iterdir())
 
 
 def test_a_fault_of_ours_is_no_message(train, ending):

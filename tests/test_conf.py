@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import MISSING, fields, is_dataclass
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def choices(group: str) -> list[str]:
 
 ALGOS, EXPERIMENTS = choices("algo"), choices("experiment")
 # What a choice cannot do without.
-NEEDS = {"reward/own": ["reward.function=mine.py:score"]}
+NEEDS = {"reward/own": ["reward.function=mine.py:score"], "algo/own_model": ["own_model.path=mine"]}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -88,15 +89,55 @@ def typed(node: Any) -> None:
             typed(value)
 
 
-def test_every_sweep_composes():
+# Runs that each file of sweeps/ stands for, counted by hand.
+SIZES = {"frontier": 22, "beta": 13, "kl_target": 16, "seeds": 105, "labels": 17, "length": 15, "smoke": 6}
+
+
+def jobs_of(file: Path) -> list[list[str]]:
+    """The jobs of a sweep: of each line the product of its values."""
+    jobs = []
+    for line in OmegaConf.select(OmegaConf.load(file), "grids"):
+        words = [word.partition("=") for word in line.split()]
+        jobs += [list(job) for job in product(*([f"{k}={v}" for v in values.split(",")] for k, _, values in words))]
+    return jobs
+
+
+@pytest.mark.parametrize("file", SWEEPS, ids=lambda file: file.stem)
+def test_every_job_of_every_sweep_composes(file):
+    jobs = jobs_of(file)
+    if file.stem == "seeds":  # they differ in the seed, whose every value the other sweeps' jobs could have
+        jobs = [job for job in jobs if "seed=4" in job]
+    assert len({run_of(*job).algo for job in jobs}) >= 1
+    assert len({repr(run_of(*job)) for job in jobs}) == len(jobs), "a job stands twice"
+
+
+def test_the_sizes_of_the_sweeps():
+    assert {file.stem: len(jobs_of(file)) for file in SWEEPS} == SIZES
     for file in SWEEPS:
-        compose("config", [f"sweep={file.stem}"])
+        assert re.search(rf"\b{SIZES[file.stem]} runs\b", file.read_text()), "the comment says another number"
+
+
+def test_frontier_is_the_papers_22_runs():
+    runs = [run_of(*job) for job in jobs_of(ROOT / "sweeps" / "frontier.yaml")]
+    knobs: dict[tuple[str, str | None], list[float | None]] = {}
+    for run in runs:
+        knobs.setdefault((run.algo, run.variant), []).append(run.knob[1] if run.knob else None)
+    targets = [3.0, 6.0, 9.0, 12.0]
+    assert knobs == {
+        ("dpo", None): [0.05, 0.1, 1.0, 5.0],
+        ("unlikelihood", None): [0.05, 0.1, 0.5, 1.0],
+        ("ppo", "learned, small"): targets,
+        ("ppo", "ground_truth, small"): targets,
+        ("ppo", "ground_truth, trl_2023"): targets,
+        ("preferred_ft", None): [None, None],
+    }
+    assert [run.seed for run in runs] == [0] * 21 + [1]
 
 
 @pytest.mark.parametrize("algo", ALGOS)
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_composes_with_every_algorithm(experiment, algo):
-    run = run_of(f"experiment={experiment}", f"algo={algo}")
+    run = run_of(f"experiment={experiment}", f"algo={algo}", *NEEDS.get(f"algo/{algo}", []))
     assert run.algo == algo
     assert type(run).__name__.lower() == f"{algo.replace('_', '')}run"
     assert type(run) is cli.SCHEMAS[algo]
@@ -178,6 +219,8 @@ def test_values_that_readme_and_paper_state():
         (["algo=ppo", "ppo.reward=ground_truth", "target_kl=9"], ("target_kl", 9.0), "ground_truth, small"),
         (["algo=ppo", "target_kl=null", "ppo.kl_coefficient=0.2"], ("kl_coefficient", 0.2), "learned, small"),
         (["dpo.loss=hinge"], ("beta", 0.1), "hinge"),
+        (["algo=own_model", "own_model.path=owner/name"], None, "owner/name"),
+        (["algo=own_model", "own_model.path=owner/name", "own_model.name=mine"], None, "mine"),
     ],
 )
 def test_what_tells_methods_and_their_strengths_apart(overrides, knob, variant):

@@ -1,17 +1,22 @@
 """Every command that README and docs show composes; the quick ones run."""
 
+import itertools
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from imdb_rlhf import cli
+from imdb_rlhf.evaluation import policy
 
 ROOT = Path(__file__).parents[1]
+SWEEPS = ROOT / "sweeps"
 TEXTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMAND = re.compile(r"python train\.py([^`|\n]*)|(?:torchrun [^`|\n]*?)train\.py([^`|\n]*)")
+POLICY = re.compile(r"python -m imdb_rlhf\.evaluation\.policy ([^`|\n]*)")
 
 
 def commands() -> list[str]:
@@ -20,6 +25,8 @@ def commands() -> list[str]:
         for match in COMMAND.finditer(text.read_text(encoding="utf-8")):
             arguments = (match[1] or match[2] or "").split("#")[0].strip()
             found.append(arguments.removesuffix("\\").strip())
+        for match in POLICY.finditer(text.read_text(encoding="utf-8")):
+            found.append(shlex.join(policy.overrides(shlex.split(match[1].split("#")[0]))))
     return sorted(set(found))
 
 
@@ -29,17 +36,34 @@ def test_there_are_commands() -> None:
 
 
 @pytest.mark.parametrize("arguments", commands())
-def test_command_composes(arguments: str, tmp_path: Path) -> None:
+def test_command_composes(arguments: str) -> None:
     cli.register()
-    overrides = [word for word in shlex.split(arguments) if word != "-m"]
-    jobs: list[list[str]] = [[]]
-    for word in overrides:
-        key, _, values = word.partition("=")
-        choices = values.split(",") if "-m" in shlex.split(arguments) else [values]
-        jobs = [[*job, f"{key}={choice}"] for job in jobs for choice in choices]
+    words = shlex.split(arguments)
+    jobs = jobs_of([word for word in words if word != "-m"]) if "-m" in words else [words]
+    assert jobs
     for job in jobs:
         with initialize_config_dir(str(cli.CONF), version_base="1.3"):
             cli.to_run(compose("config", job))
+
+
+def jobs_of(words: list[str]) -> list[list[str]]:
+    """The jobs of a sweep, by hand: `sweep=NAME` stands for the lines of its file, and a comma for several values."""
+    named = [word.removeprefix("sweep=") for word in words if word.startswith("sweep=")]
+    mine = {word.partition("=")[0]: word for word in words if not word.startswith("sweep=")}
+    lines = [
+        line.split() for name in named for line in OmegaConf.select(OmegaConf.load(SWEEPS / f"{name}.yaml"), "grids")
+    ]
+    jobs = []
+    for line in lines if named else [[]]:
+        grid = {word.partition("=")[0]: word for word in line} | mine
+        choices = [[f"{key}={value}" for value in word.partition("=")[2].split(",")] for key, word in grid.items()]
+        jobs += [list(job) for job in itertools.product(*choices)]
+    return jobs
+
+
+def test_the_jobs_of_a_command() -> None:
+    assert jobs_of(["algo=dpo", "beta=1,2"]) == [["algo=dpo", "beta=1"], ["algo=dpo", "beta=2"]]
+    assert len(jobs_of(["sweep=frontier", "seed=3"])) == 21  # preferred_ft's two seeds are one now
 
 
 def test_nothing_is_left_to_fill_in() -> None:

@@ -24,7 +24,7 @@ def plug_in(rewards: np.ndarray, beta: float) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         ValueError: beta is not above 0, or a reward is not finite.
     """
-    _, reward, kl = _tilted(np.full(rewards.shape, 1 / rewards.shape[1]), rewards, beta)
+    _, reward, kl = tilted(np.full(rewards.shape, 1 / rewards.shape[1]), rewards, beta)
     return reward, kl
 
 
@@ -86,12 +86,24 @@ def exact(reference: np.ndarray, rewards: np.ndarray, beta: float) -> tuple[np.n
     """
     if not (reference >= 0).all() or abs(reference.sum() - 1) > 1e-6:
         raise ValueError("a reference's probabilities are at least 0 and sum to 1")
-    policy, reward, kl = _tilted(reference, rewards, beta)
+    policy, reward, kl = tilted(reference, rewards, beta)
     return policy, float(reward), float(kl)
 
 
-def _tilted(reference: np.ndarray, rewards: np.ndarray, beta: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The optimum over the last axis: policy (..., outcomes), reward (...) and KL (...)."""
+def tilted(reference: np.ndarray, rewards: np.ndarray, beta: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The optimum of many discrete worlds at once, over the last axis; see `exact`.
+
+    Args:
+        reference: (..., outcomes) probabilities, sum to 1; zeros are allowed.
+        rewards: (..., outcomes).
+        beta: above 0.
+
+    Returns:
+        pi (..., outcomes), reward (...) and KL (...).
+
+    Raises:
+        ValueError: beta is not above 0, or a reward is not finite.
+    """
     if not beta > 0:
         raise ValueError(f"beta is above 0, not {beta}")
     if not np.isfinite(rewards).all():

@@ -2,9 +2,16 @@
 
 Samples and scores are float32 whatever the training's precision. A prompt's random numbers are the same for every
 policy and every step, so differences between policies are paired.
+
+    python -m imdb_rlhf.evaluation.policy MODEL_DIR [key=value ...]
+
+puts a model that exists beside them: the same as `python train.py algo=own_model own_model.path=MODEL_DIR ...`.
 """
 
-from collections.abc import Callable, Mapping
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +20,7 @@ import torch
 from transformers import PreTrainedModel
 
 from imdb_rlhf.config import EvaluationConfig, GenerationConfig
-from imdb_rlhf.errors import RunError
+from imdb_rlhf.errors import ConfigError, RunError
 from imdb_rlhf.evaluation.stats import bootstrap_mean, distinct_n, prompt_means
 from imdb_rlhf.models.logprobs import Rows, compare
 from imdb_rlhf.models.policy import Policy, decode
@@ -152,3 +159,51 @@ def interval(frame: pd.DataFrame, column: str, config: EvaluationConfig) -> list
     """[low, high] over the test prompts of a frame."""
     values = prompt_means(frame[frame["split"] == "test"], column)
     return list(bootstrap_mean(values, config.bootstrap, config.confidence, config.seed))
+
+
+HELP = """How much reward has a model that exists, at what KL to the reference? Nothing is trained.
+
+  python -m imdb_rlhf.evaluation.policy MODEL_DIR [key=value ...]
+
+MODEL_DIR   folder (or Hub id) of a Hugging Face causal LM with the reference's tokenizer
+key=value   as train.py takes them: what says which reference, reward and prompts, and
+            own_model.name=...  what the frontier calls it
+            paths.outputs=DIR   where the runs to compare it with lie
+            plan=true           what would be made, what reused; runs nothing
+
+It is the same as: python train.py algo=own_model own_model.path=MODEL_DIR [key=value ...]"""
+
+
+def overrides(arguments: Sequence[str]) -> list[str]:
+    """What `train.py` is to be given for the arguments of this command line.
+
+    Raises:
+        ConfigError: the first argument is no model, or another one is not of the form key=value.
+    """
+    usage = "python -m imdb_rlhf.evaluation.policy MODEL_DIR [key=value ...]"
+    if not arguments or not arguments[0] or arguments[0].startswith("-"):
+        raise ConfigError(f"MODEL_DIR is missing; {usage}")
+    model, *others = arguments
+    wrong = next((word for word in others if "=" not in word.lstrip("-")), None)
+    if wrong is not None:
+        raise ConfigError(f"{wrong!r} is not of the form key=value; {usage}")
+    if "=" in model and not Path(model).expanduser().exists():
+        raise ConfigError(f"{model!r} stands where MODEL_DIR should; {usage}")
+    # a path may be more than a word of Hydra's grammar, where backslashes before a quote are doubled and others are not
+    quoted = re.sub(r"(\\+)$", r"\1\1", re.sub(r"(\\*)'", r"\1\1\\'", model))
+    return ["algo=own_model", f"own_model.path='{quoted}'", *others]
+
+
+if __name__ == "__main__":
+    # A command line stands above all floors, so what follows may import what a library here may not.
+    from imdb_rlhf.cli import main
+
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(HELP)
+        sys.exit(0)
+    try:
+        sys.argv = [sys.argv[0], *overrides(sys.argv[1:])]
+    except ConfigError as error:
+        print(f"refused: {error}", file=sys.stderr)
+        sys.exit(2)
+    main()

@@ -193,7 +193,7 @@ def compare(policy: PreTrainedModel, reference: PreTrainedModel, rows: Rows, tem
 
     Args:
         policy: whose samples the completions are.
-        reference: of the same vocabulary.
+        reference: of the same vocabulary; it may have more entries (padding), which the policy never samples.
         rows: the completions.
         temperature: divides the logits of both.
     """
@@ -213,7 +213,7 @@ def compare(policy: PreTrainedModel, reference: PreTrainedModel, rows: Rows, tem
                 for state, (weight, bias) in zip(states, layers, strict=True)
             )
             chosen = targets[part, None]
-            step_kl = (log_pi.exp() * (log_pi - log_ref)).sum(-1)
+            step_kl = (log_pi.exp() * (log_pi - log_ref[:, : log_pi.shape[1]])).sum(-1)
             for row, values in enumerate((log_pi.gather(1, chosen)[:, 0], log_ref.gather(1, chosen)[:, 0], step_kl)):
                 sums[row].index_add_(0, owner[part], values.double())
     return Comparison(*sums)

@@ -151,6 +151,41 @@ def check_vocabulary(rows: int, tokenizer: PreTrainedTokenizerBase, folder: Path
         )
 
 
+def check_same_tokens(
+    tokenizer: PreTrainedTokenizerBase, reference: PreTrainedTokenizerBase, folder: Path, key: str
+) -> None:
+    """Refuse a tokenizer in which an id of the reference's is another token, or that ends a text by another token.
+
+    Raises:
+        RunError: naming the first id whose token differs.
+    """
+    mine = {number: token for token, number in tokenizer.get_vocab().items()}
+    for number, token in sorted((number, token) for token, number in reference.get_vocab().items()):
+        if mine.get(number) != token:
+            found = repr(mine[number]) if number in mine else "not there"
+            raise RunError(
+                f"{key}={folder} has another tokenizer than the reference: token {number} is {found}, and {token!r} "
+                "in the reference's; give a model with the reference's tokenizer"
+            )
+    if tokenizer.eos_token_id != reference.eos_token_id:
+        raise RunError(
+            f"{key}={folder} ends a completion with {tokenizer.eos_token!r}, and the reference with "
+            f"{reference.eos_token!r}; give a model with the reference's EOS"
+        )
+
+
+def drop_tokens(lm: PreTrainedModel, rows: int) -> int:
+    """Take from a model the entries of its vocabulary from `rows` on: it is then what it was, given none is sampled.
+
+    Returns:
+        How many were taken, 0 where it has no more than `rows`.
+    """
+    extra = len(output_layer(lm)[0]) - rows
+    if extra > 0:
+        lm.resize_token_embeddings(rows, mean_resizing=False)
+    return max(extra, 0)
+
+
 @torch.no_grad()
 def _check_output_layer(lm: PreTrainedModel, key: str) -> None:
     """Refuse models that do more to their logits than one product: log-probs would silently be others."""

@@ -89,7 +89,7 @@ class Console:
         for row in rows[:SAMPLES_SHOWN]:
             table.add_row(self._clean("prompt", "bold"), "", self._clean(_clip(row["prompt"]), "bold"))
             for who, style in (("reference", ""), ("policy", "green")):
-                reward = _number(row[f"{who}_reward"], ".2f")
+                reward = number(row[f"{who}_reward"], ".2f")
                 table.add_row(self._clean(who, style), reward, self._clean(_clip(row[who]), style))
             table.add_section()
         self._out.print()
@@ -107,7 +107,7 @@ class Console:
         for name in ("p(first wins)", "pairs", "predicted", "observed"):
             table.add_column(name, justify="right", no_wrap=True)
         for row in bins:
-            shares = [_number(row[name], ".3f") for name in ("predicted", "observed")]
+            shares = [number(row[name], ".3f") for name in ("predicted", "observed")]
             table.add_row(self._clean(f"{row['lower']:.1f} to {row['upper']:.1f}"), str(row["count"]), *shares)
         self._out.print()
         self._out.print(table)
@@ -246,16 +246,16 @@ def _figures(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         reward = _with_interval(summary["reward"], summary.get("reward_ci"), ".3f")
         yield "reward", reward + (f"   reference {before}" if reference.get("reward") is not None else "")
     if summary.get("kl") is not None:
-        k1 = f"   k1 {_number(summary['kl_k1'], '.3f')}" if summary.get("kl_k1") is not None else ""
-        bound = f"at most {_number(summary['kl'], '.3f')}" if summary.get("kl_is") == "upper bound" else None
+        k1 = f"   k1 {number(summary['kl_k1'], '.3f')}" if summary.get("kl_k1") is not None else ""
+        bound = f"at most {number(summary['kl'], '.3f')}" if summary.get("kl_is") == "upper bound" else None
         yield "KL (nats)", bound or _with_interval(summary["kl"], summary.get("kl_ci"), ".3f") + k1
     for key, name in (("win_rate", "win rate"), ("win_rate_base", "against base")):
         if summary.get(key) is not None:
             yield name, _with_interval(summary[key], summary.get(f"{key}_ci"), ".3f")
     if summary.get("distinct_2") is not None:
         distinct = reference.get("distinct_2")
-        known = f"   reference {_number(distinct, '.3f')}" if distinct is not None else ""
-        yield "distinct-2", _number(summary["distinct_2"], ".3f") + known
+        known = f"   reference {number(distinct, '.3f')}" if distinct is not None else ""
+        yield "distinct-2", number(summary["distinct_2"], ".3f") + known
     yield from _account(summary)
     yield from _control(summary.get("ppo") or {})
     if summary.get("seconds") is not None:
@@ -273,10 +273,10 @@ def _account(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         found = _with_interval(model["accuracy"], model.get("accuracy_ci"), ".3f")
         yield name, found + pairs
     if model is summary and model.get("pearson") is not None:
-        ranks = f", of ranks {_number(model.get('spearman'), '.3f')}"
-        yield "correlation", f"{_number(model['pearson'], '.3f')} with the true log-odds{ranks}"
+        ranks = f", of ranks {number(model.get('spearman'), '.3f')}"
+        yield "correlation", f"{number(model['pearson'], '.3f')} with the true log-odds{ranks}"
     if model is summary and model.get("calibration_error") is not None:
-        yield "calibration", f"{_number(model['calibration_error'], '.3f')} mean gap of predicted and observed"
+        yield "calibration", f"{number(model['calibration_error'], '.3f')} mean gap of predicted and observed"
 
 
 def _control(ppo: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -295,10 +295,11 @@ def _control(ppo: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _with_interval(value: float | None, interval: Sequence[float] | None, spec: str) -> str:
-    return _number(value, spec) + (f" [{interval[0]:{spec}}, {interval[1]:{spec}}]" if interval else "")
+    return number(value, spec) + (f" [{interval[0]:{spec}}, {interval[1]:{spec}}]" if interval else "")
 
 
-def _number(value: float | None, spec: str) -> str:
+def number(value: float | None, spec: str) -> str:
+    """Return a value in that format, a dash for None, and no minus before a zero."""
     text = "-" if value is None else format(value, spec)
     return text.removeprefix("-") if value is not None and float(text) == 0 else text  # no -0.000
 

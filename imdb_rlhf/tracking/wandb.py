@@ -38,6 +38,7 @@ class WandbTracker:
         mode: Mode,
         tags: Sequence[str],
         console_warn: Callable[[str], None],
+        truth: str = "metrics.jsonl has every row",
     ) -> None:
         """Start (or, online, go on with) the run `run_id`.
 
@@ -53,11 +54,13 @@ class WandbTracker:
             mode: `auto` follows WANDB_MODE, else is online where an API key is configured and offline where none is.
             tags: labels to filter by.
             console_warn: is told once, in one line, if W&B failed and the mirror is off.
+            truth: what that line says of where the numbers are.
         """
         self.url: str | None = None
         """Where to look at the run, if it is online."""
         self._folder = folder
         self._warn = console_warn
+        self._truth = truth
         self._run: Any = None
         self._on = False
         with self._may_fail("start"):
@@ -116,6 +119,25 @@ class WandbTracker:
 
                 self._run.log({key: wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
 
+    def scatter(
+        self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], x: str, y: str, title: str
+    ) -> None:
+        """Log a chart of one column over another; the rows become a table of their own beside it."""
+        if self._on:
+            with self._may_fail("log a chart"), _staging_in(self._folder):
+                import wandb
+
+                table = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
+                self._run.log({key: wandb.plot.scatter(table, x, y, title=title)})
+
+    def picture(self, key: str, path: Path) -> None:
+        """Log an image file, copied into the run's own folder."""
+        if self._on:
+            with self._may_fail("log a picture"), _staging_in(self._folder):
+                import wandb
+
+                self._run.log({key: wandb.Image(str(path))})
+
     def finish(self, summary: Mapping[str, Any], exit_code: int = 0) -> None:
         """Write the summary and end the run; W&B shows it as failed where `exit_code` is not 0."""
         if self._run is None:
@@ -138,7 +160,7 @@ class WandbTracker:
                 first_line = (str(error).strip().splitlines() or [""])[0]
                 self._warn(
                     f"W&B could not {what} ({type(error).__name__}: {first_line}); "
-                    "the run goes on without it, metrics.jsonl has every row"
+                    f"the run goes on without it, {self._truth}"
                 )
             self._on = False
         finally:

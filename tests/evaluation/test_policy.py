@@ -1,16 +1,18 @@
 """Evaluation: reward and KL of one policy."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from imdb_rlhf.config import Attention, EvaluationConfig, GenerationConfig, ScratchModel, TrainerConfig
-from imdb_rlhf.errors import RunError
+from imdb_rlhf.errors import ConfigError, RunError
 from imdb_rlhf.evaluation import record
-from imdb_rlhf.evaluation.policy import COLUMNS, completion_text, evaluate, metrics
+from imdb_rlhf.evaluation.policy import COLUMNS, completion_text, evaluate, metrics, overrides
 from imdb_rlhf.models import policy as policies
 from imdb_rlhf.models.policy import Policy
 from imdb_rlhf.rewards import Scores
@@ -131,3 +133,35 @@ def test_the_best_step_is_chosen_on_validation_prompts() -> None:
         return frame.assign(prompt_id=0, reward_logit=0.0, kl=0.0, kl_k1=0.0, length=1, finished=True, completion="a b")
 
     assert record.best_step({10: point(0.5, 0.9), 20: point(0.7, 0.1), 30: point(0.7, 0.2)}) == 20
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "outputs/runs/a/model",
+        "owner/name",
+        "it's",
+        "a b, c",
+        "[x]{y}",
+        "k=v/model",
+        "null",
+        "1",
+        r"a\b",
+        "a\\",
+        r"a\'b",
+    ],
+)
+def test_any_path_is_one_value_for_hydra(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    if "=" in path:
+        Path(path).mkdir(parents=True)
+    algo, model, *others = overrides([path, "seed=1", "plan=true"])
+    parsed = OverridesParser.create().parse_override(model)
+    assert (algo, parsed.key_or_group, parsed.value()) == ("algo=own_model", "own_model.path", path)
+    assert others == ["seed=1", "plan=true"]
+
+
+@pytest.mark.parametrize("arguments", [[], [""], ["-m"], ["seed=1"], ["a", "b"], ["a", "--multirun"]])
+def test_arguments_that_name_no_model_are_refused(arguments: list[str]) -> None:
+    with pytest.raises(ConfigError, match="python -m imdb_rlhf.evaluation.policy MODEL_DIR"):
+        overrides(arguments)

@@ -284,6 +284,19 @@ def test_the_exact_kl_has_the_enumerated_kl_as_its_mean(temperature: float, monk
     assert spread[0] < 0.7 * spread[1]
 
 
+def test_a_reference_with_more_entries_keeps_its_mass_on_them() -> None:
+    policy, reference, prompt = gpt2(0, vocabulary=5), gpt2(1, vocabulary=8), [2, 0]
+    with torch.no_grad():
+        pi, ref = (
+            lm(input_ids=torch.tensor([prompt])).logits[0, -1].double().log_softmax(-1) for lm in (policy, reference)
+        )
+    assert ref[5:].exp().sum() > 0.1
+    expected = sum((pi[v].exp() * (pi[v] - ref[v])).item() for v in range(5))  # the policy never samples 5, 6, 7
+    compared = compare(policy, reference, Rows.of([prompt], [[3]]))
+    assert compared.kl.item() == pytest.approx(expected, abs=1e-5)
+    assert compared.ref_logprob.item() == pytest.approx(ref[3].item(), abs=1e-5)
+
+
 def test_the_exact_kl_of_a_sequence_is_the_sum_over_its_steps(temperature: float) -> None:
     policy, reference, prompt, y = gpt2(0, vocabulary=5), gpt2(1, vocabulary=5), [1], [3, 0, 2]
     with torch.no_grad():

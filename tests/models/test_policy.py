@@ -15,8 +15,10 @@ from imdb_rlhf.models.policy import (
     EOS,
     PAD,
     Policy,
+    check_same_tokens,
     context_length,
     decode,
+    drop_tokens,
     freeze,
     load,
     parameters_of,
@@ -216,3 +218,39 @@ def test_a_model_that_scales_its_logits_is_refused(policy: Policy, tmp_path: Pat
         load(tmp_path, "eager")
     CohereForCausalLM(CohereConfig(vocab_size=310, logit_scale=1.0, **sizes)).save_pretrained(tmp_path)
     load(tmp_path, "eager")
+
+
+# --- beside a reference
+
+
+def test_a_tokenizer_may_know_more_tokens_than_the_reference(policy: Policy, copy: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(copy)
+    check_same_tokens(tokenizer, policy.tokenizer, copy, "own_model.path")
+    tokenizer.add_tokens(["<|more|>"])
+    check_same_tokens(tokenizer, policy.tokenizer, copy, "own_model.path")
+    with pytest.raises(RunError, match=r"token 310 is not there, and '<\|more\|>' in the reference's"):
+        check_same_tokens(policy.tokenizer, tokenizer, copy, "own_model.path")
+
+
+def test_the_first_token_that_differs_is_named(policy: Policy, copy: Path) -> None:
+    other = train_tokenizer(["zebras quiz, zebras quiz, zebras jump"], 300, 310)
+    names = [t.convert_ids_to_tokens(list(range(310))) for t in (other, policy.tokenizer)]
+    first = next(number for number, (a, b) in enumerate(zip(*names, strict=True)) if a != b)
+    with pytest.raises(RunError) as caught:
+        check_same_tokens(other, policy.tokenizer, copy, "own_model.path")
+    said = f"token {first} is {names[0][first]!r}, and {names[1][first]!r} in the reference's"
+    assert said in str(caught.value) and str(caught.value).startswith(f"own_model.path={copy} has another tokenizer")
+
+
+def test_a_model_without_its_last_tokens_is_itself_given_none_is_sampled(copy: Path) -> None:
+    lm = load(copy, "eager").lm
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        whole = lm(input_ids=ids).logits
+        assert drop_tokens(lm, 310) == drop_tokens(lm, 400) == 0
+        assert lm(input_ids=ids).logits.equal(whole)
+        assert drop_tokens(lm, 300) == 10
+        rest = lm(input_ids=ids).logits
+    assert rest.shape == (1, 3, 300) and lm.config.vocab_size == 300
+    chances = whole.softmax(-1)[..., :300]
+    torch.testing.assert_close(rest.softmax(-1), chances / chances.sum(-1, keepdim=True))

@@ -171,10 +171,38 @@ def test_a_summary_may_be_nested_and_a_number_unknown(tmp_path: Path) -> None:
     assert json.loads(file.read_text())["data"] == [[0, None], [3, 0.25]]
 
 
+def test_a_chart_and_a_picture_lie_in_the_run_folder(tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image").new("RGB", (3, 2), (255, 0, 0))
+    image.save(tmp_path / "red.png")
+    warnings: list[str] = []
+    tracker = start(tmp_path, warnings)
+    tracker.scatter("plane", ["method", "kl", "reward"], [["DPO", 2.0, 0.75]], "kl", "reward", "reward over KL")
+    tracker.picture("drawn", tmp_path / "red.png")
+    tracker.finish({})
+    assert warnings == []
+    (file,) = tmp_path.glob("wandb/offline-run-*/files/media/table/plane*.json")
+    assert json.loads(file.read_text())["data"] == [["DPO", 2.0, 0.75]]
+    records = inspect(tmp_path)
+    assert "wandb/scatter/v0" in records and "reward over KL" in records
+    (copy,) = tmp_path.glob("wandb/offline-run-*/files/media/images/drawn*.png")
+    assert copy.read_bytes() == (tmp_path / "red.png").read_bytes()
+    assert not (Path.home() / ".local").exists() and "WANDB_DATA_DIR" not in os.environ
+
+
+def test_a_picture_that_is_not_there_costs_one_warning(tmp_path: Path) -> None:
+    warnings: list[str] = []
+    tracker = start(tmp_path, warnings, truth="frontier.json has every number")
+    tracker.picture("drawn", tmp_path / "nowhere.png")
+    tracker.finish({})
+    assert len(warnings) == 1 and "could not log a picture (FileNotFoundError" in warnings[0]
+    assert warnings[0].endswith("frontier.json has every number")
+
+
 def use_everything(tracker: WandbTracker) -> None:
     tracker.log({"stage": "policy", "step": 1, "train/loss": 0.5})
     tracker.histogram("h", [1.0], 1)
     tracker.table("t", ["a"], [["b"]])
+    tracker.scatter("s", ["x", "y"], [[1, 2]], "x", "y", "title")
     tracker.replay([{"stage": "policy", "step": 2}])
     tracker.finish({"reward": 1.0}, exit_code=1)
 

@@ -1,0 +1,152 @@
+"""The frontier of reward over KL, drawn from finished runs.
+
+    python -m imdb_rlhf.evaluation.frontier RUN_OR_SWEEP_DIR... [--to FOLDER]
+
+leaves `frontier.json`, `frontier.csv`, `frontier.svg`, `frontier.png` and `report.html`. What they hold stands in
+docs/frontier.md.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pandas as pd
+
+from imdb_rlhf.artifacts import atomic_write, hash_of
+from imdb_rlhf.errors import ConfigError, RunError
+from imdb_rlhf.evaluation import figure, points, report
+from imdb_rlhf.evaluation.measure import Frontier
+from imdb_rlhf.evaluation.points import worlds
+
+__all__ = ["describe", "draw", "main", "worlds"]
+
+
+def draw(runs: Sequence[Path], folder: Path) -> dict[str, Any]:
+    """Write the frontier of some run folders into a folder, which is made; files that are there are replaced.
+
+    Returns:
+        What stands in `frontier.json`.
+
+    Raises:
+        RunError: no run is finished, none has a policy, or they belong to different worlds.
+    """
+    finished, skipped = points.read(runs)
+    if not finished:
+        reason = f"; {skipped[0]['path']}: {skipped[0]['why']}" if skipped else ""
+        raise RunError(f"none of {len(runs)} runs is finished{reason}")
+    found = Frontier(finished).measure(skipped)
+    folder.mkdir(parents=True, exist_ok=True)
+    atomic_write(folder / "frontier.json", json.dumps(found, indent=1, allow_nan=False) + "\n")
+    atomic_write(folder / "frontier.csv", table(found).to_csv(index=False))
+    figure.draw(found, folder / "frontier.svg", folder / "frontier.png")
+    report.write(found, folder / "report.html")
+    return found
+
+
+def table(found: Mapping[str, Any]) -> pd.DataFrame:
+    """`frontier.csv`: a row an evaluated checkpoint; intervals as two columns each."""
+    rows = []
+    for point in found["points"]:
+        row = {}
+        for key, value in point.items():
+            if key.removesuffix("_ci") in ("kl", "reward", "efficiency") and (
+                key.endswith("_ci") or key == "efficiency"
+            ):
+                low, high = value if value is not None else (None, None)
+                row |= {f"{key.removesuffix('_ci')}_low": low, f"{key.removesuffix('_ci')}_high": high}
+            else:
+                row[key] = value
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def describe(found: Mapping[str, Any]) -> str:
+    """The methods' score and reward at each budget as a table for a terminal."""
+    head = [
+        "method",
+        f"score (K={found['score_kl']:g})",
+        *(f"R@{budget:g}" for budget in found["budgets"]),
+        "efficiency",
+    ]
+    rows = [head]
+    for method in found["methods"]:
+        score = "-" if method["score"] is None else _range(method["score"], ".2f")
+        # a budget that the method never spent is bought by what it did spend, and marked
+        bought = [f"{at['reward']:.3f}{'' if at['reached'] else '*'}" for at in method["at_budget"]]
+        spent = [setting["efficiency"] for setting in method["settings"] if setting["efficiency"] is not None]
+        ends = "-" if not spent else _range([min(low for low, _ in spent), max(high for _, high in spent)], ".2f")
+        rows.append([method["name"], score, *bought, ends])
+    if found["optimum"] is not None:
+        rows.append(["optimum", "", *(_optimum_at(found["optimum"], budget) for budget in found["budgets"]), ""])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    reference = found["reference"]
+    low, high = reference["reward_ci"]
+    lines += [
+        "",
+        f"reference {reference['reward']:.3f} [{low:.3f}, {high:.3f}]",
+        "R@k: reward for k nats, * where the method has not spent as much; efficiency: KL needed / KL spent",
+    ]
+    return "\n".join(lines)
+
+
+def _optimum_at(optimum: Mapping[str, Any], budget: float) -> str:
+    at = optimum["kl"].index(budget)
+    return _range([optimum["lower"][at], optimum["upper"][at]], ".2f")
+
+
+def _range(ends: Sequence[float], form: str) -> str:
+    low, high = (format(end, form) for end in ends)
+    return low if low == high else f"{low}-{high}"
+
+
+class _OneLineParser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
+
+
+def _default_folder(places: Sequence[Path], runs: Sequence[Path]) -> Path:
+    """A sweep's own folder; else one beside the runs, named by which they are."""
+    if len(places) == 1 and (places[0] / points.SWEEP).exists():
+        return places[0]
+    return runs[0].parent.parent / "frontiers" / hash_of(sorted(run.name for run in runs))[:8]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns 0, 1 for a failure, 2 for arguments that are refused."""
+    parser = _OneLineParser(
+        prog="python -m imdb_rlhf.evaluation.frontier", description="Draw the frontier of finished runs."
+    )
+    parser.add_argument("places", metavar="DIR", type=Path, nargs="+", help="a run, a sweep, or a folder of runs")
+    parser.add_argument("--to", type=Path, help="where to write; a sweep's own folder, or outputs/frontiers/...")
+    try:
+        options = parser.parse_args(arguments)
+        runs = points.find(options.places)
+        folder = options.to or _default_folder(options.places, runs)
+        found = draw(runs, folder)
+    except ConfigError as error:
+        print(f"refused: {error}", file=sys.stderr)
+        return 2
+    except (RunError, OSError) as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+    print(describe(found))
+    for warning in found["warnings"]:
+        print(f"warning: {warning}")
+    print()
+    for name in ("report.html", "frontier.svg", "frontier.png", "frontier.json", "frontier.csv"):
+        print(f"  {folder / name}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

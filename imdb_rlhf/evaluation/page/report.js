@@ -1,0 +1,81 @@
+// Put the page together; the chosen run is the one state that its parts share.
+
+let chosen = RUNS[0] || null;
+
+function buildHeader() {
+  const w = F.world;
+  byId("world").append(
+    definition("data", visible(w.data)),
+    definition("true reward", visible(w.reward)),
+    definition("model", visible(w.model)),
+    definition("completion", `at most ${w.max_new_tokens} tokens, temperature ${w.temperature}`),
+    definition("evaluated on", `${w.test_prompts} test prompts \u00d7 ${w.samples_per_prompt} samples`),
+    definition("reference", `reward ${fixed(F.reference.reward)} ${bracket(F.reference.reward_ci)}`),
+    ...(F.base ? [definition("before SFT", `reward ${fixed(F.base.reward)} ${bracket(F.base.reward_ci)}, KL ${fixed(F.base.kl, 2)}`)] : []),
+    ...(F.optimum ? [definition("optimum", `from ${F.optimum.samples} samples a prompt, trusted to ${fixed(F.optimum.trusted_kl, 2)} nats`)] : []),
+    definition("runs", String(RUNS.length)),
+  );
+  const notes = [...F.warnings];
+  for (const { path, why } of F.skipped) {
+    if (!notes.some((text) => text.includes(path) && text.includes(why))) notes.push(`left out ${path}: ${why}`);
+  }
+  if (notes.length) byId("warnings").append(make("div", "note", make("ul", "", ...notes.map((text) => make("li", "", visible(text))))));
+  byId("frontier-note").textContent =
+    `Large marks: settings at the checkpoint they report, mean over seeds, with ${percent} intervals, joined by the knob. Small marks: every evaluated checkpoint. ` +
+    "Hover for the numbers; a click chooses the run and shows its samples. An entry of the legend switches its marks off and on." +
+    (BEYOND ? ` ${BEYOND} checkpoints of runs that diverged lie further right: zoom out.` : "");
+}
+
+function buildChooser() {
+  const list = byId("run-choice");
+  list.append(...RUNS.map((run) => {
+    const option = make("option", "", visible(runTitle(run)));
+    option.value = run.name;
+    return option;
+  }));
+  list.addEventListener("change", () => choose(list.value));
+  const step = (by) => choose(RUNS[(RUNS.indexOf(chosen) + by + RUNS.length) % RUNS.length].name);
+  byId("run-previous").addEventListener("click", () => step(-1));
+  byId("run-next").addEventListener("click", () => step(1));
+}
+
+function choose(name) {
+  if (!RUN.has(name)) return;
+  chosen = RUN.get(name);
+  browser.rows = chosen.samples;
+  browser.page = 0;
+  byId("run-choice").value = name;
+  showFacts(chosen);
+  markRun(chosen);
+  fillSamples();
+  drawAll();
+}
+
+function drawAll() {
+  drawFrontier(chosen);
+  if (!chosen) return;
+  drawHistogram(chosen);
+  drawCurves(chosen);
+}
+
+buildHeader();
+buildLegend(() => drawFrontier(chosen));
+buildScale(() => drawFrontier(chosen));
+buildMethods();
+buildSettings();
+buildTests();
+buildRuns(choose);
+buildChooser();
+buildSamples();
+buildCurves(() => drawCurves(chosen));
+buildCommands();
+if (chosen) choose(chosen.name);
+else {
+  drawFrontier(null);
+  byId("run").hidden = true;
+}
+onPoint((name) => {
+  choose(name);
+  byId("run").scrollIntoView();
+});
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);

@@ -1,0 +1,185 @@
+// The tables of methods, settings, tests and runs, and the commands.
+
+/** A heading row; a column that is [text, class] has that class. */
+function heading(table, columns) {
+  const cells = columns.map((column) => {
+    const [text, className] = [].concat(column);
+    const cell = make("th", className || "", text);
+    cell.scope = "col";
+    return cell;
+  });
+  table.append(make("thead", "", make("tr", "", ...cells)));
+}
+
+const N = (text) => [text, "number"];
+const cell = (className, ...children) => make("td", className, ...children);
+const number = (text, under, className = "") => cell(`number ${className}`, text, under ? make("small", "", under) : null);
+const methodCell = (name) => cell("name", swatch(name), visible(name));
+
+function buildMethods() {
+  const table = byId("methods");
+  heading(table, ["method", "knob", N(`score, K = ${F.score_kl}`), ...F.budgets.map((budget) => N(`R at ${budget}`)), N("efficiency"), N("seeds"), N("diverged")]);
+  const body = make("tbody");
+  for (const method of F.methods) {
+    const spent = method.settings.map((each) => each.efficiency).filter(known);
+    const ends = spent.length ? [Math.min(...spent.map((pair) => pair[0])), Math.max(...spent.map((pair) => pair[1]))] : null;
+    const row = make("tr", "",
+      methodCell(method.name),
+      cell("name", knobName(method.knob) || "\u2013"),
+      number(range(method.score, 2), bracket(method.score_ci, 2), "strong"),
+      ...method.at_budget.map((at) => number(fixed(at.reward) + (at.reached ? "" : "*"), bracket(at.reward_ci), at.reached ? "" : "faint")),
+      number(range(ends, 2)),
+      number(String(method.seeds.length)),
+      number(method.diverged.length ? String(method.diverged.length) : "\u2013"),
+    );
+    body.append(row);
+  }
+  if (F.optimum) body.append(optimumRow());
+  table.append(body);
+  byId("methods-note").textContent =
+    `Score: area above the reference over 0 to ${F.score_kl} nats, as a share of the optimum's; its range is that of the optimum's two bounds. ` +
+    "R at k: the reward that a budget of k nats buys; * where the method never spent as much. " +
+    `Efficiency: the share of its KL that the optimum would need for the same reward, over the method's settings. In brackets, ${percent} intervals.`;
+}
+
+function optimumRow() {
+  const o = F.optimum;
+  const at = (values, kl) => {
+    const right = o.kl.findIndex((each) => each >= kl);
+    if (right < 0) return null;
+    if (right === 0 || o.kl[right] === kl) return values[right];
+    const share = (kl - o.kl[right - 1]) / (o.kl[right] - o.kl[right - 1]);
+    return values[right - 1] + share * (values[right] - values[right - 1]);
+  };
+  const bounds = F.budgets.map((budget) => [at(o.lower, budget), at(o.upper, budget)]);
+  return make("tr", "faint", cell("", "optimum"), cell("", ""), number("1"), ...bounds.map((pair) => number(known(pair[0]) ? range(pair, 2) : "\u2013")), number("1"), number(""), number(""));
+}
+
+function buildSettings() {
+  const table = byId("settings");
+  heading(table, ["method", "setting", N("seeds"), N("KL, nats"), N("reward"), N("efficiency")]);
+  const body = make("tbody");
+  for (const method of F.methods) {
+    for (const each of method.settings) {
+      body.append(make("tr", "",
+        methodCell(method.name),
+        cell("", setting(method.knob, each.knob_value) || "\u2013"),
+        number(String(each.seeds.length)),
+        number(fixed(each.kl, 2), bracket(each.kl_ci, 2)),
+        number(fixed(each.reward), bracket(each.reward_ci)),
+        number(range(each.efficiency, 2)),
+      ));
+    }
+  }
+  table.append(body);
+}
+
+function buildTests() {
+  byId("tests-box").hidden = !F.tests.length;
+  const table = byId("tests");
+  heading(table, ["first", "second", N("at KL, nats"), N("difference"), N(`${percent} interval`), N("p"), N("p, adjusted")]);
+  const body = make("tbody");
+  for (const test of F.tests) {
+    const sure = test.p_adjusted < 1 - F.confidence ? "strong" : "";
+    body.append(make("tr", "",
+      methodCell(test.first), methodCell(test.second), number(String(test.kl)),
+      number(fixed(test.difference), null, sure), number(bracket(test.ci)),
+      number(chance(test.p)), number(chance(test.p_adjusted), null, sure),
+    ));
+  }
+  table.append(body);
+  byId("tests-note").textContent = `Reward of the first less that of the second on the same prompts, at the same KL. The adjusted p allows for all ${F.tests.length} comparisons; bold where it is below ${+(1 - F.confidence).toPrecision(3)}.`;
+}
+
+const chance = (p) => (known(p) ? (p < 0.001 ? "< 0.001" : fixed(p)) : "\u2013");
+
+/** A cell with a remark under what it says, if there is one. */
+function remarked(element, remark) {
+  if (remark) element.append(make("small", "", remark));
+  return element;
+}
+
+// Of a run: heading, what is sorted by, what is shown, and whether it is a number.
+const RUN_COLUMNS = [
+  ["method", (run) => METHODS.indexOf(run.method), (run) => remarked(methodCell(run.method), DIVERGED.has(run.name) && "diverged")],
+  ["setting", (run) => run.knob_value, (run) => remarked(cell("name", setting(run.knob, run.knob_value) || "\u2013"), run.missed_target && "target missed"), true],
+  ["seed", (run) => run.seed, (run) => number(String(run.seed)), true],
+  ["reward", (run) => run.reward, (run) => number(fixed(run.reward)), true],
+  ["KL, nats", (run) => run.kl, (run) => number(fixed(run.kl, 2)), true],
+  ["win rate", (run) => run.win_rate, (run) => number(fixed(run.win_rate)), true],
+  ["distinct-2", (run) => run.distinct_2, (run) => number(fixed(run.distinct_2)), true],
+  ["length", (run) => run.length, (run) => number(fixed(run.length, 1)), true],
+  ["time, s", (run) => run.seconds, (run) => number(fixed(run.seconds, 0)), true],
+  ["folder", (run) => run.name, (run) => cell("folder", visible(run.name))],
+];
+
+/** Order by a key; what is not known comes last, whichever way. */
+function ordered(rows, key, descending) {
+  const sign = descending ? -1 : 1;
+  return rows.map((row, place) => [key(row), place, row]).sort(([a, i], [b, j]) => {
+    if (!known(a) || !known(b)) return known(b) - known(a) || i - j;
+    return (a < b ? -sign : a > b ? sign : 0) || i - j;
+  }).map(([, , row]) => row);
+}
+
+/** Headings that sort: a click orders by the column, the next one turns the order round. */
+function sortable(table, columns, redraw) {
+  const state = { column: null, descending: false };
+  const cells = columns.map(([name, , , isNumber], place) => {
+    const button = make("button", "", name);
+    button.type = "button";
+    const head = make("th", isNumber && name !== "setting" ? "number" : "", button);
+    head.scope = "col";
+    button.addEventListener("click", () => {
+      state.descending = state.column === place ? !state.descending : Boolean(isNumber);
+      state.column = place;
+      cells.forEach((each, at) => (at === place ? each.setAttribute("aria-sort", state.descending ? "descending" : "ascending") : each.removeAttribute("aria-sort")));
+      redraw();
+    });
+    return head;
+  });
+  table.append(make("thead", "", make("tr", "", ...cells)));
+  return state;
+}
+
+function buildRuns(choose) {
+  const table = byId("runs");
+  const body = make("tbody");
+  const lines = new Map(RUNS.map((run) => {
+    const row = make("tr", "", ...RUN_COLUMNS.map(([, , show]) => show(run)));
+    row.dataset.run = run.name;
+    row.tabIndex = 0;
+    row.addEventListener("click", () => choose(run.name));
+    row.addEventListener("keydown", (event) => event.key === "Enter" && choose(run.name));
+    return [run, row];
+  }));
+  const fill = () => {
+    const rows = state.column === null ? RUNS : ordered(RUNS, RUN_COLUMNS[state.column][1], state.descending);
+    body.replaceChildren(...rows.map((run) => lines.get(run)));
+  };
+  const state = sortable(table, RUN_COLUMNS, fill);
+  table.append(body);
+  fill();
+}
+
+function markRun(run) {
+  for (const row of byId("runs").querySelectorAll("tbody tr")) row.setAttribute("aria-current", String(row.dataset.run === run.name));
+}
+
+function buildCommands() {
+  byId("redraw").textContent = visible(DATA.redraw);
+  const first = RUNS.length && RUNS[0].config ? new Set(RUNS[0].config) : null;
+  for (const run of RUNS) {
+    const box = make("details", "", make("summary", "", make("code", "", visible(run.command)), make("span", "", visible(run.name))));
+    box.addEventListener("toggle", () => {
+      if (box.children.length > 1) return;
+      if (!run.config) {
+        box.append(make("p", "hint", "Its config.yaml is not there."));
+        return;
+      }
+      const lines = run.config.map((place) => make("span", first && !first.has(place) ? "own" : "", visible(DATA.texts[place]) + "\n"));
+      box.append(make("pre", "", ...lines));
+    });
+    byId("commands").append(box);
+  }
+}

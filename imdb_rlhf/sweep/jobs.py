@@ -1,0 +1,128 @@
+"""The jobs of a sweep before anything starts: which are the same, what they are called, how many run at once."""
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+
+from imdb_rlhf.artifacts import hash_of
+from imdb_rlhf.config import NOT_IN_HASH, LauncherConfig, Run, WandbLogger
+from imdb_rlhf.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a sweep.
+
+    Attributes:
+        run: typed and checked.
+        config_yaml: the same as text.
+        overrides: what makes it of the defaults.
+        options: of the command line, as `--config-dir`, that the overrides need.
+    """
+
+    run: Run
+    config_yaml: str
+    overrides: list[str]
+    options: list[str]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What jobs share: GPUs, where they use them, the cores, and the threads that each computes with."""
+
+    gpus: int
+    cores: int
+    threads: int
+
+
+def refuse_torchrun() -> None:
+    """Refuse to be one of several processes.
+
+    Raises:
+        ConfigError: naming the way out.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(
+            "a sweep starts the processes of its jobs itself: run it without torchrun, with trainer.processes=N for "
+            "N processes a job"
+        )
+
+
+def distinct(runs: Sequence[Run]) -> list[int]:
+    """The positions of the runs that are no repetition of an earlier one.
+
+    Raises:
+        ConfigError: the runs disagree on what a sweep has only one of.
+    """
+    for name in ("launcher", "paths", "plan"):
+        if any(getattr(run, name) != getattr(runs[0], name) for run in runs):
+            raise ConfigError(f"{name} is one for all jobs of a sweep; give it one value")
+    first: dict[str, int] = {}
+    for position, run in enumerate(runs):
+        first.setdefault(_identity(run), position)
+    return list(first.values())
+
+
+def _identity(run: Run) -> str:
+    return hash_of({key: value for key, value in asdict(run).items() if key not in NOT_IN_HASH})
+
+
+def folder_name(title: str, runs: Sequence[Run]) -> str:
+    """`<title>-<hash8>`, whatever the order of the runs and wherever they are written."""
+    words = re.sub(r"[^\w.]+", "-", title).strip("-.")[:80]
+    return f"{words}-{hash_of(sorted(map(_identity, runs)))[:8]}"
+
+
+def in_group(run: Run, group: str) -> Run:
+    """The run, in a W&B group unless it has one."""
+    if isinstance(run.logger, WandbLogger) and run.logger.group is None:
+        return replace(run, logger=replace(run.logger, group=group))
+    return run
+
+
+def labels(overrides: Sequence[Sequence[str]]) -> list[str]:
+    """What sets each job apart: its algorithm, and the overrides that not all jobs of that algorithm have."""
+    groups: dict[str, list[set[str]]] = {}
+    for job in overrides:
+        groups.setdefault(_algo(job), []).append(set(job))
+    shared = {algo: set.intersection(*members) - {algo} for algo, members in groups.items()}
+    return [" ".join(word for word in job if word not in shared[_algo(job)]) or " ".join(job) for job in overrides]
+
+
+def _algo(job: Sequence[str]) -> str:
+    return next((word for word in job if word.startswith("algo=")), "")
+
+
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def slots(launcher: LauncherConfig, machine: Machine, processes: int) -> int:
+    """How many jobs run at once, at least one.
+
+    Args:
+        launcher: as configured.
+        machine: what they share.
+        processes: of a job; each has a GPU of its own, where there are GPUs.
+    """
+    if launcher.jobs is not None:
+        return launcher.jobs
+    return max(1, machine.gpus // processes if machine.gpus else machine.cores // machine.threads)
+
+
+def devices(slot: int, gpus: int, processes: int, visible: str | None) -> dict[str, str]:
+    """The environment that gives the jobs of a slot GPUs of their own, as long as there are enough.
+
+    Args:
+        slot: from 0.
+        gpus: that this process sees.
+        processes: of a job.
+        visible: CUDA_VISIBLE_DEVICES as it stands.
+    """
+    if gpus < 2:
+        return {}
+    every = visible.split(",") if visible else [str(number) for number in range(gpus)]
+    own = [every[(slot * processes + number) % len(every)] for number in range(min(processes, len(every)))]
+    return {"CUDA_VISIBLE_DEVICES": ",".join(own)}

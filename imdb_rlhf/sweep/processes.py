@@ -1,0 +1,295 @@
+"""What happens in the processes of a sweep: the runs are looked for, a job is run, the frontier is drawn.
+
+Each is a process of its own, forked from a server that has the heavy modules imported already: a job that is killed
+takes nothing with it, and one starts in a fraction of a second. None outlives the sweep.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from multiprocessing import Pipe, get_context, parent_process
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from imdb_rlhf import artifacts
+from imdb_rlhf.config import TrainerConfig, WandbLogger
+from imdb_rlhf.errors import ConfigError, RunError, Stopped
+from imdb_rlhf.sweep.jobs import Job, Machine, cores
+
+if TYPE_CHECKING:  # torch comes with it, and the process that watches the others has no use for that
+    from imdb_rlhf.runs import RunFolder
+
+PRELOAD = ["imdb_rlhf.experiment", "imdb_rlhf.evaluation.frontier"]
+TRAIN = Path(__file__).resolve().parents[2] / "train.py"
+PATIENCE = 60.0  # seconds that a job waits for a run folder: the job of a killed sweep may be writing its checkpoint
+# Threads that spin while they wait cost the other jobs of the same cores more than half their speed.
+PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
+
+
+@dataclass(frozen=True)
+class Found:
+    """What there is of a job before it starts; `problem` is why it cannot."""
+
+    name: str
+    path: Path
+    finished: bool
+    problem: str | None
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What became of a frontier: the folders that it lies in (one a world), and why it is not there."""
+
+    folders: list[Path]
+    warnings: list[str]
+    problem: str | None
+
+
+# --- processes --------------------------------------------------------------------------------------------------------
+
+
+def start(target: Callable[..., int | None], *arguments: Any) -> ForkServerProcess:
+    """Start `target(*arguments)` in a process of its own; what it returns is the exit code.
+
+    It leads a process group, so that the terminal's interrupt does not reach it, and gets SIGTERM when this process
+    ends, however that ends.
+    """
+    context = get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    process = context.Process(target=_begin, args=(target, arguments))
+    process.start()
+    return process
+
+
+def _begin(target: Callable[..., int | None], arguments: tuple[Any, ...]) -> None:
+    os.setsid()
+    signal.signal(signal.SIGTERM, _interrupt)  # as the keyboard would; the training loop has a handler of its own
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        sys.exit(target(*arguments) or 0)
+    except KeyboardInterrupt:
+        sys.exit(75)
+
+
+def _end_with_parent() -> None:
+    # Not PR_SET_PDEATHSIG: this process's parent is the fork server, which lives as long as one of its processes.
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os.killpg(0, signal.SIGTERM)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def stop(process: ForkServerProcess, number: int = signal.SIGTERM) -> None:
+    """Send a signal to a process of `start` and to those that it has started."""
+    if process.pid is None or not process.is_alive():
+        return
+    with suppress(ProcessLookupError):
+        try:
+            os.killpg(process.pid, number)
+        except ProcessLookupError:  # it does not lead its group yet
+            os.kill(process.pid, number)
+
+
+def how(code: int | None) -> str:
+    """An exit code in words."""
+    if code is not None and code < 0:
+        name = signal.Signals(-code).name
+        return f"killed by {name}" + (", as the system does when memory runs out" if name == "SIGKILL" else "")
+    return f"ended with exit code {code}"
+
+
+def _write_to(log: Path) -> None:
+    """Send what this process and its own write to a file, line by line."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    stream = open(log, "w", buffering=1, encoding="utf-8")  # noqa: SIM115  # open until the process ends
+    for number in (1, 2):
+        os.dup2(stream.fileno(), number)
+    sys.stdout = sys.stderr = stream
+
+
+# --- before the first job ---------------------------------------------------------------------------------------------
+
+
+def found(jobs: Sequence[Job]) -> tuple[Machine, list[Found]]:
+    """What the jobs share and what there is of each, asked of a process of its own, so that this one needs no torch.
+
+    Raises:
+        ConfigError: a job is refused.
+        RunError: something that a job needs is not there.
+    """
+    answers, theirs = Pipe(duplex=False)
+    looking = start(look, list(jobs), theirs)
+    theirs.close()
+    machine: Machine | None = None
+    each: list[Found] = []
+    try:
+        while machine is None or len(each) < len(jobs):
+            answer = answers.recv()
+            if isinstance(answer, Exception):
+                several = machine is not None and len(jobs) > 1
+                which = f"job {' '.join(jobs[len(each)].overrides)}: " if several else ""
+                raise type(answer)(f"{which}{answer}")
+            if isinstance(answer, Machine):
+                machine = answer
+            else:
+                each.append(answer)
+    except EOFError as error:
+        looking.join()
+        raise RunError(f"the process that looks for finished runs: {how(looking.exitcode)}; see above") from error
+    except BaseException:
+        stop(looking)
+        raise
+    looking.join()
+    return machine, each
+
+
+def look(jobs: Sequence[Job], answers: Connection) -> None:
+    """Send the `Machine`, then `Found` for each job, or the `ConfigError` or `RunError` that ends the sweep.
+
+    Writes nothing. A file that several jobs use is hashed once.
+    """
+    artifacts.remember_hashes()
+    try:
+        answers.send(_machine([job.run.trainer for job in jobs]))
+        for job in jobs:
+            answers.send(_look_for(job))
+    except (ConfigError, RunError) as error:
+        answers.send(error)
+
+
+def _machine(trainers: Sequence[TrainerConfig]) -> Machine:
+    import torch
+
+    from imdb_rlhf.training.precision import resolve_device, resolve_threads
+
+    with_gpu = any(resolve_device(trainer.device) == "cuda" for trainer in trainers)
+    threads = max(resolve_threads(trainer.threads) * trainer.processes for trainer in trainers)
+    return Machine(torch.cuda.device_count() if with_gpu else 0, cores(), threads)
+
+
+def _look_for(job: Job) -> Found:
+    folder = _folder(job)
+    try:
+        return Found(folder.name, folder.path.absolute(), folder.finished(), None)
+    except RunError as error:
+        return Found(folder.name, folder.path.absolute(), False, str(error))
+
+
+def _folder(job: Job, *, quiet: bool = True) -> "RunFolder":
+    """The run folder that a job would have, whether it is run by one process or by several."""
+    from imdb_rlhf.pipeline import Pipeline
+    from imdb_rlhf.runs import RunFolder
+    from imdb_rlhf.tracking.console import Console
+    from imdb_rlhf.training.runtime import Runtime
+
+    class Foreseen(Runtime):
+        """What `trainer.processes` processes will say of themselves, asked of one."""
+
+        def facts(self) -> dict[str, Any]:
+            return super().facts() | {"processes": job.run.trainer.processes}
+
+    runtime = Foreseen(replace(job.run.trainer, processes=1))
+    return RunFolder(Pipeline(job.run, runtime, Console(quiet=quiet)), job.config_yaml, job.overrides)
+
+
+def plan(job: Job) -> None:
+    """Print what a job would make and what reuse; writes nothing.
+
+    Raises:
+        RunError: something that it needs is not there.
+    """
+    folder = _folder(job, quiet=False)
+    folder.pipeline.plan()
+    folder.plan()
+
+
+# --- a job ------------------------------------------------------------------------------------------------------------
+
+
+def work(job: Job, path: Path, log: Path, environment: Mapping[str, str]) -> int:
+    """Run one job, its output in `log`; returns the exit code that `train.py` would have."""
+    _write_to(log)
+    os.environ.update(environment)
+    try:
+        artifacts.wait_until_free(path, PATIENCE)
+        if job.run.trainer.processes > 1:
+            return _torchrun(job)
+        from imdb_rlhf.experiment import run_experiment
+
+        run_experiment(job.run, job.config_yaml, job.overrides)
+    except ConfigError as error:
+        return _end(2, f"refused: {error}")
+    except RunError as error:
+        return _end(1, f"failed: {' '.join(str(error).split())}")
+    except Stopped as error:
+        return _end(75, f"stopped: {error}")
+    except KeyboardInterrupt:
+        return _end(75, "stopped: finished stages are kept; run the same command to go on")
+    return 0
+
+
+def _end(code: int, line: str) -> int:
+    sys.stderr.write(f"{line}\n")
+    return code
+
+
+def _torchrun(job: Job) -> int:
+    """Run a job with several processes, as a user would; they get this process group's signals themselves."""
+    from imdb_rlhf.training.precision import resolve_device
+
+    trainer, logger = job.run.trainer, job.run.logger
+    group = [f"logger.group={logger.group}"] if isinstance(logger, WandbLogger) else []
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={trainer.processes}"]
+    on_cpu = {"ACCELERATE_USE_CPU": "true"} if resolve_device(trainer.device) == "cpu" else {}
+    workers = subprocess.Popen([*command, str(TRAIN), *job.options, *job.overrides, *group], env=os.environ | on_cpu)
+    try:
+        return workers.wait()
+    except KeyboardInterrupt:
+        workers.wait()
+        raise
+
+
+# --- the frontier -----------------------------------------------------------------------------------------------------
+
+
+def draw(runs: Sequence[Path], folder: Path, mirror: tuple[WandbLogger, str] | None, answers: Connection) -> None:
+    """Draw finished runs into a folder, each world into one of its own, and send what was `Drawn`.
+
+    Args:
+        runs: their folders.
+        folder: the sweep's; what is printed goes to its logs.
+        mirror: W&B's settings and the group, where the frontier is to be shown there too.
+        answers: where to.
+    """
+    _write_to(folder / "logs" / "frontier.log")
+    from imdb_rlhf.evaluation import frontier
+
+    folders: list[Path] = []
+    warnings: list[str] = []
+    problem = None
+    try:
+        for name, members in frontier.worlds(list(runs)).items():
+            place = folder / name if name else folder
+            drawn = frontier.draw(members, place)
+            folders.append(place)
+            warnings += drawn["warnings"]
+            if mirror is not None:
+                from imdb_rlhf.evaluation.mirror import frontier as show
+
+                logger, group = mirror
+                show(drawn, place, logger, group, warnings.append)
+    except (RunError, OSError) as error:
+        problem = str(error)
+    answers.send(Drawn(folders, warnings, problem))

@@ -1,0 +1,176 @@
+"""What a person reads while a sweep goes on and when it ends: what runs, what is left, what each job came to.
+
+On a terminal that is a live display under the lines of what has ended; in a pipe a line when a job starts or ends, and
+one a minute.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import IO, Any
+
+import rich.console
+from rich import box
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+from imdb_rlhf.tracking.console import Console, duration, number
+
+LINE_EVERY = 60.0  # seconds between lines of the whole where there is no terminal
+STYLES = {"done": "green", "failed": "bold red", "stopped": "yellow", "waiting": "dim"}
+
+_now = time.monotonic
+
+
+@dataclass(frozen=True)
+class Running:
+    """A job that runs: its name, for how many seconds, and the last line that it wrote."""
+
+    label: str
+    seconds: float
+    line: str
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a sweep stands: numbers of jobs, what runs, and the seconds that the rest may take (None: not known)."""
+
+    jobs: int
+    done: int
+    failed: int
+    waiting: int
+    running: Sequence[Running]
+    left: float | None
+    stopping: bool = False
+
+    def line(self) -> str:
+        """Return the numbers as one line."""
+        parts = [f"{self.done} of {self.jobs} done"]
+        parts += [f"{self.failed} failed"] if self.failed else []
+        parts += [f"{len(self.running)} running", f"{self.waiting} left"]
+        if self.stopping:
+            parts.append("stopping after a checkpoint")
+        elif self.left is not None:
+            parts.append(f"about {_roughly(self.left)} to go")
+        return "   ".join(parts)
+
+
+class SweepConsole(Console):
+    """Writes what a sweep has to say to one stream."""
+
+    def __init__(self, file: IO[str] | None = None) -> None:
+        """Write to `file`, or to whatever `sys.stdout` is at the time."""
+        super().__init__(file)
+        self._state: State | None = None
+        self._next_line = 0.0
+
+    @property
+    def live(self) -> bool:
+        """Whether there is a terminal to draw on."""
+        return self._live
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Show what `update` is told, as long as this lasts."""
+        self._next_line = _now() + LINE_EVERY
+        live = Live(console=self._out, get_renderable=self._view, refresh_per_second=4, transient=True)
+        with live if self._live else nullcontext():
+            yield
+
+    def update(self, state: State) -> None:
+        """Take note of where the sweep stands."""
+        self._state = state
+        if not self._live and _now() >= self._next_line:
+            self._next_line = _now() + LINE_EVERY
+            self.note(state.line())
+            for job in state.running:
+                self.note(f"  {job.label}: {job.line}")
+
+    def job(self, number: str, verb: str, label: str, note: str = "") -> None:
+        """Write one line of a job: which of how many, what became of it, its name, and what there is to say."""
+        line = self._clean(f"{number:>7}  ", "dim") + self._clean(f"{verb:<8}", STYLES.get(verb, ""))
+        line += self._clean(f"{label}   {note}" if note else label)
+        self._line(line)
+
+    def table(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Show what all jobs came to.
+
+        Args:
+            rows: dicts with `method`, `knob`, `seed`, `reward`, `kl`, `kl_bound` (the KL is an upper bound),
+                `seconds` and `state`; None where there is none.
+        """
+        table = Table(box=box.HORIZONTALS, pad_edge=False, show_edge=False)
+        for name, justify in (("method", "left"), ("knob", "left"), ("seed", "right"), ("reward", "right")):
+            table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+        for name in ("KL (nats)", "time"):
+            table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("state", no_wrap=True)
+        for row in rows:
+            cells = [
+                row["method"],
+                row["knob"] or "",
+                str(row["seed"]),
+                _reward(row),
+                _kl(row),
+                "" if row["seconds"] is None else duration(row["seconds"]),
+            ]
+            table.add_row(*map(self._clean, cells), self._clean(row["state"], STYLES.get(row["state"], "")))
+        self._out.print()
+        self._out.print(table)
+
+    def failures(self, jobs: Sequence[tuple[str, str, str]]) -> None:
+        """List every job that failed: its name, why, and its log."""
+        self._out.print()
+        self._line(self._clean(f"{len(jobs)} failed:", "bold red"))
+        for label, reason, log in jobs:
+            self._line(self._clean(f"  {label}: {reason}"))
+            self._line(self._clean(f"    {log}", "dim"))
+
+    def places(self, places: Mapping[str, str]) -> None:
+        """Say where things lie: name -> path, in the order to show."""
+        self._out.print()
+        width = max(map(len, places), default=0)
+        for name, place in places.items():
+            self._line(self._clean(f"  {name:<{width}}  {place}"))
+
+    def _view(self) -> rich.console.RenderableType:
+        state = self._state
+        if state is None:
+            return ""
+        head = Table.grid(padding=(0, 2))
+        over = state.done + state.failed
+        width = 16 if self._out.width < 100 else 32
+        head.add_row(ProgressBar(total=max(state.jobs, 1), completed=over, width=width), self._clean(state.line()))
+        jobs = Table.grid(padding=(0, 2), expand=True)
+        jobs.add_column(no_wrap=True, overflow="ellipsis", max_width=self._out.width // 2)
+        jobs.add_column(no_wrap=True, justify="right")
+        jobs.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
+        for job in state.running:
+            jobs.add_row(self._clean(job.label, "bold"), duration(job.seconds), self._clean(job.line, "cyan"))
+        return rich.console.Group("", head, jobs)
+
+
+def outcome(row: Mapping[str, Any]) -> str:
+    """What a job that is done came to, as one line; `row` as in `SweepConsole.table`."""
+    parts = [f"reward {_reward(row)}" if _reward(row) else "", f"KL {_kl(row)}" if _kl(row) else ""]
+    parts.append("" if row["seconds"] is None else f"in {duration(row['seconds'])}")
+    return "   ".join(part for part in parts if part)
+
+
+def _reward(row: Mapping[str, Any]) -> str:
+    return "" if row["reward"] is None else number(row["reward"], ".3f")
+
+
+def _kl(row: Mapping[str, Any]) -> str:
+    if row["kl"] is None:
+        return ""
+    return ("<= " if row["kl_bound"] else "") + number(row["kl"], ".2f")
+
+
+def _roughly(seconds: float) -> str:
+    """The time to go, no finer than it is known."""
+    if seconds < 90:
+        return f"{max(round(seconds / 10), 1) * 10} s"
+    return f"{round(seconds / 60)} min" if seconds < 5400 else duration(round(seconds / 60) * 60)

@@ -1,0 +1,105 @@
+"""Jobs before they start: which are the same, what they are called, how many at once, on which GPU."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from imdb_rlhf import cli, config
+from imdb_rlhf.config import LauncherConfig
+from imdb_rlhf.errors import ConfigError
+from imdb_rlhf.sweep.jobs import Machine, devices, distinct, folder_name, in_group, labels, slots
+
+
+@pytest.fixture(autouse=True, scope="module")
+def hydra_reads_conf() -> Iterator[None]:
+    cli.register()
+    with initialize_config_dir(str(cli.CONF), version_base="1.3"):
+        yield
+
+
+def run_of(*overrides: str) -> config.Run:
+    return cli.to_run(compose("config", list(overrides)))
+
+
+def test_repetitions_are_found_whatever_does_not_count():
+    runs = [run_of("beta=1"), run_of("beta=2"), run_of("beta=1.0"), run_of("beta=1", "logger=none")]
+    assert distinct(runs) == [0, 1]
+
+
+@pytest.mark.parametrize("key", ["launcher.jobs=2", "paths.outputs=elsewhere", "plan=true"])
+def test_what_a_sweep_has_only_one_of(key):
+    with pytest.raises(ConfigError, match=f"^{key.partition('=')[0].partition('.')[0]} is one for all jobs"):
+        distinct([run_of("beta=1"), run_of("beta=2", key)])
+
+
+def test_a_folders_name_holds_words_only():
+    run = run_of()
+    assert folder_name("optim@policy.optim-a/b", [run]).startswith("optim-policy.optim-a-b-")
+    assert folder_name("x", [run, run_of("beta=1")]) == folder_name("x", [run_of("beta=1"), run])
+
+
+def test_only_wandb_has_groups():
+    plain = run_of("logger=none")
+    assert in_group(plain, "mine") is plain
+    grouped = in_group(run_of(), "mine").logger
+    assert isinstance(grouped, config.WandbLogger) and grouped.group == "mine"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ([["beta=1", "seed=0"], ["beta=2", "seed=0"]], ["beta=1", "beta=2"]),
+        ([["beta=1", "seed=0"]], ["beta=1 seed=0"]),
+        (
+            [["x=1", "algo=dpo", "beta=1", "lr=2"], ["x=1", "algo=dpo", "beta=2", "lr=2"], ["x=1", "algo=sft", "lr=3"]],
+            ["algo=dpo beta=1", "algo=dpo beta=2", "algo=sft"],
+        ),
+    ],
+)
+def test_what_sets_jobs_apart(overrides, said):
+    assert labels(overrides) == said
+
+
+@pytest.mark.parametrize(
+    ("jobs", "gpus", "cores", "threads", "processes", "expected"),
+    [
+        (1, 8, 64, 1, 1, 1),
+        (3, 0, 2, 2, 1, 3),  # as asked
+        (None, 0, 2, 2, 1, 1),
+        (None, 0, 2, 1, 1, 2),
+        (None, 0, 2, 8, 1, 1),
+        (None, 0, 16, 3, 1, 5),
+        (None, 4, 2, 2, 1, 4),
+        (None, 4, 2, 2, 2, 2),
+        (None, 1, 64, 2, 2, 1),
+    ],
+)
+def test_jobs_at_once(jobs, gpus, cores, threads, processes, expected):
+    assert slots(LauncherConfig("parallel", jobs), Machine(gpus, cores, threads), processes) == expected
+
+
+@pytest.mark.parametrize(
+    ("slot", "gpus", "processes", "visible", "expected"),
+    [
+        (0, 0, 1, None, None),
+        (0, 1, 1, None, None),
+        (0, 4, 1, None, "0"),
+        (3, 4, 1, None, "3"),
+        (5, 4, 1, None, "1"),
+        (1, 4, 2, None, "2,3"),
+        (1, 2, 1, "4,6", "6"),
+        (0, 2, 4, None, "0,1"),
+    ],
+)
+def test_a_gpu_of_ones_own(slot, gpus, processes, visible, expected):
+    assert devices(slot, gpus, processes, visible).get("CUDA_VISIBLE_DEVICES") == expected
+
+
+def test_the_launcher_is_no_part_of_a_run():
+    def kept(run: config.Run) -> dict[str, Any]:
+        return {key: value for key, value in vars(run).items() if key not in config.NOT_IN_HASH}
+
+    assert kept(run_of("launcher=parallel", "launcher.jobs=7")) == kept(run_of())
+    assert run_of("launcher=parallel").launcher != run_of().launcher
