@@ -73,11 +73,12 @@ def words(got: Any) -> list[str]:
 def own(tmp_path: Path) -> Callable[..., list[str]]:
     """The option that brings sweeps of one's own, given by the lines of their grids."""
 
-    def write(**sweeps: list[str]) -> list[str]:
+    def write(experiments: dict[str, str] | None = None, **sweeps: list[str]) -> list[str]:
         folder = tmp_path / "own" / "sweep"
         folder.mkdir(parents=True, exist_ok=True)
         for name, lines in sweeps.items():
-            (folder / f"{name}.yaml").write_text("# @package _global_\n" + OmegaConf.to_yaml({"grids": lines}))
+            content = {"grids": lines} | ({} if experiments is None else {"experiments": experiments})
+            (folder / f"{name}.yaml").write_text("# @package _global_\n" + OmegaConf.to_yaml(content))
         return ["--config-dir", str(folder.parent)]
 
     return write
@@ -108,6 +109,26 @@ def test_the_command_line_beats_the_file(handed, own):
         "algo=unlikelihood seed=3 evaluation.every=9",
         "algo=unlikelihood seed=4 evaluation.every=9",
     ]
+
+
+def test_what_an_experiment_adds(handed, own):
+    added = {"default": "trainer.threads=1 seed=5", "smoke": "seed=6"}
+    option = own(
+        two=["algo=dpo beta=1", "algo=dpo beta=2 seed=7", "algo=dpo beta=3 experiment=smoke"], experiments=added
+    )
+    got = handed(*option, "-m", "sweep=two")
+    assert words(got) == [
+        "algo=dpo beta=1 trainer.threads=1 seed=5",
+        "algo=dpo beta=2 seed=7 trainer.threads=1",
+        "algo=dpo beta=3 experiment=smoke seed=6",
+    ]
+    got = handed(*option, "-m", "sweep=two", "seed=8", "experiment=smoke")
+    assert words(got) == [f"algo=dpo beta={beta} seed=8 experiment=smoke" for beta in (1, 2, 3)]
+
+
+def test_an_experiments_additions_are_lines(handed, own):
+    option = own(two=["algo=dpo"], experiments={"default": ["seed=1"]})
+    assert "`experiments:` is a line a name" in handed(*option, "-m", "sweep=two").err
 
 
 def test_two_sweeps_and_what_they_share(handed, own):

@@ -31,7 +31,8 @@ def draw(runs: Sequence[Path], folder: Path) -> dict[str, Any]:
         What stands in `frontier.json`.
 
     Raises:
-        RunError: no run is finished, none has a policy, or they belong to different worlds.
+        ConfigError: the runs belong to different worlds.
+        RunError: no run is finished, or none has a policy.
     """
     finished, skipped = points.read(runs)
     if not finished:
@@ -50,13 +51,11 @@ def table(found: Mapping[str, Any]) -> pd.DataFrame:
     """`frontier.csv`: a row an evaluated checkpoint; intervals as two columns each."""
     rows = []
     for point in found["points"]:
-        row = {}
+        row: dict[str, Any] = {}
         for key, value in point.items():
-            if key.removesuffix("_ci") in ("kl", "reward", "efficiency") and (
-                key.endswith("_ci") or key == "efficiency"
-            ):
-                low, high = value if value is not None else (None, None)
-                row |= {f"{key.removesuffix('_ci')}_low": low, f"{key.removesuffix('_ci')}_high": high}
+            name = key.removesuffix("_ci")
+            if name != key or key == "efficiency":
+                row[f"{name}_low"], row[f"{name}_high"] = (None, None) if value is None else value
             else:
                 row[key] = value
         rows.append(row)

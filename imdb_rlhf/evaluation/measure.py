@@ -56,7 +56,8 @@ class Frontier:
         """Read the runs and draw the resamples.
 
         Raises:
-            RunError: there is none, or they cannot be compared.
+            ConfigError: they cannot be compared.
+            RunError: none has a policy.
         """
         self.policies = [run for run in runs if run.algo not in NO_POLICY]
         if not self.policies and not any(run.algo == "best_of_n" for run in runs):

@@ -17,7 +17,7 @@ import pandas as pd
 import yaml
 
 from imdb_rlhf.artifacts import INPUTS, MANIFEST, check_manifest, hash_of
-from imdb_rlhf.errors import RunError
+from imdb_rlhf.errors import ConfigError
 from imdb_rlhf.evaluation.stats import prompt_means
 
 # What numbers are read from: compared byte for byte with the manifest; a model's weights by their size alone.
@@ -138,12 +138,12 @@ def find(places: Sequence[Path]) -> list[Path]:
     """The run folders that some places hold: a run, a sweep, a folder of outputs or of runs.
 
     Raises:
-        RunError: a place that is not there, or that holds no run.
+        ConfigError: a place that is not there, or that holds no run.
     """
     found: dict[Path, None] = {}
     for place in places:
         if not place.is_dir():
-            raise RunError(f"there is no folder {place}; name a run, a sweep or a folder of runs")
+            raise ConfigError(f"there is no folder {place}; name a run, a sweep or a folder of runs")
         if (place / SWEEP).exists():
             here = [Path(job["run"]) for job in json.loads((place / SWEEP).read_text())["jobs"] if job["run"]]
         elif (place / "config.yaml").exists():
@@ -151,7 +151,7 @@ def find(places: Sequence[Path]) -> list[Path]:
         else:
             here = [file.parent for pattern in ("*", "runs/*") for file in sorted(place.glob(f"{pattern}/config.yaml"))]
         if not here:
-            raise RunError(f"there is no run in {place}; a run's folder has config.yaml, summary.json and {MANIFEST}")
+            raise ConfigError(f"there is no run in {place}; a run's folder has config.yaml, summary.json and {MANIFEST}")
         found |= dict.fromkeys(path.resolve() for path in here)
     return list(found)
 
@@ -205,7 +205,7 @@ def check_one_world(runs: Sequence[FinishedRun]) -> None:
     """Refuse runs that cannot stand on one pair of axes.
 
     Raises:
-        RunError: naming what differs, and in which runs.
+        ConfigError: naming what differs, and in which runs.
     """
     other = next((run for run in runs if run.world != runs[0].world), None)
     if other is None:
@@ -215,7 +215,7 @@ def check_one_world(runs: Sequence[FinishedRun]) -> None:
     if not what:
         what = f"the reference, its prompts or the reward (artifacts reference/{first.artifacts.get('reference')} and "
         what += f"{other.artifacts.get('reference')}; their {INPUTS} say what made them)"
-    raise RunError(
+    raise ConfigError(
         f"{first.name} and {other.name} cannot be compared: they differ in {what}; draw them into two frontiers"
     )
 

@@ -42,7 +42,7 @@ def view_of(frontier: Mapping[str, Any]) -> View:
     widest = max(kl for kl in kls if kl <= far)
     shown = max([widest, *(float(s["kl"]) for s in settings if s["kl"] <= 1.5 * widest), min(known, 2.5 * widest)])
     bars = [float(s["kl_ci"][1]) for s in settings if s["kl"] <= shown and s["kl_ci"] and finite(*s["kl_ci"])]
-    shown = shown or float(frontier["score_kl"])  # nothing but the reference
+    shown = shown if shown > 1e-6 else float(frontier["score_kl"])  # nothing but the reference, to rounding
     end = 1.05 * max([shown, *(bar for bar in bars if bar <= 1.25 * shown)])
     starts = [float(p["kl"]) for p in frontier["points"] if finite(p["kl"]) and p["kl"] > 0]
     start = max(min(starts, default=0.02), 0.1 * min([kl for kl in kls if kl > 0], default=0.1), end / 3000)

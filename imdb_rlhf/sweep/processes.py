@@ -290,6 +290,6 @@ def draw(runs: Sequence[Path], folder: Path, mirror: tuple[WandbLogger, str] | N
 
                 logger, group = mirror
                 show(drawn, place, logger, group, warnings.append)
-    except (RunError, OSError) as error:
+    except (ConfigError, RunError, OSError) as error:
         problem = str(error)
     answers.send(Drawn(folders, warnings, problem))

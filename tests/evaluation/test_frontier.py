@@ -54,9 +54,10 @@ def test_csv_has_a_row_a_checkpoint(write_run: Write, tmp_path: Path) -> None:
     rows = pd.read_csv(tmp_path / "out" / "frontier.csv")
     assert list(rows["step"]) == [5, 10]
     assert list(rows["kl"]) == [1.0, 2.0]
-    assert rows.loc[1, ["algo", "knob", "knob_value", "seed", "reward", "reward_low"]].tolist() == pytest.approx(
-        ["dpo", "beta", 1.0, 0, 0.8, 0.8]
-    )
+    row = rows.to_dict("records")[1]
+    names = ["algo", "knob", "knob_value", "seed", "reward", "reward_low", "reward_high", "kl_high"]
+    assert [row[name] for name in names] == ["dpo", "beta", 1.0, 0, *[pytest.approx(0.8)] * 3, 2.0]
+    assert not {"kl_ci", "reward_ci", "efficiency"} & set(rows.columns)
 
 
 def test_the_table_says_what_a_budget_buys(write_run: Write, tmp_path: Path) -> None:
@@ -70,8 +71,8 @@ def test_the_table_says_what_a_budget_buys(write_run: Write, tmp_path: Path) -> 
     ("arguments", "code", "words"),
     [
         ([], 2, "refused: "),
-        (["{tmp}/missing"], 1, "there is no folder"),
-        (["{tmp}"], 1, "there is no run in"),
+        (["{tmp}/missing"], 2, "refused: there is no folder"),
+        (["{tmp}"], 2, "refused: there is no run in"),
         (["{tmp}", "--form"], 2, "refused: "),
     ],
 )
@@ -97,6 +98,6 @@ def test_half_written_runs_alone_are_a_failure(
 def test_two_worlds_are_refused(write_run: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = write_run("dpo", ("beta", 1), steps((1.0, 0.7)))
     second = write_run("dpo", ("beta", 1), steps((1.0, 0.7)), more={"generation.temperature": 0.7}, world="cold")
-    assert main([str(first), str(second), "--to", str(tmp_path / "out")]) == 1
+    assert main([str(first), str(second), "--to", str(tmp_path / "out")]) == 2
     assert "they differ in generation.temperature (1.0 and 0.7)" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from imdb_rlhf.errors import RunError
+from imdb_rlhf.errors import ConfigError
 from imdb_rlhf.evaluation import points
 
 Write = Callable[..., Path]
@@ -40,7 +40,7 @@ def test_a_run_a_sweep_and_a_folder_of_runs(write_run: Write, tmp_path: Path) ->
 @pytest.mark.parametrize("place", ["empty", "missing"])
 def test_nothing_there(place: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(RunError, match=f"there is no (run in|folder) .*{place}"):
+    with pytest.raises(ConfigError, match=f"there is no (run in|folder) .*{place}"):
         points.find([tmp_path / place])
 
 
@@ -74,13 +74,13 @@ def test_what_was_changed_by_hand_is_told(write_run: Write) -> None:
 def test_runs_of_two_worlds_are_refused(key: str, value: object, write_run: Write) -> None:
     first = write_run("dpo", ("beta", 0.1), FLAT)
     second = write_run("dpo", ("beta", 0.1), FLAT, more={key: value}, world="two")
-    with pytest.raises(RunError, match=f"{first.name} and {second.name} cannot be compared: they differ in {key}"):
+    with pytest.raises(ConfigError, match=f"{first.name} and {second.name} cannot be compared: they differ in {key}"):
         points.check_one_world(read([first, second]))
 
 
 def test_a_reference_that_differs_unseen_is_refused(write_run: Write) -> None:
     runs = read([write_run("dpo", ("beta", 0.1), FLAT, world=world) for world in ("one", "two")])
-    with pytest.raises(RunError, match="differ in the reference, its prompts or the reward"):
+    with pytest.raises(ConfigError, match="differ in the reference, its prompts or the reward"):
         points.check_one_world(runs)
 
 
