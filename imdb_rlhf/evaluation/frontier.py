@@ -73,8 +73,11 @@ def describe(found: Mapping[str, Any]) -> str:
     rows = [head]
     for method in found["methods"]:
         score = "-" if method["score"] is None else _range(method["score"], ".2f")
-        # a budget that the method never spent is bought by what it did spend, and marked
-        bought = [f"{at['reward']:.3f}{'' if at['reached'] else '*'}" for at in method["at_budget"]]
+        # a budget that no checkpoint is near is bought by a mixture with the reference, or by less than it; both marked
+        marks = [
+            " " if at["reached"] and not at["mixed"] else "~" if at["mixed"] else "*" for at in method["at_budget"]
+        ]
+        bought = [f"{at['reward']:.3f}{mark}" for at, mark in zip(method["at_budget"], marks, strict=True)]
         spent = [setting["efficiency"] for setting in method["settings"] if setting["efficiency"] is not None]
         ends = "-" if not spent else _range([min(low for low, _ in spent), max(high for _, high in spent)], ".2f")
         rows.append([method["name"], score, *bought, ends])
@@ -93,7 +96,8 @@ def describe(found: Mapping[str, Any]) -> str:
     lines += [
         "",
         f"reference {reference['reward']:.3f} [{low:.3f}, {high:.3f}]",
-        "R@k: reward for k nats, * where the method has not spent as much; efficiency: KL needed / KL spent",
+        "R@k: reward for k nats; ~ where the method never spent so little (mixed with the reference), * never so much",
+        "efficiency: KL that the optimum needs for the reward / KL spent, least to most of the settings",
     ]
     return "\n".join(lines)
 

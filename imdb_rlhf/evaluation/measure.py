@@ -154,15 +154,16 @@ class Frontier:
         steps = np.unique(np.concatenate([np.linspace(0, SCORE_KL, 101), BUDGETS]))
         values, draws = np.array([c.at(steps) for c in curves]), np.array([c.draws_at(steps) for c in curves])
         places = np.searchsorted(steps, BUDGETS)
-        furthest = {seed: [c.kl.mean() for m in members if m.run.seed == seed for c in m.checkpoints] for seed in seeds}
-        reach = float(min(max(of_seed) for of_seed in furthest.values()))
-        bought = Bought(name, values[:, places], draws[:, :, places], reach)
+        spent = [[c.kl.mean() for m in members if m.run.seed == seed for c in m.checkpoints] for seed in seeds]
+        near, far = float(max(map(min, spent))), float(min(map(max, spent)))
+        bought = Bought(name, values[:, places], draws[:, :, places], near, far)
         at_budget = [
             {
                 "kl": budget,
                 "reward": float(bought.rewards[:, j].mean()),
                 "reward_ci": self._interval(bought.rewards[:, j], bought.draws[:, :, j]),
-                "reached": reach >= budget,
+                "mixed": budget < near,
+                "reached": budget <= far,
             }
             for j, budget in enumerate(BUDGETS)
         ]
@@ -241,11 +242,11 @@ class Frontier:
         return found
 
     def _tests(self, all_bought: Sequence["Bought"]) -> list[dict[str, Any]]:
-        """Every two methods at every budget that both have reached; p-values corrected by Holm for all of them."""
+        """Every two methods at the budgets between what both spent; p-values corrected by Holm for all of them."""
         found = []
         for first, second in combinations(all_bought, 2):
             for j, budget in enumerate(BUDGETS):
-                if min(first.reach, second.reach) < budget:
+                if not max(first.near, second.near) <= budget <= min(first.far, second.far):
                     continue
                 mine, theirs = (bought.rewards[:, j] for bought in (first, second))
                 draws, other = (bought.draws[:, :, j] for bought in (first, second))
@@ -331,7 +332,8 @@ class Bought:
     name: str
     rewards: np.ndarray  # (seeds, budgets)
     draws: np.ndarray  # (seeds, count, budgets)
-    reach: float  # nats, the largest KL that every seed has
+    near: float  # nats: each seed has a checkpoint of at most this KL
+    far: float  # nats: each seed has a checkpoint of at least this KL
 
 
 def _warnings(found: dict[str, Any]) -> list[str]:

@@ -151,7 +151,9 @@ def find(places: Sequence[Path]) -> list[Path]:
         else:
             here = [file.parent for pattern in ("*", "runs/*") for file in sorted(place.glob(f"{pattern}/config.yaml"))]
         if not here:
-            raise ConfigError(f"there is no run in {place}; a run's folder has config.yaml, summary.json and {MANIFEST}")
+            raise ConfigError(
+                f"there is no run in {place}; a run's folder has config.yaml, summary.json and {MANIFEST}"
+            )
         found |= dict.fromkeys(path.resolve() for path in here)
     return list(found)
 

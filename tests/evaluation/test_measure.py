@@ -73,6 +73,7 @@ def test_checkpoints_are_chosen_on_validation_and_reported_on_test(write_run: Wr
     assert at[1]["reward"] == pytest.approx(0.6)
     assert at[5]["reward"] == pytest.approx(0.6)
     assert [at[kl]["reached"] for kl in (1, 2, 5)] == [True, True, False]
+    assert [at[kl]["mixed"] for kl in (0.5, 1, 2)] == [True, False, False]
 
 
 def test_reward_at_budgets_by_hand(write_run: Write) -> None:
@@ -157,14 +158,19 @@ def test_no_reservoir_no_optimum(write_run: Write) -> None:
 
 def test_paired_tests_where_both_methods_have_been(write_run: Write) -> None:
     noise = noisy(0.0, 3)
-    better = write_run("dpo", ("beta", 0.1), {5: (0.8 + noise, level(2.0))})
-    worse = write_run("unlikelihood", ("alpha", 1), {5: (0.75 + noise + noisy(0, 4, 0.01), level(1.0))})
+    better = write_run("dpo", ("beta", 0.1), {2: (0.6 + noise, level(0.4)), 5: (0.8 + noise, level(2.0))})
+    other = 0.75 + noise + noisy(0, 4, 0.01)
+    worse = write_run("unlikelihood", ("alpha", 1), {2: (other - 0.2, level(0.5)), 5: (other, level(1.2))})
     found = measure(better, worse)
-    assert [test["kl"] for test in found["tests"]] == [0.25, 0.5, 1.0]
+    assert [test["kl"] for test in found["tests"]] == [0.5, 1.0]
     test = found["tests"][-1]
-    # DPO at one nat is half-way between the reference and its point
-    assert test["difference"] == pytest.approx(0.65 - 0.75)
-    assert test["ci"][1] < 0
+    # both curves by hand at one nat: the corners are all points that gain on the reference
+    first = 0.6 + 0.2 * (1 - 0.4) / 1.6
+    second = 0.55 + 0.2 * (1 - 0.5) / 0.7
+    line = 0.5 + 0.25 * 1 / 1.2  # 0.55 at half a nat is under the mixture of the reference and the last checkpoint
+    assert second < line
+    assert test["difference"] == pytest.approx(first - line)
+    assert test["ci"][0] <= test["difference"] <= test["ci"][1] < 0
     assert test["p"] < 0.001
     assert all(test["p_adjusted"] >= test["p"] for test in found["tests"])
 

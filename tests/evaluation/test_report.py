@@ -100,7 +100,8 @@ def method_of(name: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
         "score_ci": [0.58, 0.77],
         "score_raw": 0.2,
         "at_budget": [
-            {"kl": kl, "reward": 0.6, "reward_ci": [0.55, 0.65], "reached": kl < 2} for kl in (0.25, 0.5, 1, 2, 5, 10)
+            {"kl": kl, "reward": 0.6, "reward_ci": [0.55, 0.65], "reached": kl < 2, "mixed": kl < 0.5}
+            for kl in (0.25, 0.5, 1, 2, 5, 10)
         ],
         "settings": [
             {

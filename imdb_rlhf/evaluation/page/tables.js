@@ -27,7 +27,7 @@ function buildMethods() {
       methodCell(method.name),
       cell("name", knobName(method.knob) || "\u2013"),
       number(range(method.score, 2), bracket(method.score_ci, 2), "strong"),
-      ...method.at_budget.map((at) => number(fixed(at.reward) + (at.reached ? "" : "*"), bracket(at.reward_ci), at.reached ? "" : "faint")),
+      ...method.at_budget.map((at) => number(fixed(at.reward) + (at.mixed ? "~" : at.reached ? "" : "*"), bracket(at.reward_ci), at.reached && !at.mixed ? "" : "faint")),
       number(range(ends, 2)),
       number(String(method.seeds.length)),
       number(method.diverged.length ? String(method.diverged.length) : "\u2013"),
@@ -38,7 +38,7 @@ function buildMethods() {
   table.append(body);
   byId("methods-note").textContent =
     `Score: area above the reference over 0 to ${F.score_kl} nats, as a share of the optimum's; its range is that of the optimum's two bounds. ` +
-    "R at k: the reward that a budget of k nats buys; * where the method never spent as much. " +
+    "R at k: the reward that a budget of k nats buys; ~ where the method never spent so little (a mixture with the reference), * never so much. " +
     `Efficiency: the share of its KL that the optimum would need for the same reward, over the method's settings. In brackets, ${percent} intervals.`;
 }
 
