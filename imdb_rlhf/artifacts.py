@@ -539,17 +539,24 @@ def _human_age(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-class _OneLineParser(argparse.ArgumentParser):
+class OneLineParser(argparse.ArgumentParser):
+    """An argument parser whose complaint is an error to be shown in one line."""
+
     def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage.
+
+        Raises:
+            ConfigError: always.
+        """
         raise ConfigError(message)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns 0, 1 for a failure, 2 for arguments that are refused."""
-    shared = _OneLineParser(add_help=False)
+    shared = OneLineParser(add_help=False)
     shared.add_argument("--outputs", type=Path, default=Path("outputs"), help="the folder that runs write to")
-    parser = _OneLineParser(prog="python -m imdb_rlhf.artifacts", description="What the stages made, and who uses it.")
-    commands = parser.add_subparsers(dest="command", required=True, parser_class=_OneLineParser)
+    parser = OneLineParser(prog="python -m imdb_rlhf.artifacts", description="What the stages made, and who uses it.")
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=OneLineParser)
     commands.add_parser("list", parents=[shared], help="show every artifact and check every byte of it")
     pruning = commands.add_parser("prune", parents=[shared], help="remove what no run uses")
     pruning.add_argument("--yes", action="store_true", help="remove it; otherwise only show it")

@@ -6,16 +6,15 @@ leaves `frontier.json`, `frontier.csv`, `frontier.svg`, `frontier.png` and `repo
 docs/frontier.md.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pandas as pd
 
-from imdb_rlhf.artifacts import atomic_write, hash_of
+from imdb_rlhf.artifacts import OneLineParser, atomic_write, hash_of
 from imdb_rlhf.errors import ConfigError, RunError
 from imdb_rlhf.evaluation import figure, points, report
 from imdb_rlhf.evaluation.measure import Frontier
@@ -112,11 +111,6 @@ def _range(ends: Sequence[float], form: str) -> str:
     return low if low == high else f"{low}-{high}"
 
 
-class _OneLineParser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(message)
-
-
 def _default_folder(places: Sequence[Path], runs: Sequence[Path]) -> Path:
     """A sweep's own folder; else one beside the runs, named by which they are."""
     if len(places) == 1 and (places[0] / points.SWEEP).exists():
@@ -126,7 +120,7 @@ def _default_folder(places: Sequence[Path], runs: Sequence[Path]) -> Path:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns 0, 1 for a failure, 2 for arguments that are refused."""
-    parser = _OneLineParser(
+    parser = OneLineParser(
         prog="python -m imdb_rlhf.evaluation.frontier", description="Draw the frontier of finished runs."
     )
     parser.add_argument("places", metavar="DIR", type=Path, nargs="+", help="a run, a sweep, or a folder of runs")
