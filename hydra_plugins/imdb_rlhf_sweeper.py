@@ -107,7 +107,7 @@ def grids_of(
         for line in grid_lines:
             theirs = _parsed(line)
             chosen = [value for o in (*given, *theirs) if o.key_or_group == "experiment" for value in _values(o)]
-            added = _parsed(experiments.get(chosen[0] if chosen else "default", ""))
+            added = [] if len(chosen) > 1 else _parsed(experiments.get((chosen or ["default"])[0], ""))
             known = mine | {_key(override) for override in theirs}
             theirs += [override for override in added if _key(override) not in known]
             grids.append([*(override for override in theirs if _key(override) not in mine), *given])

@@ -91,7 +91,7 @@ def _compose(frontier: Mapping[str, Any]) -> Figure:
 def _axes(figure: Figure, left: Axes, right: Axes, frontier: Mapping[str, Any]) -> None:
     view = view_of(frontier)
     reward = frontier["world"].get("reward")
-    left.set_ylabel(f"true reward ({reward})" if reward else "true reward")
+    left.set_ylabel(f"true reward ({reward})" if reward else "true reward", parse_math=False)
     left.set_ylim(*view.reward)
     left.set_xlim(-0.015 * view.kl, view.kl)
     left.set_xlabel("KL to the reference (nats)")

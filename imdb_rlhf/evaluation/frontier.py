@@ -39,10 +39,10 @@ def draw(runs: Sequence[Path], folder: Path) -> dict[str, Any]:
         raise RunError(f"none of {len(runs)} runs is finished{reason}")
     found = Frontier(finished).measure(skipped)
     folder.mkdir(parents=True, exist_ok=True)
-    atomic_write(folder / "frontier.json", json.dumps(found, indent=1, allow_nan=False) + "\n")
-    atomic_write(folder / "frontier.csv", table(found).to_csv(index=False))
     figure.draw(found, folder / "frontier.svg", folder / "frontier.png")
     report.write(found, folder / "report.html")
+    atomic_write(folder / "frontier.csv", table(found).to_csv(index=False))
+    atomic_write(folder / "frontier.json", json.dumps(found, indent=1, allow_nan=False) + "\n")
     return found
 
 

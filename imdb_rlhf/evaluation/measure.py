@@ -64,12 +64,20 @@ class Frontier:
             raise RunError("none of the runs has a policy to draw")
         self.runs = [run for run in runs if run.algo != "reward_model"]
         reading.check_one_world(self.runs)
-        first = self.runs[0]
-        config = first.config["evaluation"]
-        self.seed, self.confidence = int(config["seed"]), float(config["confidence"])
-        self.reference, self.reference_validation = first.reference
+        # of runs whose artifacts were removed the reference is known from some of its samples only
+        self.reference, self.reference_validation = next((r for r in self.runs if r.world), self.runs[0]).reference
         self.prompts = len(self.reference)
-        self.weights = resamples(self.prompts, int(config["bootstrap"]), self.seed)
+        settings = [run.config["evaluation"] for run in self.runs]
+        self.seed = int(settings[0]["seed"])
+        self.confidence = max(float(config["confidence"]) for config in settings)
+        count = max(int(config["bootstrap"]) for config in settings)
+        self.weights = resamples(self.prompts, count, self.seed)
+        self.remarks: list[str] = []
+        if len({(config["confidence"], config["bootstrap"]) for config in settings}) > 1:
+            self.remarks.append(
+                f"runs differ in evaluation.confidence or evaluation.bootstrap: all are drawn with {self.confidence:g} "
+                f"and {count} resamples"
+            )
         self.reference_draws = self.weights @ self.reference
         names = reading.method_names(self.policies)
         self.left_out: list[dict[str, str]] = []
@@ -295,7 +303,7 @@ class Frontier:
             "skipped": [*skipped, *self.left_out],
         }
         plain: dict[str, Any] = _plain(found)
-        return plain | {"warnings": _warnings(plain)}
+        return plain | {"warnings": self.remarks + _warnings(plain)}
 
     def _world(self) -> dict[str, Any]:
         config = self.runs[0].config

@@ -94,7 +94,7 @@ class Panel:
         if len(anchors) > 24:
             walked = np.concatenate([[0], np.hypot(*np.diff(anchors, axis=0).T).cumsum()])
             anchors = anchors[np.unique(np.searchsorted(walked, np.linspace(0, walked[-1], 24)))]
-        sample = self.figure.text(0, 0, text, **style)
+        sample = self.figure.text(0, 0, text, parse_math=False, **style)
         box = sample.get_window_extent()
         sample.remove()
         size = (float(box.width * self._scale), float(box.height * self._scale))
@@ -114,7 +114,9 @@ class Panel:
     def _write(self, wish: Wish, spot: Spot) -> None:
         at = (spot.left / self.size[0], spot.bottom / self.size[1])
         to = self.axes.transAxes
-        self.axes.text(*at, wish.text, transform=to, ha="left", va="bottom", gid=wish.gid, zorder=9, **wish.style)
+        self.axes.text(
+            *at, wish.text, transform=to, ha="left", va="bottom", gid=wish.gid, zorder=9, parse_math=False, **wish.style
+        )
         if spot.distance > LEADER and not wish.optional:
             ends = np.array([spot.edge, spot.anchor]) / self.size
             look = {"color": wish.style.get("color", "black"), "lw": 0.5, "alpha": 0.8, "zorder": 8}

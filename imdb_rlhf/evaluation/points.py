@@ -17,11 +17,13 @@ import pandas as pd
 import yaml
 
 from imdb_rlhf.artifacts import INPUTS, MANIFEST, check_manifest, hash_of
-from imdb_rlhf.errors import ConfigError
+from imdb_rlhf.errors import ConfigError, RunError
 from imdb_rlhf.evaluation.stats import prompt_means
 
-# What numbers are read from: compared byte for byte with the manifest; a model's weights by their size alone.
-READ = ("config.yaml", "summary.json", "evaluations.parquet", "artifacts.json", "overrides.json", "samples.parquet")
+# What a run must have to be drawn, and what is read besides: compared byte for byte with the manifest. The rest, a
+# model's weights, is compared by its size.
+NEEDED = ("config.yaml", "summary.json", "evaluations.parquet", "artifacts.json", "overrides.json")
+READ = (*NEEDED, "samples.parquet", "metrics.jsonl", "curve.parquet")
 SWEEP = "sweep.json"
 # Keys of a configuration that do not make another method of one.
 NO_METHOD = re.compile(
@@ -92,17 +94,26 @@ class FinishedRun:
         return dict(_flat(self.config))
 
     def artifact(self, stage: str) -> Path | None:
-        """The folder of an artifact that the run names; None if it names none or it was removed."""
+        """The folder of an artifact that the run names; None if it names none or it was removed.
+
+        Raises:
+            RunError: it was changed after it was made.
+        """
         key = self.artifacts.get(stage)
         folder = self.path.parent.parent / "artifacts" / stage / str(key)
-        return folder if key is not None and (folder / MANIFEST).exists() else None
+        if key is None or not (folder / MANIFEST).exists():
+            return None
+        problem = check_manifest(folder)
+        if problem is not None:
+            raise RunError(f"{folder} was changed after it was made: {problem}; restore it, or make its runs again")
+        return folder
 
     @cached_property
-    def world(self) -> str:
-        """A hash of what the axes depend on: reward, prompts, sampling, reference."""
+    def world(self) -> str | None:
+        """A hash of what the axes depend on: reward, prompts, sampling, reference; None without the artifact."""
         folder = self.artifact("reference")
         if folder is None:
-            return str(self.artifacts.get("reference"))
+            return None
         inputs = dict(json.loads((folder / INPUTS).read_text())["inputs"])
         evaluation = {k: v for k, v in inputs["evaluation"].items() if k != "batch_size"}
         kept = {k: inputs[k] for k in ("reference", "reward", "data", "generation")}
@@ -145,7 +156,7 @@ def find(places: Sequence[Path]) -> list[Path]:
         if not place.is_dir():
             raise ConfigError(f"there is no folder {place}; name a run, a sweep or a folder of runs")
         if (place / SWEEP).exists():
-            here = [Path(job["run"]) for job in json.loads((place / SWEEP).read_text())["jobs"] if job["run"]]
+            here = _runs_of_sweep(place)
         elif (place / "config.yaml").exists():
             here = [place]
         else:
@@ -156,6 +167,16 @@ def find(places: Sequence[Path]) -> list[Path]:
             )
         found |= dict.fromkeys(path.resolve() for path in here)
     return list(found)
+
+
+def _runs_of_sweep(folder: Path) -> list[Path]:
+    """The run folders of a sweep: those beside it, where it was moved or copied together with them."""
+    try:
+        named = [Path(job["run"]) for job in json.loads((folder / SWEEP).read_text())["jobs"] if job["run"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{folder / SWEEP} is not what a sweep writes; name the runs themselves") from error
+    beside = folder.resolve().parent.parent / "runs"
+    return [beside / run.name if (beside / run.name).is_dir() else run for run in named]
 
 
 def read(paths: Sequence[Path]) -> tuple[list[FinishedRun], list[dict[str, str]]]:
@@ -179,6 +200,9 @@ def _unusable(path: Path) -> str | None:
         return "there is no such folder: the run was not begun"
     if not (path / MANIFEST).exists():
         return "not finished: run its command again to go on"
+    missing = next((name for name in NEEDED if not (path / name).is_file()), None)
+    if missing is not None:
+        return f"{missing} is missing"
     problem = check_manifest(path, READ)
     return None if problem is None else f"changed after it was finished: {problem}"
 
@@ -191,8 +215,8 @@ def worlds(paths: Sequence[Path]) -> dict[str, list[Path]]:
     """
     runs, _ = read(paths)
     groups: dict[str, list[FinishedRun]] = {}
-    for run in runs:
-        groups.setdefault(run.world, []).append(run)
+    for run, world in zip(runs, _worlds(runs), strict=True):
+        groups.setdefault(world, []).append(run)
     if len(groups) <= 1:
         return {"": [run.path for run in runs]}
     first = [members[0] for members in groups.values()]
@@ -200,7 +224,13 @@ def worlds(paths: Sequence[Path]) -> dict[str, list[Path]]:
     names = [re.sub(r"[^\w.,=-]+", "_", name)[:60] for name in names]
     if len(set(names)) < len(names):
         names = [f"{name}-{world[:8]}".removeprefix("-") for name, world in zip(names, groups, strict=True)]
-    return {name: [run.path for run in groups[run_.world]] for name, run_ in zip(names, first, strict=True)}
+    return {name: [run.path for run in members] for name, members in zip(names, groups.values(), strict=True)}
+
+
+def _worlds(runs: Sequence[FinishedRun]) -> list[str]:
+    """The world of each run; one whose artifacts were removed is of the world of others with the same reference."""
+    known = {run.artifacts.get("reference"): run.world for run in runs if run.world is not None}
+    return [known.get(run.artifacts.get("reference")) or str(run.artifacts.get("reference")) for run in runs]
 
 
 def check_one_world(runs: Sequence[FinishedRun]) -> None:
@@ -209,7 +239,8 @@ def check_one_world(runs: Sequence[FinishedRun]) -> None:
     Raises:
         ConfigError: naming what differs, and in which runs.
     """
-    other = next((run for run in runs if run.world != runs[0].world), None)
+    found = _worlds(runs)
+    other = next((run for run, world in zip(runs, found, strict=True) if world != found[0]), None)
     if other is None:
         return
     first, keys = runs[0], _differing([runs[0], other])

@@ -57,7 +57,9 @@ def distinct(runs: Sequence[Run]) -> list[int]:
     """
     for name in ("launcher", "paths", "plan"):
         if any(getattr(run, name) != getattr(runs[0], name) for run in runs):
-            raise ConfigError(f"{name} is one for all jobs of a sweep; give it one value")
+            raise ConfigError(
+                f"{name} is one for all jobs of a sweep, and they differ; give one {name}=... on the command line"
+            )
     first: dict[str, int] = {}
     for position, run in enumerate(runs):
         first.setdefault(_identity(run), position)

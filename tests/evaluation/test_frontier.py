@@ -49,6 +49,12 @@ def test_the_same_runs_give_the_same_bytes(write_run: Write, tmp_path: Path) -> 
         assert first.replace(b"/a", b"/b") == second.replace(b"/a", b"/b"), name
 
 
+def test_a_name_is_no_formula(write_run: Write, tmp_path: Path) -> None:
+    run = write_run("own_model", None, steps((1.0, 0.7)), summary={"variant": r"$\foo$ <b>"})
+    draw([run], tmp_path / "out")
+    assert r"$\foo$ &lt;b&gt;" in (tmp_path / "out" / "frontier.svg").read_text()
+
+
 def test_csv_has_a_row_a_checkpoint(write_run: Write, tmp_path: Path) -> None:
     draw([write_run("dpo", ("beta", 1), steps((1.0, 0.7), (2.0, 0.8)))], tmp_path / "out")
     rows = pd.read_csv(tmp_path / "out" / "frontier.csv")

@@ -214,6 +214,16 @@ def test_a_setting_evaluated_twice_is_no_second_seed(write_run: Write) -> None:
     assert found["skipped"][0]["path"] == str(first)
 
 
+def test_the_widest_confidence_of_all_runs_whatever_their_order(write_run: Write) -> None:
+    steps = {5: (noisy(0.7, 1), noisy(1.0, 2))}
+    first = write_run("dpo", ("beta", 0.1), steps)
+    second = write_run("dpo", ("beta", 1), steps, more={"evaluation.confidence": 0.5, "evaluation.bootstrap": 100})
+    one, other = measure(first, second), measure(second, first)
+    assert one["confidence"] == other["confidence"] == 0.95
+    assert [point["kl_ci"] for point in one["points"]] == [point["kl_ci"] for point in other["points"]]
+    assert any("evaluation.confidence" in warning for warning in one["warnings"])
+
+
 def test_missed_targets_are_said(write_run: Write) -> None:
     run = write_run("ppo", ("target_kl", 3), {5: (level(0.7), level(1.0))}, summary={"ppo": {"on_target": False}})
     assert any("off its target" in warning and run.name in warning for warning in measure(run)["warnings"])

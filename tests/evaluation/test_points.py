@@ -1,11 +1,14 @@
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from imdb_rlhf.errors import ConfigError
+from imdb_rlhf.artifacts import write_manifest
+from imdb_rlhf.errors import ConfigError, RunError
 from imdb_rlhf.evaluation import points
 
 Write = Callable[..., Path]
@@ -64,6 +67,47 @@ def test_what_was_changed_by_hand_is_told(write_run: Write) -> None:
     assert skipped[0]["why"] == "changed after it was finished: summary.json has other bytes than were written"
 
 
+def test_a_sweep_that_was_copied_with_its_runs_names_the_copies(write_run: Write, tmp_path: Path) -> None:
+    run = write_run("dpo", ("beta", 0.1), FLAT)
+    sweep = tmp_path / "outputs" / "sweeps" / "s"
+    sweep.mkdir(parents=True)
+    (sweep / points.SWEEP).write_text(json.dumps({"jobs": [{"run": str(run)}]}))
+    shutil.copytree(tmp_path / "outputs", tmp_path / "copy")
+    assert points.find([sweep]) == [run]
+    assert points.find([tmp_path / "copy" / "sweeps" / "s"]) == [tmp_path / "copy" / "runs" / run.name]
+
+
+@pytest.mark.parametrize("text", ['{"jobs": [', "{}", '{"jobs": [1]}'])
+def test_what_is_no_sweeps_file(text: str, tmp_path: Path) -> None:
+    (tmp_path / points.SWEEP).write_text(text)
+    with pytest.raises(ConfigError, match="is not what a sweep writes"):
+        points.find([tmp_path])
+
+
+@pytest.mark.parametrize("name", points.NEEDED)
+def test_a_run_without_what_is_needed_is_left_out(name: str, write_run: Write) -> None:
+    run = write_run("dpo", ("beta", 0.1), FLAT)
+    (run / name).unlink()
+    write_manifest(run)
+    runs, skipped = points.read([run])
+    assert not runs and skipped == [{"path": str(run), "why": f"{name} is missing"}]
+
+
+def test_metrics_changed_without_a_change_of_size_are_told(write_run: Write) -> None:
+    run = write_run("dpo", ("beta", 0.1), FLAT)
+    (run / "metrics.jsonl").write_text((run / "metrics.jsonl").read_text().replace("1.0", "9.0"))
+    assert "metrics.jsonl has other bytes" in points.read([run])[1][0]["why"]
+
+
+def test_a_changed_artifact_is_refused(write_run: Write, tmp_path: Path) -> None:
+    run = write_run("dpo", ("beta", 0.1), FLAT)
+    table = tmp_path / "outputs" / "artifacts" / "reference" / "one" / "evaluation.parquet"
+    rows = pd.read_parquet(table)
+    rows.assign(reward=0.1).to_parquet(table, index=False)
+    with pytest.raises(RunError, match="reference/one was changed after it was made: evaluation.parquet"):
+        points.check_one_world(read([run]))
+
+
 # --- worlds -----------------------------------------------------------------------------------------------------------
 
 
@@ -88,6 +132,14 @@ def test_batch_sizes_make_no_world(write_run: Write) -> None:
     runs = read([write_run("dpo", ("beta", beta), FLAT) for beta in (0.1, 1)])
     points.check_one_world(runs)
     assert points.worlds([run.path for run in runs]) == {"": [run.path for run in runs]}
+
+
+def test_a_copy_without_artifacts_is_of_the_same_world(write_run: Write, tmp_path: Path) -> None:
+    first, second = (write_run("dpo", ("beta", beta), FLAT) for beta in (0.1, 1))
+    copy = tmp_path / "elsewhere" / "runs" / first.name
+    shutil.copytree(first, copy)
+    points.check_one_world(read([copy, second]))
+    assert points.worlds([copy, second]) == {"": [copy, second]}
 
 
 def test_worlds_are_named_by_what_differs(write_run: Write) -> None:
