@@ -174,8 +174,14 @@ def test_the_group_of_a_sweeps_jobs(handed):
     [
         (["-m", "sweep=nowhere"], "sweep=nowhere: no such choice; there are beta, frontier, kl_target, labels, len"),
         (["sweep=beta"], "sweep=beta is many runs; python train.py -m sweep=beta runs them"),
-        (["-m", "beta=1,2", "plan=true,false"], "plan is one for all jobs of a sweep; give it one value"),
-        (["-m", "beta=1,2", "launcher=local,parallel"], "launcher is one for all jobs of a sweep; give it one value"),
+        (
+            ["-m", "beta=1,2", "plan=true,false"],
+            "plan is one for all jobs of a sweep, and they differ; give one plan=... on the command line",
+        ),
+        (
+            ["-m", "beta=1,2", "launcher=local,parallel"],
+            "launcher is one for all jobs of a sweep, and they differ; give one launcher=... on the command line",
+        ),
         (["-m", "beta=1,2", "launcher.jobs=0"], "job beta=1 launcher.jobs=0: launcher.jobs=0 is out of range"),
         (["-m", "beta=interval(0,1)"], "beta=interval(0,1): a grid needs single values, as beta=1,2,5"),
         (
