@@ -43,3 +43,10 @@ def test_other_methods_get_styles_of_their_own(count: int) -> None:
 def test_more_methods_than_styles_are_drawn_all_the_same() -> None:
     names = [f"model {number}" for number in range(60)]
     assert len(set(styles(names).values())) == len(PALETTE) * len(MARKERS)
+
+
+def test_the_first_of_two_kinds_of_a_method_has_its_style() -> None:
+    found = palette.styles(["DPO (labels=deterministic)", "DPO (labels=bradley_terry)", "PPO"])
+    assert found["DPO (labels=deterministic)"] == palette.style("DPO")
+    assert len({style.colour for style in found.values()}) == 3
+    assert palette.styles(["DPO (x=1)", "DPO"])["DPO"] == palette.style("DPO")
