@@ -53,9 +53,9 @@ def colour(method: int | str) -> str:
 def styles(methods: Iterable[str]) -> dict[str, Style]:
     """The styles of the methods of one picture.
 
-    Names in `METHODS` keep their own style; where one stands only with what tells two of it apart, as "DPO (labels=...)",
-    the first of these has it. Another that would have the colour of a method before it takes the next free colour;
-    when none is left, the next free pair of colour and marker.
+    Names in `METHODS` keep their own style; where one stands only with what tells two of it apart, such as
+    "DPO (labels=...)", the first of these has it. Another that would have the colour of a method before it takes the
+    next free colour; when none is left, the next free pair of colour and marker.
     """
     names = list(dict.fromkeys(methods))
     found = {name: style(name) for name in names if name in METHODS}

@@ -46,7 +46,7 @@ def test_more_methods_than_styles_are_drawn_all_the_same() -> None:
 
 
 def test_the_first_of_two_kinds_of_a_method_has_its_style() -> None:
-    found = palette.styles(["DPO (labels=deterministic)", "DPO (labels=bradley_terry)", "PPO"])
-    assert found["DPO (labels=deterministic)"] == palette.style("DPO")
-    assert len({style.colour for style in found.values()}) == 3
-    assert palette.styles(["DPO (x=1)", "DPO"])["DPO"] == palette.style("DPO")
+    found = styles(["DPO (labels=deterministic)", "DPO (labels=bradley_terry)", "PPO"])
+    assert found["DPO (labels=deterministic)"] == style("DPO")
+    assert len({each.colour for each in found.values()}) == 3
+    assert styles(["DPO (x=1)", "DPO"])["DPO"] == style("DPO")
