@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from imdb_rlhf.artifacts import OneLineParser, atomic_write, hash_of
+from imdb_rlhf.artifacts import OneLineParser, atomic_write, hash_of, remember_hashes
 from imdb_rlhf.errors import ConfigError, RunError
 from imdb_rlhf.evaluation import figure, points, report
 from imdb_rlhf.evaluation.measure import Frontier
@@ -146,4 +146,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    remember_hashes()  # runs share their artifacts
     sys.exit(main())

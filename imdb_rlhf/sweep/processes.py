@@ -274,6 +274,7 @@ def draw(runs: Sequence[Path], folder: Path, mirror: tuple[WandbLogger, str] | N
         answers: where to.
     """
     _write_to(folder / "logs" / "frontier.log")
+    artifacts.remember_hashes()  # runs share their artifacts
     from imdb_rlhf.evaluation import frontier
 
     folders: list[Path] = []
