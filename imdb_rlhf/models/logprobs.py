@@ -7,14 +7,20 @@ and again in the backward pass; log-softmax and KL are computed in float32 whate
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import GPT2Model, PreTrainedModel
+
+from imdb_rlhf.models import gpt2
 
 # Logits held at once, in numbers: small enough for a CPU's cache, large enough for a GPU to be busy.
-CHUNK = {"cpu": 1 << 20, "cuda": 1 << 26}
+CHUNK = {"cpu": 1 << 22, "cuda": 1 << 26}
+# Entries of the vocabulary in a block of logits. A larger vocabulary is cut, so that many tokens share a block: the
+# gradient of the output layer, as large as the layer, is then written once and not once a handful of tokens.
+TILE = 4096
 
 
 @dataclass(frozen=True)
@@ -53,64 +59,115 @@ def output_layer(lm: PreTrainedModel) -> tuple[Tensor, Tensor | None]:
 
 def hidden_states(lm: PreTrainedModel, ids: Tensor) -> Tensor:
     """(rows, time, width) states that the output layer reads, for (rows, time) right-padded ids."""
-    return cast(Tensor, lm.base_model(input_ids=ids, use_cache=False).last_hidden_state)
+    base = lm.base_model
+    if gpt2.is_plain(base):
+        return gpt2.states(cast(GPT2Model, base), ids)
+    return cast(Tensor, base(input_ids=ids, use_cache=False).last_hidden_state)
 
 
-def _chunk_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
-    logits = (hidden @ weight.t()).float()
+def _chunk_logits(hidden: Tensor, layer: tuple[Tensor, Tensor | None], entries: slice, temperature: float) -> Tensor:
+    weight, bias = layer
+    logits = (hidden @ weight[entries].to(hidden.dtype).t()).float()
     if bias is not None:
-        logits += bias.float()
-    return logits if temperature == 1 else logits / temperature
+        logits += bias[entries].float()
+    return logits if temperature == 1 else logits.div_(temperature)
 
 
-def _chunks(hidden: Tensor, vocabulary: int) -> range:
-    size = max(1, CHUNK.get(hidden.device.type, 1 << 20) // vocabulary)
-    return range(0, max(1, len(hidden)), size)
+def _tiles(tokens: int, vocabulary: int, device: str) -> tuple[list[slice], list[slice]]:
+    """Blocks of tokens and of the vocabulary whose product is at most CHUNK numbers, blocks of tokens alike in size."""
+    entries = min(vocabulary, TILE)
+    most = max(1, CHUNK.get(device, CHUNK["cpu"]) // entries)
+    size = -(-tokens // -(-tokens // most)) if tokens else 1
+    return _slices(tokens, size), _slices(vocabulary, entries)
+
+
+def _slices(total: int, size: int, first: int = 0) -> list[slice]:
+    return [slice(at, min(at + size, total)) for at in range(first, total, size)]
+
+
+@dataclass
+class _Normaliser:
+    """log sum exp over a vocabulary that comes block by block, for (n,) tokens."""
+
+    top: Tensor
+    total: Tensor
+
+    @staticmethod
+    def of(tokens: int, device: torch.device) -> "_Normaliser":
+        lowest = torch.finfo(torch.float32).min
+        return _Normaliser(
+            torch.full((tokens,), lowest, device=device), torch.zeros(tokens, dtype=torch.float64, device=device)
+        )
+
+    def add(self, part: slice, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Take a (tokens, entries) block in; it becomes exp(logits - top).
+
+        Returns:
+            What sums taken so far are to be multiplied by, and the block.
+        """
+        top = torch.maximum(self.top[part], logits.amax(-1))
+        shrink = (self.top[part] - top).exp_()
+        weights = logits.sub_(top[:, None]).exp_()
+        self.top[part] = top
+        self.total[part] = self.total[part] * shrink + weights.sum(-1)
+        return shrink, weights
+
+    def value(self) -> Tensor:
+        """(n,) log sum exp."""
+        return self.top + self.total.log()
+
+
+def _places(targets: Tensor, entries: slice) -> tuple[Tensor, Tensor]:
+    """Where (n,) targets stand within a block of the vocabulary, (n, 1), and whether they do, (n, 1) bool."""
+    inside = (targets >= entries.start) & (targets < entries.stop)
+    return (targets - entries.start).clamp_(0, entries.stop - entries.start - 1)[:, None], inside[:, None]
 
 
 class _TokenLogProbs(torch.autograd.Function):
-    """log softmax(hidden @ weight^T / temperature)[target], chunk by chunk, logits recomputed in backward."""
+    """log softmax(hidden @ weight^T / temperature)[target], block by block, logits recomputed in backward."""
 
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float
     ) -> Tensor:
         table = weight.to(hidden.dtype)
-        logprobs = hidden.new_empty(len(hidden), dtype=torch.float32)
-        normalisers = torch.empty_like(logprobs)
-        steps = _chunks(hidden, len(weight))
-        for at in steps:
-            part = slice(at, at + steps.step)
-            logits = _chunk_logits(hidden[part], table, bias, temperature)
-            normalisers[part] = logits.logsumexp(-1)
-            logprobs[part] = logits.gather(1, targets[part, None])[:, 0] - normalisers[part]
-        ctx.save_for_backward(hidden, weight, bias, targets, normalisers)
-        ctx.temperature = temperature
-        return logprobs
+        chosen = hidden.new_zeros(len(hidden), dtype=torch.float32)
+        normaliser = _Normaliser.of(len(hidden), hidden.device)
+        parts, blocks = _tiles(len(hidden), len(weight), hidden.device.type)
+        for entries, part in product(blocks, parts):
+            logits = _chunk_logits(hidden[part], (table, bias), entries, temperature)
+            places, inside = _places(targets[part], entries)
+            chosen[part] += torch.where(inside, logits.gather(1, places), 0.0)[:, 0]
+            normaliser.add(part, logits)
+        normalisers = normaliser.value().float()
+        ctx.save_for_backward(hidden, table, bias, targets, normalisers)
+        ctx.temperature, ctx.dtype = temperature, weight.dtype
+        return chosen - normalisers
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        hidden, weight, bias, targets, normalisers = ctx.saved_tensors
-        table = weight.to(hidden.dtype)
-        grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+        hidden, table, bias, targets, normalisers = ctx.saved_tensors
+        scale = gradient.float()[:, None] / ctx.temperature
+        scaled = (hidden * scale).to(hidden.dtype)
+        grad_hidden = torch.zeros_like(hidden, dtype=torch.float32)
+        grad_weight = torch.zeros_like(table, dtype=torch.float32)
         grad_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
-        steps = _chunks(hidden, len(weight))
-        for at in steps:
-            part = slice(at, at + steps.step)
-            logits = _chunk_logits(hidden[part], table, bias, ctx.temperature)
-            # d logprob / d logits = onehot(target) - softmax, times the incoming gradient
-            scale = gradient[part, None].float() / ctx.temperature
-            grad_logits = logits.sub_(normalisers[part, None]).exp_().mul_(-scale)
-            grad_logits.scatter_add_(1, targets[part, None], scale)
+        parts, blocks = _tiles(len(hidden), len(table), hidden.device.type)
+        for entries, part in product(blocks, parts):
+            logits = _chunk_logits(hidden[part], (table, bias), entries, ctx.temperature)
+            # -d logprob / d logits = softmax - onehot(target); the incoming gradient, one number a token, multiplies
+            # the narrow factors
+            change = logits.sub_(normalisers[part, None]).exp_()
+            places, inside = _places(targets[part], entries)
+            change.scatter_add_(1, places, -inside.float())
             if grad_bias is not None:
-                grad_bias += grad_logits.sum(0)
-            lowered = grad_logits.to(hidden.dtype)
-            grad_hidden[part] = lowered @ table
-            grad_weight += lowered.t() @ hidden[part]
+                grad_bias[entries] -= (change * scale[part]).sum(0)
+            lowered = change.to(hidden.dtype)
+            grad_hidden[part] -= lowered @ table[entries]
+            grad_weight[entries] -= lowered.t() @ scaled[part]
         return (
-            grad_hidden,
-            grad_weight.to(weight.dtype),
+            grad_hidden.mul_(scale).to(hidden.dtype),
+            grad_weight.to(ctx.dtype),
             None if grad_bias is None else grad_bias.to(bias.dtype),
             None,
             None,
@@ -204,16 +261,39 @@ def compare(policy: PreTrainedModel, reference: PreTrainedModel, rows: Rows, tem
     with torch.autocast(rows.ids.device.type, enabled=False):
         states = [hidden_states(lm, rows.ids)[:, :-1][mask[:, 1:]].float() for lm in (policy, reference)]
         layers = [output_layer(lm) for lm in (policy, reference)]
-        sums = torch.zeros(3, len(rows.ids), dtype=torch.float64, device=rows.ids.device)
-        steps = _chunks(states[0], len(layers[0][0]))
-        for at in steps if len(targets) else ():
-            part = slice(at, at + steps.step)
-            log_pi, log_ref = (
-                _chunk_logits(state[part], weight.float(), bias, temperature).log_softmax(-1)
-                for state, (weight, bias) in zip(states, layers, strict=True)
-            )
-            chosen = targets[part, None]
-            step_kl = (log_pi.exp() * (log_pi - log_ref[:, : log_pi.shape[1]])).sum(-1)
-            for row, values in enumerate((log_pi.gather(1, chosen)[:, 0], log_ref.gather(1, chosen)[:, 0], step_kl)):
-                sums[row].index_add_(0, owner[part], values.double())
-    return Comparison(*sums)
+        values = _divergence(states, layers, targets, temperature)
+    sums = torch.zeros(3, len(rows.ids), dtype=torch.float64, device=rows.ids.device)
+    return Comparison(*sums.index_add_(1, owner, values))
+
+
+def _divergence(
+    states: list[Tensor], layers: list[tuple[Tensor, Tensor | None]], targets: Tensor, temperature: float
+) -> Tensor:
+    """(3, n) float64: log-probs of the targets under policy and reference, and the KL of the steps.
+
+    With l and m the logits of policy and reference, KL = E[l - m] - logsumexp(l) + logsumexp(m), the expectation under
+    the policy; all three are summed block by block of the vocabulary.
+    """
+    tokens, device = len(targets), targets.device
+    own, others = (len(weight) for weight, _ in layers)
+    normalisers = [_Normaliser.of(tokens, device) for _ in layers]
+    chosen = torch.zeros(2, tokens, dtype=torch.float64, device=device)
+    gap = torch.zeros(tokens, dtype=torch.float64, device=device)  # sum of exp(l - top) (l - m)
+    parts, blocks = _tiles(tokens, own, device.type)
+    for entries, part in product(blocks, parts):
+        policy, reference = (
+            _chunk_logits(state[part], layer, entries, temperature) for state, layer in zip(states, layers, strict=True)
+        )
+        places, inside = _places(targets[part], entries)
+        for which, logits in enumerate((policy, reference)):
+            chosen[which, part] += torch.where(inside, logits.gather(1, places), 0.0)[:, 0]
+        difference = policy - reference
+        shrink, weights = normalisers[0].add(part, policy)
+        gap[part] = gap[part] * shrink + (weights * difference).sum(-1)
+        normalisers[1].add(part, reference)
+    # entries that the policy lacks, and never samples, are in the reference's normaliser alone
+    for entries, part in product(_slices(others, TILE, first=own), parts):
+        normalisers[1].add(part, _chunk_logits(states[1][part], layers[1], entries, temperature))
+    ends = torch.stack([normaliser.value() for normaliser in normalisers])
+    kl = gap / normalisers[0].total - ends[0] + ends[1]
+    return torch.cat([chosen - ends, kl[None]])

@@ -5,6 +5,7 @@ Here row i consumes the uniforms of its own prompt, so the same prompt draws the
 number of processes (up to rounding), and two policies that are compared see common random numbers.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -12,11 +13,11 @@ from typing import cast
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from imdb_rlhf.config import GenerationConfig
 from imdb_rlhf.errors import RunError
-from imdb_rlhf.models.logprobs import _chunk_logits, output_layer
+from imdb_rlhf.models.decoding import open_decoder
 from imdb_rlhf.seeds import generator
 
 
@@ -57,22 +58,57 @@ def batches_by_length(lengths: Sequence[int], size: int) -> list[np.ndarray]:
     return [run[at : at + size] for run in np.split(order, edges) for at in range(0, len(run), size) if len(run)]
 
 
-def draw(logits: Tensor, uniform: Tensor, temperature: float = 1.0) -> Tensor:
+def room_for(rows: int, vocabulary: int, device: torch.device) -> Tensor:
+    """(rows, blocks, size) float32 zeros that `draw` works in; a vocabulary has about as many blocks as a block entries."""
+    size = math.isqrt(vocabulary - 1) + 1
+    return torch.zeros(rows, -(-vocabulary // size), size, device=device)
+
+
+def draw(logits: Tensor, uniform: Tensor, temperature: float = 1.0, room: Tensor | None = None) -> Tensor:
     """Inverse-CDF draws from softmax(logits / temperature).
 
     Args:
         logits: (rows, vocabulary), any float type.
         uniform: (rows,) in [0, 1).
         temperature: above 0.
+        room: `room_for` at least as many rows, written over; None makes it.
 
     Returns:
         (rows,) int64 tokens; one of probability 0 is never drawn.
     """
-    cumulative = (logits.float() / temperature).softmax(-1).cumsum(-1)
-    threshold = uniform.to(cumulative)[:, None] * cumulative[:, -1:]
+    rows, vocabulary = logits.shape
+    table = room_for(rows, vocabulary, logits.device) if room is None else room[:rows]
+    _, blocks, size = table.shape
+    weights = table.view(rows, -1)[:, :vocabulary].copy_(logits)  # what is beyond stays 0
+    if temperature != 1:
+        weights.div_(temperature)
+    weights.sub_(weights.amax(-1, keepdim=True)).exp_()
+    # a running sum over all entries is what costs: one over blocks finds the block, and one within it the entry
+    block, rest = _invert(table.sum(-1), uniform[:, None])
+    within, _ = _invert(table.gather(1, block.clamp(max=blocks - 1)[:, :, None].expand(rows, 1, size))[:, 0], rest)
+    return (block * size + within)[:, 0]
+
+
+def _invert(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """Inverse-CDF draws from weights that need not sum to 1.
+
+    Args:
+        weights: (rows, n), at least 0.
+        uniform: (rows, 1) in [0, 1).
+
+    Returns:
+        (rows, 1) entries, and (rows, 1) float64 how far into its own weight each draw fell: uniform in [0, 1) again.
+        An entry is n where weights are nan.
+    """
+    cumulative = weights.double().cumsum(-1)
+    total = cumulative[:, -1:]
     # a product that rounds up to the total would fall off the end
-    threshold = threshold.minimum(torch.nextafter(cumulative[:, -1:], torch.zeros_like(threshold)))
-    return torch.searchsorted(cumulative, threshold, right=True)[:, 0]
+    threshold = (uniform.to(total) * total).minimum(torch.nextafter(total, torch.zeros_like(total)))
+    found = torch.searchsorted(cumulative, threshold, right=True)
+    last = weights.shape[1] - 1
+    upper = cumulative.gather(1, found.clamp(max=last))
+    mass = weights.gather(1, found.clamp(max=last)).double()
+    return found, (1 - (upper - threshold) / mass).clamp(0, 1)
 
 
 @torch.no_grad()
@@ -105,23 +141,24 @@ def sample(
     rows, steps = random.shape
     most = torch.full((rows,), steps, device=device) if limit is None else torch.as_tensor(limit).to(device)
     starts = torch.tensor([len(prompt) for prompt in prompts], device=device)
-    shortest, longest = int(starts.min()), int(starts.max())
-    given = torch.full((rows, longest), eos_id, dtype=torch.int64)
+    longest = int(starts.max())
+    given = torch.zeros(rows, longest, dtype=torch.int64)
     for row, prompt in enumerate(prompts):
         given[row, : len(prompt)] = torch.as_tensor(prompt)
     given = given.to(device)
     tokens = torch.full((rows, steps), eos_id, dtype=torch.int64, device=device)
     alive = torch.arange(rows, device=device)  # rows still being written, in the order of the cache
     going = torch.ones(rows, dtype=torch.bool, device=device)  # of those that are alive, which are not finished
-    ids = given[:, :shortest]
-    cache = DynamicCache()
-    weight, bias = output_layer(lm)
-    for column in range(shortest, longest + steps):
-        state = lm.base_model(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
-        logits = _chunk_logits(state, weight.to(state.dtype), bias, 1.0)
+    decoder = open_decoder(lm, rows, longest + steps)
+    ids, starts = decoder.begin(given, starts)
+    room: Tensor | None = None
+    for column in range(ids.shape[1], longest + steps):
+        logits = decoder.read(ids)
+        if room is None:
+            room = room_for(*logits.shape, device)
         step = column - starts[alive]  # which new token it is; below 0 within the prompt
         place = step.clamp(0, steps - 1)
-        drawn = draw(logits, random[alive, place], temperature)
+        drawn = draw(logits, random[alive, place], temperature, room)
         if column < longest:
             drawn = torch.where(step < 0, given[alive, column], drawn)
         written = going & (step >= 0)
@@ -136,7 +173,7 @@ def sample(
         # finished rows are dropped once they are many: copying the cache has its price
         if left < 0.75 * len(alive):
             keep = going.nonzero()[:, 0]
-            cache.batch_select_indices(keep)
+            decoder.keep(keep)
             alive, drawn, going = alive[keep], drawn[keep], going[keep]
         ids = drawn[:, None]
     return _cut(tokens, eos_id, most)
