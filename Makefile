@@ -1,9 +1,9 @@
-# make setup | demo | test | test-slow | lint | clean      (PYTHON=python3.12 picks another Python)
+# make setup | demo | test | test-slow | bench | lint | clean      (PYTHON=python3.12 picks another Python)
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test test-slow lint clean
+.PHONY: setup demo test test-slow bench lint clean
 
 setup: $(VENV)/.dev  ## the package, and what its tests need
 
@@ -16,6 +16,9 @@ test: lint
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -m "slow and not gpu"
 
+bench: $(VENV)/.package  ## us and the peers, one table; makes the peers' environments; hours on two cores
+	$(BIN)/python -m benchmarks
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -23,7 +26,7 @@ lint: $(VENV)/.dev
 
 clean:  ## caches and build folders; never outputs/ or the environment
 	rm -rf build *.egg-info .mypy_cache .pytest_cache .ruff_cache
-	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
+	find . -name __pycache__ -not -path "./$(VENV)/*" -not -path "./.bench/*" -prune -exec rm -rf {} +
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \

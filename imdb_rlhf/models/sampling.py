@@ -59,7 +59,7 @@ def batches_by_length(lengths: Sequence[int], size: int) -> list[np.ndarray]:
 
 
 def room_for(rows: int, vocabulary: int, device: torch.device) -> Tensor:
-    """(rows, blocks, size) float32 zeros that `draw` works in; a vocabulary has about as many blocks as a block entries."""
+    """(rows, blocks, size) float32 zeros that `draw` works in; blocks and size are about as many."""
     size = math.isqrt(vocabulary - 1) + 1
     return torch.zeros(rows, -(-vocabulary // size), size, device=device)
 
