@@ -20,7 +20,7 @@ from imdb_rlhf.models import gpt2
 CHUNK = {"cpu": 1 << 22, "cuda": 1 << 26}
 # Entries of the vocabulary in a block of logits. A larger vocabulary is cut, so that many tokens share a block: the
 # gradient of the output layer, as large as the layer, is then written once and not once a handful of tokens.
-TILE = 4096
+TILE = {"cpu": 1 << 10, "cuda": 1 << 14}
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def _chunk_logits(hidden: Tensor, layer: tuple[Tensor, Tensor | None], entries: 
 
 def _tiles(tokens: int, vocabulary: int, device: str) -> tuple[list[slice], list[slice]]:
     """Blocks of tokens and of the vocabulary whose product is at most CHUNK numbers, blocks of tokens alike in size."""
-    entries = min(vocabulary, TILE)
+    entries = min(vocabulary, TILE.get(device, TILE["cpu"]))
     most = max(1, CHUNK.get(device, CHUNK["cpu"]) // entries)
     size = -(-tokens // -(-tokens // most)) if tokens else 1
     return _slices(tokens, size), _slices(vocabulary, entries)
@@ -292,7 +292,7 @@ def _divergence(
         gap[part] = gap[part] * shrink + (weights * difference).sum(-1)
         normalisers[1].add(part, reference)
     # entries that the policy lacks, and never samples, are in the reference's normaliser alone
-    for entries, part in product(_slices(others, TILE, first=own), parts):
+    for entries, part in product(_slices(others, blocks[0].stop, first=own), parts):
         normalisers[1].add(part, _chunk_logits(states[1][part], layers[1], entries, temperature))
     ends = torch.stack([normaliser.value() for normaliser in normalisers])
     kl = gap / normalisers[0].total - ends[0] + ends[1]

@@ -1,0 +1,1 @@
+"""How fast the package is, and how fast others are beside it: `python -m benchmarks`."""
