@@ -20,7 +20,7 @@ from imdb_rlhf.algos.batches import Stream, share, steps_for
 from imdb_rlhf.config import Crop, Positions, PromptsConfig, TwoLabelReward
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.losses import two_label_cross_entropy
-from imdb_rlhf.models.logprobs import completion_mask, hidden_states, token_logprobs
+from imdb_rlhf.models.logprobs import completion_mask, hidden_states, states_before, token_logprobs
 from imdb_rlhf.seeds import generator
 from imdb_rlhf.training.loop import Plain
 
@@ -55,7 +55,7 @@ class Head(nn.Module):
             return logits, torch.zeros(len(ids), device=ids.device)
         mask = completion_mask(ids, torch.ones_like(lengths), lengths)
         table = self.model.get_input_embeddings().weight  # tied to the output layer; `make_head` sees to it
-        values = token_logprobs(hidden[:, :-1][mask[:, 1:]], table, None, ids[mask])
+        values = token_logprobs(states_before(hidden, mask), table, None, ids[mask])
         owner = mask.nonzero()[:, 0]
         sums = torch.zeros(len(ids), device=ids.device).index_add(0, owner, values)
         return logits, sums / (lengths - 1).clamp(min=1)

@@ -1,7 +1,6 @@
 """PPO's policy with its value head, on a network of the head's own or on the policy's."""
 
 from copy import deepcopy
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +8,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from imdb_rlhf.config import ValueNetwork
-from imdb_rlhf.models.logprobs import completion_mask, hidden_states, output_layer, token_logprobs
+from imdb_rlhf.models.logprobs import (
+    base_states,
+    completion_mask,
+    hidden_states,
+    output_layer,
+    states_before,
+    token_logprobs,
+)
 
 
 class ActorCritic(nn.Module):
@@ -35,12 +41,12 @@ class ActorCritic(nn.Module):
         """
         hidden = hidden_states(self.lm, ids)
         mask = completion_mask(ids, starts, lengths)
-        before = mask[:, 1:]  # the state before a token is one to its left
+        states = states_before(hidden, mask)
         weight, bias = output_layer(self.lm)
-        logprobs = token_logprobs(hidden[:, :-1][before], weight, bias, ids[mask], self.temperature)
+        logprobs = token_logprobs(states, weight, bias, ids[mask], self.temperature)
         if self.critic is not None:
-            hidden = cast(Tensor, self.critic(input_ids=ids, use_cache=False).last_hidden_state)
+            states = states_before(base_states(self.critic, ids), mask)
         with torch.autocast(ids.device.type, enabled=False):
-            values = F.linear(hidden[:, :-1][before].float(), self.head.weight, self.head.bias)[:, 0]
+            values = F.linear(states.float(), self.head.weight, self.head.bias)[:, 0]
         blank = torch.zeros(ids.shape, dtype=torch.float32, device=ids.device)
         return blank.masked_scatter(mask, logprobs), blank.masked_scatter(mask, values)

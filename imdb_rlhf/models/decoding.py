@@ -3,8 +3,9 @@
 `open_decoder` picks GPT-2's own decoder where it computes the same, and transformers' cache for any other model.
 """
 
-from collections.abc import Callable
-from typing import Protocol, cast
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +15,7 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
 from imdb_rlhf.models import gpt2
 from imdb_rlhf.models.logprobs import output_layer
-
-Product = Callable[[Tensor], Tensor]
+from imdb_rlhf.models.products import Product, laid_out
 
 
 class Decoder(Protocol):
@@ -94,16 +94,7 @@ class GPT2Decoder:
         blank = torch.zeros(rows, self.heads, time, width, dtype=self.dtype, device=weight.device)
         self.cache = DynamicCache([(blank, blank) for _ in model.h])  # copied as it is taken in
         with torch.autocast(kind, enabled=False):
-            self.output = product(weight, bias, rows, self.dtype)
-            self.layers = [self._layer(cast(GPT2Block, block), rows) for block in model.h]
-
-    def _layer(self, block: GPT2Block, rows: int) -> tuple[Product, Product, Product, Product]:
-        inner = block.mlp.c_fc
-        qkv, mixed, outer = (
-            product(layer.weight.t(), layer.bias, rows, self.dtype)
-            for layer in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_proj)
-        )
-        return qkv, mixed, product(inner.weight.t(), inner.bias, rows, self.dtype, gelu=True), outer
+            self.layout = _layout(lm, rows, self.dtype)
 
     def begin(self, prompts: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """As in `Decoder`."""
@@ -131,10 +122,10 @@ class GPT2Decoder:
             ends = self.lengths - 1 if self.lengths is not None else torch.zeros_like(ids[:, 0])
             self.lengths = None
             last = x.view(rows, time, -1)[torch.arange(rows, device=ids.device), ends]
-            return self.output(gpt2.layer_norm(self.model.ln_f, last).to(self.dtype))
+            return self.layout.output(gpt2.layer_norm(self.model.ln_f, last).to(self.dtype))
 
     def _step(self, index: int, block: GPT2Block, x: Tensor, rows: int) -> Tensor:
-        qkv_of, mixed_of, inner_of, outer_of = self.layers[index]
+        qkv_of, mixed_of, inner_of, outer_of = self.layout.layers[index]
         qkv = qkv_of(gpt2.layer_norm(block.ln_1, x).to(self.dtype))
         mixed = self._attend(index, *gpt2.split_heads(qkv, rows, self.heads))
         x = x + mixed_of(mixed.transpose(1, 2).reshape(len(x), -1)).to(x.dtype)
@@ -167,35 +158,40 @@ class GPT2Decoder:
             self.shift, self.mask = self.shift[rows], self.mask[rows]
 
 
-def product(weight: Tensor, bias: Tensor | None, rows: int, dtype: torch.dtype, gelu: bool = False) -> Product:
-    """The map x @ weight^T + bias, then tanh-GELU if wanted, for (n, in) x of which there are about `rows` each time.
+@dataclass(frozen=True)
+class _Layout:
+    """A model's products with their weights laid out, and what tells that the weights are still those."""
 
-    Few rows against a large matrix are bound by how the matrix lies: on a CPU that multiplies bf16 it is laid out for
-    its matrix units once (torch's own oneDNN operators, which its compiler uses for the same purpose).
-
-    Args:
-        weight: (out, in), cast to `dtype`.
-        bias: (out,) or None.
-        rows: about how many rows x will have.
-        dtype: of x and of what comes out.
-        gelu: whether the activation follows.
-    """
-    table = weight.detach().to(dtype).contiguous()
-    offset = None if bias is None else bias.detach().to(dtype)
-    if _lays_out(table):
-        packed = torch.ops.mkldnn._reorder_linear_weight(table, rows)
-        activation = ("gelu", [], "tanh") if gelu else ("none", [], "")
-        return lambda x: cast(Tensor, torch.ops.mkldnn._linear_pointwise(x, packed, offset, *activation))
-    if gelu:
-        return lambda x: F.gelu(F.linear(x, table, offset), approximate="tanh")
-    return lambda x: F.linear(x, table, offset)
+    sign: tuple[Any, ...]
+    output: Product
+    layers: list[tuple[Product, Product, Product, Product]]
 
 
-def _lays_out(table: Tensor) -> bool:
-    known = hasattr(torch.ops.mkldnn, "_linear_pointwise") and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-    return bool(
-        table.device.type == "cpu"
-        and table.dtype == torch.bfloat16
-        and known
-        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+# Sampling goes through many batches with the same weights. A layout lives as long as its model.
+_LAYOUTS: WeakKeyDictionary[PreTrainedModel, _Layout] = WeakKeyDictionary()
+
+
+def _layout(lm: PreTrainedModel, rows: int, dtype: torch.dtype) -> _Layout:
+    """The layout of the model's weights as they are now."""
+    sign = (dtype, *map(_sign, lm.parameters()))
+    found = _LAYOUTS.get(lm)
+    if found is None or found.sign != sign:
+        weight, bias = output_layer(lm)
+        layers = [_layer_layout(cast(GPT2Block, block), rows, dtype) for block in cast(GPT2Model, lm.base_model).h]
+        found = _LAYOUTS[lm] = _Layout(sign, laid_out(weight, bias, rows, dtype), layers)
+    return found
+
+
+def _sign(parameter: Tensor) -> tuple[Any, ...]:
+    """Changes with every change of a parameter: torch counts them, and the sum of squares is for edits past that."""
+    flat = parameter.detach().flatten()
+    return parameter.data_ptr(), parameter.shape, parameter._version, float(torch.dot(flat, flat))
+
+
+def _layer_layout(block: GPT2Block, rows: int, dtype: torch.dtype) -> tuple[Product, Product, Product, Product]:
+    inner = block.mlp.c_fc
+    qkv, mixed, outer = (
+        laid_out(layer.weight.t(), layer.bias, rows, dtype)
+        for layer in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_proj)
     )
+    return qkv, mixed, laid_out(inner.weight.t(), inner.bias, rows, dtype, gelu=True), outer

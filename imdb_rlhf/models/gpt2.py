@@ -16,10 +16,14 @@ from transformers import GPT2Model
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 from transformers.pytorch_utils import Conv1D
 
+from imdb_rlhf.models.products import fuses, product
+
 # Libraries replace it on the class.
 FORWARD = GPT2Model.forward
 # Attention scores held at once on a CPU, in numbers.
 SCORES = 1 << 20
+# Keys that a row of scores is filled up to a multiple of.
+COLUMNS = 32
 
 
 def is_plain(model: nn.Module) -> bool:
@@ -70,15 +74,15 @@ def _matrices(block: nn.Module) -> list[Conv1D]:
 
 def _block(block: GPT2Block, x: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
     """One layer on the (rows * time, width) residual stream."""
-    attention = block.attn
-    qkv = _linear(attention.c_attn, layer_norm(block.ln_1, x).to(dtype))
+    attention, mlp = block.attn, block.mlp
+    qkv = _Linear.apply(layer_norm(block.ln_1, x).to(dtype), attention.c_attn.weight, attention.c_attn.bias)
     if attention.config._attn_implementation == "eager":
-        mixed = cast(Tensor, _Attention.apply(qkv, rows, attention.num_heads))
+        mixed = _Attention.apply(qkv, rows, attention.num_heads)
     else:
         mixed = _kernel_attention(qkv, rows, attention.num_heads)
-    x = x + _linear(attention.c_proj, mixed).to(x.dtype)
-    inner = F.gelu(_linear(block.mlp.c_fc, layer_norm(block.ln_2, x).to(dtype)), approximate="tanh")
-    return x + _linear(block.mlp.c_proj, inner).to(x.dtype)
+    x = x + _Linear.apply(mixed, attention.c_proj.weight, attention.c_proj.bias).to(x.dtype)
+    inner = _GELU.apply(layer_norm(block.ln_2, x).to(dtype), mlp.c_fc.weight, mlp.c_fc.bias)
+    return cast(Tensor, x + _Linear.apply(inner, mlp.c_proj.weight, mlp.c_proj.bias).to(x.dtype))
 
 
 def layer_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
@@ -86,31 +90,58 @@ def layer_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
     return F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
 
 
-def _linear(layer: Conv1D, x: Tensor) -> Tensor:
-    """Returns x @ weight + bias in the precision of x; (tokens, in) to (tokens, out)."""
-    return cast(Tensor, _Linear.apply(x, layer.weight, layer.bias))
+def _cast(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    return weight.to(x.dtype), bias.to(x.dtype)
 
 
 class _Linear(torch.autograd.Function):
-    """A product whose operands are cast once, and whose weight gradient is a product of rows that lie in order."""
+    """x @ weight + bias, the operands cast to the precision of x once; (tokens, in) to (tokens, out)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        table = weight.to(x.dtype)
+        table, offset = _cast(x, weight, bias)
         ctx.save_for_backward(x, table)
         ctx.dtype = weight.dtype
-        return torch.addmm(bias.to(x.dtype), x, table)
+        return product(x, table.t(), offset)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        x, table = ctx.saved_tensors
-        wanted = ctx.needs_input_grad
-        grad_x = gradient @ table.t() if wanted[0] else None
-        # a transposed left factor halves the speed of a CPU's matrix units; copying a narrow one costs less
-        left = x.t().contiguous() if x.shape[1] <= gradient.shape[1] else x.t()
-        grad_weight = (left @ gradient).to(ctx.dtype) if wanted[1] else None
-        grad_bias = gradient.sum(0).to(ctx.dtype) if wanted[2] else None
-        return grad_x, grad_weight, grad_bias
+        return _linear_gradients(gradient, *ctx.saved_tensors, ctx)
+
+
+class _GELU(torch.autograd.Function):
+    """tanh-GELU(x @ weight + bias).
+
+    Where product and activation are one pass, the product is made again in backward: that costs less than a pass.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        table, offset = _cast(x, weight, bias)
+        ctx.dtype = weight.dtype
+        if fuses(x):
+            ctx.save_for_backward(x, table, offset)
+            return product(x, table.t(), offset, gelu=True)
+        inner = product(x, table.t(), offset)
+        ctx.save_for_backward(x, table, offset, inner)
+        return F.gelu(inner, approximate="tanh")
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        x, table, offset, *kept = ctx.saved_tensors
+        inner = kept[0] if kept else product(x, table.t(), offset)
+        return _linear_gradients(torch.ops.aten.gelu_backward(gradient, inner, approximate="tanh"), x, table, ctx)
+
+
+def _linear_gradients(gradient: Tensor, x: Tensor, table: Tensor, ctx: Any) -> tuple[Tensor | None, ...]:
+    """Gradients of x, weight and bias, the last two in the parameters' precision, where they are wanted."""
+    wanted = ctx.needs_input_grad
+    grad_x = gradient @ table.t() if wanted[0] else None
+    # a transposed left factor halves the speed of a CPU's matrix units; copying it pays where it is the narrow one
+    left = x.t().contiguous() if 2 * x.shape[1] <= gradient.shape[1] else x.t()
+    grad_weight = (left @ gradient).to(ctx.dtype) if wanted[1] else None
+    grad_bias = gradient.sum(0).to(ctx.dtype) if wanted[2] else None
+    return grad_x, grad_weight, grad_bias
 
 
 def split_heads(qkv: Tensor, rows: int, heads: int) -> Tensor:
@@ -132,30 +163,31 @@ class _Attention(torch.autograd.Function):
     def forward(ctx: Any, qkv: Tensor, rows: int, heads: int) -> Tensor:
         parts = split_heads(qkv, rows, heads)
         mixed = qkv.new_empty(rows, parts.shape[3], heads, parts.shape[4])
+        later = _later(parts)
         for at in _row_blocks(parts):
-            query, key, value = parts[:, at].contiguous()
-            mixed[at] = (_weights(query, key) @ value).transpose(1, 2)
-        ctx.save_for_backward(qkv)
+            query, key, value = _padded(parts[:, at], later)
+            mixed[at] = _by_row(torch.bmm(_weights(query, key, later), value), heads).transpose(1, 2)
+        ctx.save_for_backward(qkv, later)
         ctx.shape = rows, heads
         return mixed.view(len(qkv), -1)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        (qkv,) = ctx.saved_tensors
+        qkv, later = ctx.saved_tensors
         rows, heads = ctx.shape
         parts = split_heads(qkv, rows, heads)
         grad_qkv = torch.empty_like(qkv)
         into = split_heads(grad_qkv, rows, heads)
-        incoming = gradient.view(rows, parts.shape[3], heads, -1).transpose(1, 2)
-        scale = parts.shape[4] ** -0.5
+        time, scale = parts.shape[3], parts.shape[4] ** -0.5
+        incoming = gradient.view(rows, time, heads, -1).transpose(1, 2)
         for at in _row_blocks(parts):
-            query, key, value = parts[:, at].contiguous()
-            weights, grad_mixed = _weights(query, key), incoming[at].contiguous()
-            into[2, at] = weights.transpose(2, 3) @ grad_mixed
-            grad_weights = grad_mixed @ value.transpose(2, 3)
+            query, key, value = _padded(parts[:, at], later)
+            weights, grad_mixed = _weights(query, key, later), incoming[at].reshape(len(query), time, -1)
+            into[2, at] = _by_row(torch.bmm(weights.transpose(1, 2), grad_mixed), heads)[:, :, :time]
+            grad_weights = torch.bmm(grad_mixed, value.transpose(1, 2))
             grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype).mul_(scale)
-            into[0, at] = grad_scores @ key
-            into[1, at] = grad_scores.transpose(2, 3) @ query
+            into[0, at] = _by_row(torch.bmm(grad_scores, key), heads)
+            into[1, at] = _by_row(torch.bmm(grad_scores.transpose(1, 2), query), heads)[:, :, :time]
         return grad_qkv, None, None
 
 
@@ -165,9 +197,31 @@ def _row_blocks(parts: Tensor) -> list[slice]:
     return [slice(at, at + size) for at in range(0, rows, size)]
 
 
-def _weights(query: Tensor, key: Tensor) -> Tensor:
-    """(rows, heads, time, time) attention weights; softmax is computed in float32 inside."""
-    time = query.shape[2]
-    later = torch.ones(time, time, dtype=torch.bool, device=query.device).triu_(1)
-    scores = (query @ key.transpose(2, 3)).mul_(query.shape[3] ** -0.5)
-    return scores.masked_fill_(later, float("-inf")).softmax(-1)
+def _later(parts: Tensor) -> Tensor:
+    """(time, columns) what is added to scores: -inf where a key stands later than its query.
+
+    Columns are filled up to a multiple of what a CPU takes at once: softmax over a row's odd rest is several times
+    slower than over a few columns more.
+    """
+    time = parts.shape[3]
+    columns = -(-time // COLUMNS) * COLUMNS
+    later = torch.ones(time, columns, dtype=torch.bool, device=parts.device).triu_(1)
+    return torch.zeros(time, columns, dtype=parts.dtype, device=parts.device).masked_fill_(later, float("-inf"))
+
+
+def _padded(parts: Tensor, later: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(n, time, width) queries, (n, columns, width) keys and values of (3, rows, heads, time, width)."""
+    _, rows, heads, time, width = parts.shape
+    filled = parts.new_zeros(2, rows, heads, later.shape[1], width)
+    filled[:, :, :, :time] = parts[1:]
+    key, value = filled.view(2, rows * heads, -1, width)
+    return parts[0].reshape(rows * heads, time, width), key, value
+
+
+def _by_row(table: Tensor, heads: int) -> Tensor:
+    return table.view(-1, heads, *table.shape[1:])
+
+
+def _weights(query: Tensor, key: Tensor, later: Tensor) -> Tensor:
+    """(n, time, columns) attention weights; softmax is computed in float32 inside."""
+    return torch.baddbmm(later, query, key.transpose(1, 2), alpha=query.shape[2] ** -0.5).softmax(-1)

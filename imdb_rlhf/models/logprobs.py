@@ -59,7 +59,11 @@ def output_layer(lm: PreTrainedModel) -> tuple[Tensor, Tensor | None]:
 
 def hidden_states(lm: PreTrainedModel, ids: Tensor) -> Tensor:
     """(rows, time, width) states that the output layer reads, for (rows, time) right-padded ids."""
-    base = lm.base_model
+    return base_states(lm.base_model, ids)
+
+
+def base_states(base: nn.Module, ids: Tensor) -> Tensor:
+    """`hidden_states` of a model's layers alone."""
     if gpt2.is_plain(base):
         return gpt2.states(cast(GPT2Model, base), ids)
     return cast(Tensor, base(input_ids=ids, use_cache=False).last_hidden_state)
@@ -148,9 +152,10 @@ class _TokenLogProbs(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Any:
         hidden, table, bias, targets, normalisers = ctx.saved_tensors
         scale = gradient.float()[:, None] / ctx.temperature
-        scaled = (hidden * scale).to(hidden.dtype)
+        scaled = (hidden * -scale).to(hidden.dtype)
         grad_hidden = torch.zeros_like(hidden, dtype=torch.float32)
-        grad_weight = torch.zeros_like(table, dtype=torch.float32)
+        # written by the first block of tokens: a table of the vocabulary is not touched more often than it must be
+        grad_weight = (torch.empty_like if len(hidden) else torch.zeros_like)(table, dtype=torch.float32)
         grad_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
         parts, blocks = _tiles(len(hidden), len(table), hidden.device.type)
         for entries, part in product(blocks, parts):
@@ -163,10 +168,14 @@ class _TokenLogProbs(torch.autograd.Function):
             if grad_bias is not None:
                 grad_bias[entries] -= (change * scale[part]).sum(0)
             lowered = change.to(hidden.dtype)
-            grad_hidden[part] -= lowered @ table[entries]
-            grad_weight[entries] -= lowered.t() @ scaled[part]
+            grad_hidden[part] += lowered @ table[entries]
+            product_of_part = lowered.t() @ scaled[part]
+            if part.start:
+                grad_weight[entries] += product_of_part
+            else:
+                grad_weight[entries] = product_of_part
         return (
-            grad_hidden.mul_(scale).to(hidden.dtype),
+            grad_hidden.mul_(-scale).to(hidden.dtype),
             grad_weight.to(ctx.dtype),
             None if grad_bias is None else grad_bias.to(bias.dtype),
             None,
@@ -211,7 +220,7 @@ class LogProbs(nn.Module):
         hidden = hidden_states(self.lm, ids)
         mask = completion_mask(ids, starts, lengths)
         weight, bias = output_layer(self.lm)
-        values = token_logprobs(hidden[:, :-1][mask[:, 1:]], weight, bias, ids[mask], self.temperature)
+        values = token_logprobs(states_before(hidden, mask), weight, bias, ids[mask], self.temperature)
         return torch.zeros(ids.shape, dtype=values.dtype, device=ids.device).masked_scatter(mask, values)
 
 
@@ -219,6 +228,20 @@ def completion_mask(ids: Tensor, starts: Tensor, lengths: Tensor) -> Tensor:
     """(rows, time) bool: the positions of completion tokens."""
     time = torch.arange(ids.shape[1], device=ids.device)
     return (time >= starts[:, None]) & (time < lengths[:, None])
+
+
+def states_before(hidden: Tensor, mask: Tensor) -> Tensor:
+    """The states that tokens are drawn in: of each one the state to its left.
+
+    Args:
+        hidden: (rows, time, width).
+        mask: (rows, time) bool, n tokens, none of them first in its row.
+
+    Returns:
+        (n, width), row by row.
+    """
+    places = mask.flatten().nonzero()[:, 0] - 1
+    return hidden.reshape(-1, hidden.shape[-1]).index_select(0, places)
 
 
 @torch.no_grad()
@@ -259,7 +282,7 @@ def compare(policy: PreTrainedModel, reference: PreTrainedModel, rows: Rows, tem
     owner = mask.nonzero()[:, 0]
     targets = rows.ids[mask]
     with torch.autocast(rows.ids.device.type, enabled=False):
-        states = [hidden_states(lm, rows.ids)[:, :-1][mask[:, 1:]].float() for lm in (policy, reference)]
+        states = [states_before(hidden_states(lm, rows.ids), mask).float() for lm in (policy, reference)]
         layers = [output_layer(lm) for lm in (policy, reference)]
         values = _divergence(states, layers, targets, temperature)
     sums = torch.zeros(3, len(rows.ids), dtype=torch.float64, device=rows.ids.device)

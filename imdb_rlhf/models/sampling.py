@@ -20,6 +20,9 @@ from imdb_rlhf.errors import RunError
 from imdb_rlhf.models.decoding import open_decoder
 from imdb_rlhf.seeds import generator
 
+# Numbers of a distribution that a CPU works on at once.
+CACHED = 1 << 19
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -79,12 +82,17 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float = 1.0, room: Tensor
     rows, vocabulary = logits.shape
     table = room_for(rows, vocabulary, logits.device) if room is None else room[:rows]
     _, blocks, size = table.shape
-    weights = table.view(rows, -1)[:, :vocabulary].copy_(logits)  # what is beyond stays 0
-    if temperature != 1:
-        weights.div_(temperature)
-    weights.sub_(weights.amax(-1, keepdim=True)).exp_()
+    weights = table.view(rows, -1)[:, :vocabulary]  # what is beyond stays 0
+    step = max(1, CACHED // vocabulary) if logits.device.type == "cpu" else rows
+    sums = torch.empty(rows, blocks, device=logits.device)
+    for at in range(0, rows, step):
+        part = weights[at : at + step].copy_(logits[at : at + step])
+        if temperature != 1:
+            part.div_(temperature)
+        part.sub_(part.amax(-1, keepdim=True)).exp_()
+        torch.sum(table[at : at + step], -1, out=sums[at : at + step])
     # a running sum over all entries is what costs: one over blocks finds the block, and one within it the entry
-    block, rest = _invert(table.sum(-1), uniform[:, None])
+    block, rest = _invert(sums, uniform[:, None])
     within, _ = _invert(table.gather(1, block.clamp(max=blocks - 1)[:, :, None].expand(rows, 1, size))[:, 0], rest)
     return (block * size + within)[:, 0]
 

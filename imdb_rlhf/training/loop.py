@@ -239,9 +239,8 @@ def _step(
     table = torch.stack([totals[key] for key in totals])
     table = runtime.accelerator.reduce(table, reduction="sum") if runtime.world > 1 else table
     values = dict(zip(totals, (table / batch.size).tolist(), strict=True))
-    limit = settings.optim.max_grad_norm
-    norm = runtime.accelerator.clip_grad_norm_(module.parameters(), math.inf if limit is None else limit)
-    values |= {"train/grad_norm": float(norm), **batch.notes}
+    norm = optim.clip(module.parameters(), settings.optim.max_grad_norm)
+    values |= {"train/grad_norm": norm, **batch.notes}
     for key, value in values.items():
         if not math.isfinite(value):
             raise RunError(

@@ -8,6 +8,9 @@ from torch import nn
 
 from imdb_rlhf.config import AdamWConfig, OptimConfig, RMSpropConfig, Schedule
 
+# Numbers whose squares are summed in float32.
+NORM_PART = 1 << 20
+
 
 def make(config: OptimConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     """The optimizer of a configuration, over the parameters that have gradients.
@@ -26,6 +29,24 @@ def make(config: OptimConfig, parameters: Iterable[nn.Parameter]) -> torch.optim
     if isinstance(config, RMSpropConfig):
         return torch.optim.RMSprop(wanted, lr=config.lr, alpha=config.alpha, eps=config.eps, foreach=True)
     raise TypeError(f"no optimizer for {type(config).__name__}")
+
+
+@torch.no_grad()
+def clip(parameters: Iterable[nn.Parameter], limit: float | None) -> float:
+    """Scale all gradients so that their common 2-norm is at most a limit; None is no limit, and nothing is scaled.
+
+    Returns:
+        The norm before that.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    # dot products read a gradient once at the memory's speed; parts of a size that float32 sums well, double between
+    parts = [part for gradient in gradients for part in gradient.flatten().split(NORM_PART)]
+    squares = torch.stack([torch.dot(part, part) for part in parts]) if parts else torch.zeros(1)
+    norm = float(squares.double().sum().sqrt())
+    if limit is not None and norm + 1e-6 > limit:
+        for gradient in gradients:
+            gradient.mul_(limit / (norm + 1e-6))
+    return norm
 
 
 def learning_rate(config: OptimConfig, step: int, total: int) -> float:
