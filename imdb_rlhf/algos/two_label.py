@@ -20,7 +20,7 @@ from imdb_rlhf.algos.batches import Stream, share, steps_for
 from imdb_rlhf.config import Crop, Positions, PromptsConfig, TwoLabelReward
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.losses import two_label_cross_entropy
-from imdb_rlhf.models.logprobs import completion_mask, hidden_states, states_before, token_logprobs
+from imdb_rlhf.models.logprobs import completion_mask, located_states, token_logprobs
 from imdb_rlhf.seeds import generator
 from imdb_rlhf.training.loop import Plain
 
@@ -49,13 +49,14 @@ class Head(nn.Module):
 
     def forward(self, ids: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(rows, time, 2) logits of negative and positive; (rows,) mean log-prob of a next token, 0 at weight 0."""
-        hidden = hidden_states(self.model, ids)
-        logits = cast(Tensor, self.model.score(hidden))
+        states, places = located_states(self.model.base_model, ids, lengths)
+        inside = completion_mask(ids, torch.zeros_like(lengths), lengths)
+        logits = cast(Tensor, self.model.score(states))[torch.where(inside, places, 0)]
         if not self.lm_weight:
             return logits, torch.zeros(len(ids), device=ids.device)
         mask = completion_mask(ids, torch.ones_like(lengths), lengths)
         table = self.model.get_input_embeddings().weight  # tied to the output layer; `make_head` sees to it
-        values = token_logprobs(states_before(hidden, mask), table, None, ids[mask])
+        values = token_logprobs(states.index_select(0, places[mask] - 1), table, None, ids[mask])
         owner = mask.nonzero()[:, 0]
         sums = torch.zeros(len(ids), device=ids.device).index_add(0, owner, values)
         return logits, sums / (lengths - 1).clamp(min=1)

@@ -9,9 +9,7 @@ from transformers import PreTrainedModel
 
 from imdb_rlhf.config import ValueNetwork
 from imdb_rlhf.models.logprobs import (
-    base_states,
     completion_mask,
-    hidden_states,
     output_layer,
     states_before,
     token_logprobs,
@@ -39,13 +37,12 @@ class ActorCritic(nn.Module):
 
         The value at a token is of the state that the token is drawn in. Arguments as in `logprobs.Rows`.
         """
-        hidden = hidden_states(self.lm, ids)
         mask = completion_mask(ids, starts, lengths)
-        states = states_before(hidden, mask)
+        states = states_before(self.lm.base_model, ids, lengths, mask)
         weight, bias = output_layer(self.lm)
         logprobs = token_logprobs(states, weight, bias, ids[mask], self.temperature)
         if self.critic is not None:
-            states = states_before(base_states(self.critic, ids), mask)
+            states = states_before(self.critic, ids, lengths, mask)
         with torch.autocast(ids.device.type, enabled=False):
             values = F.linear(states.float(), self.head.weight, self.head.bias)[:, 0]
         blank = torch.zeros(ids.shape, dtype=torch.float32, device=ids.device)

@@ -7,6 +7,7 @@ The same function as transformers' GPT2Model in evaluation mode, of the same par
 Any other model, and a GPT-2 that is trained with dropout, hooked, wrapped or changed, goes through transformers.
 """
 
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -22,8 +23,13 @@ from imdb_rlhf.models.products import fuses, product
 FORWARD = GPT2Model.forward
 # Attention scores held at once on a CPU, in numbers.
 SCORES = 1 << 20
+# What a block of rows costs beside its tokens, in tokens: some dozen small operations a layer.
+BLOCK = 128
 # Keys that a row of scores is filled up to a multiple of.
 COLUMNS = 32
+
+# Blocks of tokens one behind the other: rows and time of each.
+Layout = Sequence[tuple[int, int]]
 
 
 def is_plain(model: nn.Module) -> bool:
@@ -57,14 +63,68 @@ def states(model: GPT2Model, ids: Tensor) -> Tensor:
         (rows, time, width) in the precision of the parameters.
     """
     rows, time = ids.shape
+    places = torch.arange(time, device=ids.device).repeat(rows)
+    return _layers(model, ids.flatten(), places, [(rows, time)]).view(rows, time, -1)
+
+
+def packed_states(model: GPT2Model, ids: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """`states` of rows of different lengths, most of the padding left out.
+
+    Args:
+        model: `is_plain`.
+        ids: (rows, time) int64 right-padded tokens.
+        lengths: (rows,) int64 tokens of each, at least 1.
+
+    Returns:
+        (n, width) states, a row's in order, and (rows,) where in them each row begins.
+    """
+    blocks = pack(lengths.tolist())
+    first = torch.empty(len(ids), dtype=torch.int64)
+    tokens, places, begin = [], [], 0
+    for members, time in blocks:
+        first[members] = begin + time * torch.arange(len(members))
+        begin += time * len(members)
+        tokens.append(ids[torch.tensor(members, device=ids.device), :time].flatten())
+        places.append(torch.arange(time, device=ids.device).repeat(len(members)))
+    layout = [(len(members), time) for members, time in blocks]
+    return _layers(model, torch.cat(tokens), torch.cat(places), layout), first.to(ids.device)
+
+
+def pack(lengths: Sequence[int]) -> list[tuple[list[int], int]]:
+    """Rows in blocks of like length, such that padding and the overhead of blocks together are least.
+
+    Args:
+        lengths: of the rows, in tokens.
+
+    Returns:
+        The rows of each block and its time, which is that of its longest row.
+    """
+    order = sorted(range(len(lengths)), key=lambda row: (lengths[row], row))
+    grain = max(1, lengths[order[-1]] // 16)  # so many lengths are told apart
+    bins = [lengths[row] // grain for row in order]
+    cuts = [0, *(i for i in range(1, len(order)) if bins[i - 1] != bins[i]), len(order)]
+    best = [(0, 0)]  # the least cost of the rows before a cut, and the cut that the last of their blocks begins at
+    for end in range(1, len(cuts)):
+        time = lengths[order[cuts[end] - 1]]
+        best.append(min((best[i][0] + (cuts[end] - cuts[i]) * time + BLOCK, i) for i in range(end)))
+    blocks, end = [], len(cuts) - 1
+    while end:
+        begin = best[end][1]
+        members = order[cuts[begin] : cuts[end]]
+        blocks.append((members, lengths[members[-1]]))
+        end = begin
+    return blocks[::-1]
+
+
+def _layers(model: GPT2Model, ids: Tensor, places: Tensor, layout: Layout) -> Tensor:
+    """(tokens, width) states of (tokens,) ids that stand at these places of their rows."""
     kind = ids.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else model.wte.weight.dtype
     with torch.autocast(kind, enabled=False):
-        x = F.embedding(ids, model.wte.weight) + model.wpe.weight[:time]
-        x = x.view(rows * time, -1)
+        x = F.embedding(ids, model.wte.weight) + F.embedding(places, model.wpe.weight)
         for block in model.h:
-            x = _block(cast(GPT2Block, block), x, rows, dtype)
-        return layer_norm(model.ln_f, x).view(rows, time, -1)
+            x = _block(cast(GPT2Block, block), x, layout, dtype)
+        return layer_norm(model.ln_f, x)
 
 
 def _matrices(block: nn.Module) -> list[Conv1D]:
@@ -72,14 +132,14 @@ def _matrices(block: nn.Module) -> list[Conv1D]:
     return [block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj]
 
 
-def _block(block: GPT2Block, x: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
-    """One layer on the (rows * time, width) residual stream."""
+def _block(block: GPT2Block, x: Tensor, layout: Layout, dtype: torch.dtype) -> Tensor:
+    """One layer on the (tokens, width) residual stream."""
     attention, mlp = block.attn, block.mlp
     qkv = _Linear.apply(layer_norm(block.ln_1, x).to(dtype), attention.c_attn.weight, attention.c_attn.bias)
     if attention.config._attn_implementation == "eager":
-        mixed = _Attention.apply(qkv, rows, attention.num_heads)
+        mixed = _Attention.apply(qkv, layout, attention.num_heads)
     else:
-        mixed = _kernel_attention(qkv, rows, attention.num_heads)
+        mixed = _kernel_attention(qkv, layout, attention.num_heads)
     x = x + _Linear.apply(mixed, attention.c_proj.weight, attention.c_proj.bias).to(x.dtype)
     inner = _GELU.apply(layer_norm(block.ln_2, x).to(dtype), mlp.c_fc.weight, mlp.c_fc.bias)
     return cast(Tensor, x + _Linear.apply(inner, mlp.c_proj.weight, mlp.c_proj.bias).to(x.dtype))
@@ -149,46 +209,70 @@ def split_heads(qkv: Tensor, rows: int, heads: int) -> Tensor:
     return qkv.view(rows, -1, 3, heads, qkv.shape[1] // (3 * heads)).permute(2, 0, 3, 1, 4)
 
 
-def _kernel_attention(qkv: Tensor, rows: int, heads: int) -> Tensor:
+def _parts(table: Tensor, layout: Layout) -> Iterator[tuple[Tensor, int]]:
+    """The (rows * time, ...) part of each block of a (tokens, ...) table, with its rows."""
+    begin = 0
+    for rows, time in layout:
+        yield table[begin : begin + rows * time], rows
+        begin += rows * time
+
+
+def _kernel_attention(qkv: Tensor, layout: Layout, heads: int) -> Tensor:
     """Causal attention by torch's own kernel: the fast one on a GPU, and for long rows anywhere."""
-    query, key, value = split_heads(qkv, rows, heads)
-    mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-    return mixed.transpose(1, 2).reshape(len(qkv), -1)
+    found = []
+    for part, rows in _parts(qkv, layout):
+        query, key, value = split_heads(part, rows, heads)
+        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        found.append(mixed.transpose(1, 2).reshape(len(part), -1))
+    return torch.cat(found) if len(found) > 1 else found[0]
 
 
 class _Attention(torch.autograd.Function):
     """Causal attention, some rows at a time; scores are made again in backward."""
 
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, rows: int, heads: int) -> Tensor:
-        parts = split_heads(qkv, rows, heads)
-        mixed = qkv.new_empty(rows, parts.shape[3], heads, parts.shape[4])
-        later = _later(parts)
-        for at in _row_blocks(parts):
-            query, key, value = _padded(parts[:, at], later)
-            mixed[at] = _by_row(torch.bmm(_weights(query, key, later), value), heads).transpose(1, 2)
-        ctx.save_for_backward(qkv, later)
-        ctx.shape = rows, heads
-        return mixed.view(len(qkv), -1)
+    def forward(ctx: Any, qkv: Tensor, layout: Layout, heads: int) -> Tensor:
+        mixed = qkv.new_empty(len(qkv), qkv.shape[1] // 3)
+        for (part, rows), (into, _) in zip(_parts(qkv, layout), _parts(mixed, layout), strict=True):
+            _attend(split_heads(part, rows, heads), into.view(rows, -1, heads, into.shape[1] // heads))
+        ctx.save_for_backward(qkv)
+        ctx.layout, ctx.heads = layout, heads
+        return mixed
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        qkv, later = ctx.saved_tensors
-        rows, heads = ctx.shape
-        parts = split_heads(qkv, rows, heads)
+        (qkv,) = ctx.saved_tensors
         grad_qkv = torch.empty_like(qkv)
-        into = split_heads(grad_qkv, rows, heads)
-        time, scale = parts.shape[3], parts.shape[4] ** -0.5
-        incoming = gradient.view(rows, time, heads, -1).transpose(1, 2)
-        for at in _row_blocks(parts):
-            query, key, value = _padded(parts[:, at], later)
-            weights, grad_mixed = _weights(query, key, later), incoming[at].reshape(len(query), time, -1)
-            into[2, at] = _by_row(torch.bmm(weights.transpose(1, 2), grad_mixed), heads)[:, :, :time]
-            grad_weights = torch.bmm(grad_mixed, value.transpose(1, 2))
-            grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype).mul_(scale)
-            into[0, at] = _by_row(torch.bmm(grad_scores, key), heads)
-            into[1, at] = _by_row(torch.bmm(grad_scores.transpose(1, 2), query), heads)[:, :, :time]
+        tables = (_parts(table, ctx.layout) for table in (qkv, gradient, grad_qkv))
+        for (part, rows), (incoming, _), (into, _) in zip(*tables, strict=True):
+            _attend_backward(
+                split_heads(part, rows, ctx.heads),
+                incoming.view(rows, len(part) // rows, ctx.heads, -1).transpose(1, 2),
+                split_heads(into, rows, ctx.heads),
+            )
         return grad_qkv, None, None
+
+
+def _attend(parts: Tensor, into: Tensor) -> None:
+    """Attention of (3, rows, heads, time, width) queries, keys and values into (rows, time, heads, width)."""
+    later = _later(parts)
+    for at in _row_blocks(parts):
+        query, key, value = _padded(parts[:, at], later)
+        into[at] = _by_row(torch.bmm(_weights(query, key, later), value), parts.shape[2]).transpose(1, 2)
+
+
+def _attend_backward(parts: Tensor, incoming: Tensor, into: Tensor) -> None:
+    """The gradient of `_attend` into (3, rows, heads, time, width), for an incoming (rows, heads, time, width) one."""
+    later = _later(parts)
+    _, _, heads, time, width = parts.shape
+    for at in _row_blocks(parts):
+        query, key, value = _padded(parts[:, at], later)
+        weights, grad_mixed = _weights(query, key, later), incoming[at].reshape(len(query), time, width)
+        into[2, at] = _by_row(torch.bmm(weights.transpose(1, 2), grad_mixed), heads)[:, :, :time]
+        grad_weights = torch.bmm(grad_mixed, value.transpose(1, 2))
+        grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype).mul_(width**-0.5)
+        into[0, at] = _by_row(torch.bmm(grad_scores, key), heads)
+        into[1, at] = _by_row(torch.bmm(grad_scores.transpose(1, 2), query), heads)[:, :, :time]
 
 
 def _row_blocks(parts: Tensor) -> list[slice]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
-from imdb_rlhf.models.logprobs import Rows, hidden_states
+from imdb_rlhf.models.logprobs import Rows, located_states
 from imdb_rlhf.seeds import derive
 
 
@@ -45,8 +45,8 @@ class RewardHead(nn.Module):
         Returns:
             (rows,) float32 scores.
         """
-        hidden = hidden_states(self.model, ids)
-        last = hidden[torch.arange(len(ids), device=ids.device), lengths - 1]
+        states, places = located_states(self.model.base_model, ids, lengths)
+        last = states.index_select(0, places.gather(1, lengths[:, None] - 1)[:, 0])
         # bf16 has 8 bits: scores rounded to it would be equal where they differ by a hundredth
         with torch.autocast(ids.device.type, enabled=False):
             return self.layer(last.float())[:, 0]

@@ -69,6 +69,26 @@ def base_states(base: nn.Module, ids: Tensor) -> Tensor:
     return cast(Tensor, base(input_ids=ids, use_cache=False).last_hidden_state)
 
 
+def located_states(base: nn.Module, ids: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """`base_states` one behind the other, with less padding where the model allows it.
+
+    Args:
+        base: a model's layers.
+        ids: (rows, time) int64 right-padded tokens.
+        lengths: (rows,) int64 tokens of each row, at least 1.
+
+    Returns:
+        (n, width) states, and (rows, time) int64 where in them a token's state stands; of padding it means nothing.
+    """
+    rows, time = ids.shape
+    if gpt2.is_plain(base):
+        found, first = gpt2.packed_states(cast(GPT2Model, base), ids, lengths)
+    else:
+        found = base_states(base, ids).reshape(rows * time, -1)
+        first = time * torch.arange(rows, device=ids.device)
+    return found, first[:, None] + torch.arange(time, device=ids.device)
+
+
 def _chunk_logits(hidden: Tensor, layer: tuple[Tensor, Tensor | None], entries: slice, temperature: float) -> Tensor:
     weight, bias = layer
     logits = (hidden @ weight[entries].to(hidden.dtype).t()).float()
@@ -217,10 +237,10 @@ class LogProbs(nn.Module):
 
     def forward(self, ids: Tensor, starts: Tensor, lengths: Tensor) -> Tensor:
         """(rows, time) float32 log-probs; 0 outside the completions. Arguments as in `Rows`."""
-        hidden = hidden_states(self.lm, ids)
         mask = completion_mask(ids, starts, lengths)
         weight, bias = output_layer(self.lm)
-        values = token_logprobs(states_before(hidden, mask), weight, bias, ids[mask], self.temperature)
+        states = states_before(self.lm.base_model, ids, lengths, mask)
+        values = token_logprobs(states, weight, bias, ids[mask], self.temperature)
         return torch.zeros(ids.shape, dtype=values.dtype, device=ids.device).masked_scatter(mask, values)
 
 
@@ -230,18 +250,20 @@ def completion_mask(ids: Tensor, starts: Tensor, lengths: Tensor) -> Tensor:
     return (time >= starts[:, None]) & (time < lengths[:, None])
 
 
-def states_before(hidden: Tensor, mask: Tensor) -> Tensor:
+def states_before(base: nn.Module, ids: Tensor, lengths: Tensor, mask: Tensor) -> Tensor:
     """The states that tokens are drawn in: of each one the state to its left.
 
     Args:
-        hidden: (rows, time, width).
+        base: a model's layers.
+        ids: (rows, time) int64 right-padded tokens.
+        lengths: (rows,) int64 tokens of each row, at least 1.
         mask: (rows, time) bool, n tokens, none of them first in its row.
 
     Returns:
         (n, width), row by row.
     """
-    places = mask.flatten().nonzero()[:, 0] - 1
-    return hidden.reshape(-1, hidden.shape[-1]).index_select(0, places)
+    found, places = located_states(base, ids, lengths)
+    return found.index_select(0, places[mask] - 1)
 
 
 @torch.no_grad()
@@ -282,7 +304,7 @@ def compare(policy: PreTrainedModel, reference: PreTrainedModel, rows: Rows, tem
     owner = mask.nonzero()[:, 0]
     targets = rows.ids[mask]
     with torch.autocast(rows.ids.device.type, enabled=False):
-        states = [states_before(hidden_states(lm, rows.ids), mask).float() for lm in (policy, reference)]
+        states = [states_before(lm.base_model, rows.ids, rows.lengths, mask).float() for lm in (policy, reference)]
         layers = [output_layer(lm) for lm in (policy, reference)]
         values = _divergence(states, layers, targets, temperature)
     sums = torch.zeros(3, len(rows.ids), dtype=torch.float64, device=rows.ids.device)
