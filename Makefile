@@ -1,9 +1,10 @@
-# make setup | demo | test | test-slow | bench | lint | clean      (PYTHON=python3.12 picks another Python)
+# make setup | demo | test | test-slow | bench | bench-growth | bench-stages | lint | clean
+# PYTHON=python3.12 picks another Python
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test test-slow bench lint clean
+.PHONY: setup demo test test-slow bench bench-growth bench-stages lint clean
 
 setup: $(VENV)/.dev  ## the package, and what its tests need
 
@@ -18,6 +19,12 @@ test-slow: $(VENV)/.dev
 
 bench: $(VENV)/.package  ## us and the peers, one table; makes the peers' environments; hours on two cores
 	$(BIN)/python -m benchmarks
+
+bench-growth: $(VENV)/.package  ## times over batch, length, vocabulary and model, beside the work; a table and a picture
+	$(BIN)/python -m benchmarks growth
+
+bench-stages: $(VENV)/.package  ## the cold default run and the sweep, stage by stage
+	$(BIN)/python -m benchmarks stages --sweep
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check

@@ -1,17 +1,13 @@
 """Ours and the peers in one run: `python -m benchmarks [peak dpo generate ppo sft] [options]`.
 
+`python -m benchmarks growth` (`growth.py`) and `python -m benchmarks stages` (`stages.py`) have options of their own.
 Leaves `table.md` and `results.json` (every single timing, versions, device, threads, commit, command) in a folder of
 its own under --out. Exit code 1 where a program failed or two that should agree do not.
 """
 
 import argparse
 import json
-import os
-import platform
-import shlex
-import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,13 +16,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from benchmarks import environments, plan, table, workload
+from benchmarks import environments, growth, plan, results, stages, table, workload
 from benchmarks.harness import ROOT, Machine, Outcome, measure
-from imdb_rlhf.config import Device, Precision
+from benchmarks.results import STORE
 from imdb_rlhf.errors import ConfigError, RunError
-from imdb_rlhf.training.precision import resolve_device, resolve_precision, resolve_threads
 
-STORE = ROOT / ".bench"
+OTHERS = {"growth": growth.main, "stages": stages.main}
 SHARED = ROOT.parent / "shared"
 GENERATED = "generated"
 
@@ -39,15 +34,10 @@ def arguments() -> argparse.ArgumentParser:
     made.add_argument("--pairs", nargs="+", default=["prefix", "shuffled"], choices=["prefix", "shuffled"])
     made.add_argument("--rounds", type=int, default=3, help="fresh processes of each program")
     made.add_argument("--peers", choices=["yes", "no"], default="yes", help="no leaves the peers out")
-    made.add_argument("--device", choices=[*Device], default="auto")
-    made.add_argument("--precision", choices=["bf16", "float32"], default="bf16")
-    made.add_argument("--threads", type=int, help="of all programs; default: one a core")
     made.add_argument("--activation", choices=["gelu_new", "gelu_pytorch_tanh"], help="another name of GPT-2's GELU")
     made.add_argument("--data", help=f"folder of real reviews, or `{GENERATED}`; default: ../shared/imdb if there")
     made.add_argument("--tokenizer", type=Path, help="folder of GPT-2's; default: ../shared/gpt2-tokenizer if there")
-    made.add_argument("--timeout", type=float, default=1800.0, help="seconds after which a program has failed")
-    made.add_argument("--out", type=Path, default=Path("outputs/benchmarks"))
-    made.add_argument("--name", help="of the result's folder there; default: the time")
+    results.add_machine(made)
     return made
 
 
@@ -58,6 +48,8 @@ def main(words: Sequence[str] | None = None) -> int:
         The exit code.
     """
     given = list(sys.argv[1:] if words is None else words)
+    if given and given[0] in OTHERS:
+        return OTHERS[given[0]](given[1:])
     parser = arguments()
     options = parser.parse_args(given)
     unknown = [name for name in options.measurements if name not in plan.MEASUREMENTS]
@@ -67,15 +59,11 @@ def main(words: Sequence[str] | None = None) -> int:
         parser.error(f"--rounds={options.rounds} measures nothing; give at least 1")
     console = Console() if sys.stdout.isatty() else Console(width=200)  # a log is as wide as it is made
     try:
-        machine = machine_of(options)
+        machine = results.machine_of(options, STORE)
         source = source_of(options)
+        folder = results.new_folder(options)
     except ConfigError as error:
         parser.error(str(error))
-    folder = options.out / (options.name or time.strftime("%Y%m%d-%H%M%S"))
-    try:
-        folder.mkdir(parents=True)
-    except FileExistsError:
-        parser.error(f"{folder} is there already and is not overwritten; give another --name")
     cases = cases_of(options)
     try:
         folders = {
@@ -86,7 +74,7 @@ def main(words: Sequence[str] | None = None) -> int:
         folder.rmdir()
         print(f"error: {error}", file=sys.stderr)
         return 1
-    facts = facts_of(given, machine, source)
+    facts = results.facts_of(given, machine) | {"texts": source.words}
     pythons = pythons_of(cases, console)
     facts["versions"] |= {
         name: dict(environments.versions(python)) for name, python in pythons.items() if isinstance(python, Path)
@@ -151,22 +139,7 @@ def save(folder: Path, outcomes: Sequence[Outcome], facts: Mapping[str, Any], ma
         f"{known['device']}, {machine.threads} threads, {machine.precision}, {known['texts']}, commit {known['commit']}"
     )
     texts = {"results.json": json.dumps(result, indent=1), "table.md": f"{head}\n\n{table.markdown(found)}"}
-    for name, text in texts.items():
-        aside = folder / f".{name}"
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(folder / name)
-
-
-def machine_of(options: argparse.Namespace) -> Machine:
-    """Device, precision and threads of all programs.
-
-    Raises:
-        ConfigError: a GPU is wanted and there is none.
-    """
-    device = resolve_device(Device(options.device))
-    precision = resolve_precision(Precision(options.precision), device)
-    threads = resolve_threads(options.threads)
-    return Machine(device, precision, threads, options.timeout, (STORE / "caches").resolve())
+    results.write(folder, texts)
 
 
 def source_of(options: argparse.Namespace) -> workload.Source:
@@ -210,43 +183,6 @@ def pythons_of(cases: Sequence[plan.Case], console: Console) -> dict[str, Path |
         except environments.EnvironmentFailed as error:
             found[name] = f"its environment could not be made: {error}"
     return found
-
-
-def facts_of(words: Sequence[str], machine: Machine, source: workload.Source) -> dict[str, Any]:
-    """What a reader of a table wants to know beside it."""
-    load = os.getloadavg() if hasattr(os, "getloadavg") else None
-    return {
-        "command": shlex.join(["python", "-m", "benchmarks", *words]),
-        "commit": commit(),
-        "when": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "device": "a GPU" if machine.device == "cuda" else processor(),
-        "threads": machine.threads,
-        "precision": machine.precision,
-        "texts": source.words,
-        "load_before": load,  # of a machine that others use too
-        "python": platform.python_version(),
-        "versions": {"ours": dict(environments.versions(None))},
-    }
-
-
-def commit() -> str:
-    """The commit that is checked out, with a + where files differ from it; `unknown` outside a repository."""
-    try:
-        found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-        changed = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True)
-    except OSError:
-        return "unknown"
-    return found.stdout.strip() + ("+" if changed.stdout.strip() else "") if found.returncode == 0 else "unknown"
-
-
-def processor() -> str:
-    """The CPU's name."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

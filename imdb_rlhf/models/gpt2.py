@@ -14,13 +14,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GPT2Model
-from transformers.models.gpt2.modeling_gpt2 import GPT2Block
+from transformers.activations import GELUTanh, NewGELUActivation
+from transformers.models.gpt2.modeling_gpt2 import GPT2MLP, GPT2Attention, GPT2Block
 from transformers.pytorch_utils import Conv1D
 
 from imdb_rlhf.models.products import fuses, product
 
 # Libraries replace it on the class.
 FORWARD = GPT2Model.forward
+# What a GPT-2 is made of. Adapters, quantisation and sharding put other types in their place.
+PARTS = {
+    *(GPT2Model, GPT2Block, GPT2Attention, GPT2MLP, Conv1D),
+    *(nn.Embedding, nn.LayerNorm, nn.Dropout, nn.ModuleList, NewGELUActivation, GELUTanh),
+}
 # Attention scores held at once on a CPU, in numbers.
 SCORES = 1 << 20
 # What a block of rows costs beside its tokens, in tokens: some dozen small operations a layer.
@@ -38,18 +44,26 @@ def is_plain(model: nn.Module) -> bool:
         return False
     config = model.config
     published = (
-        config.activation_function in ("gelu_new", "gelu_pytorch_tanh")
-        and config.scale_attn_weights
+        config.scale_attn_weights
         and not config.scale_attn_by_inverse_layer_idx
         and not config.reorder_and_upcast_attn
         and not config.add_cross_attention
     )
-    dropout = max(config.embd_pdrop, config.attn_pdrop, config.resid_pdrop) if model.training else 0.0
-    layers = [layer for block in model.h for layer in _matrices(block)] if published else []
-    # adapters and quantisation put other layers in their place
-    bare = all(type(layer) is Conv1D for layer in layers)
-    hooked = any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-    return bool(published and bare and not dropout and not hooked)
+    return bool(published and all(map(_is_bare, model.modules())))
+
+
+def _is_bare(module: nn.Module) -> bool:
+    """Whether a part does what its type says and nothing more."""
+    hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+    drops = isinstance(module, nn.Dropout) and module.training and module.p > 0
+    renormalises = isinstance(module, nn.Embedding) and module.max_norm is not None
+    replaced = "forward" in vars(module)  # as offloading does it
+    return type(module) in PARTS and not (any(hooks) or drops or renormalises or replaced)
 
 
 def states(model: GPT2Model, ids: Tensor) -> Tensor:
@@ -125,11 +139,6 @@ def _layers(model: GPT2Model, ids: Tensor, places: Tensor, layout: Layout) -> Te
         for block in model.h:
             x = _block(cast(GPT2Block, block), x, layout, dtype)
         return layer_norm(model.ln_f, x)
-
-
-def _matrices(block: nn.Module) -> list[Conv1D]:
-    block = cast(GPT2Block, block)
-    return [block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj]
 
 
 def _block(block: GPT2Block, x: Tensor, layout: Layout, dtype: torch.dtype) -> Tensor:

@@ -330,3 +330,280 @@ def test_completions_without_tokens_have_no_kl() -> None:
     compared = compare(gpt2(0), gpt2(1), Rows.of([[1, 2], [3]], [[], []]))
     assert compared.kl.tolist() == [0, 0]
     assert compared.logprob.tolist() == [0, 0]
+
+
+# --- blocks of tokens and of the vocabulary
+
+
+def limit(monkeypatch: pytest.MonkeyPatch, chunk: int, tile: int) -> None:
+    """Allow so many logits at once, of so many entries of the vocabulary."""
+    for name, value in (("CHUNK", chunk), ("TILE", tile)):
+        monkeypatch.setattr(logprobs, name, dict.fromkeys(getattr(logprobs, name), value))
+
+
+@pytest.mark.parametrize("tile", [1, 2, 7, 64, 1 << 20])  # none but 1 divides 101
+@pytest.mark.parametrize("vocabulary", [1, 2, 3, 13, 64, 101])
+def test_no_block_changes_values_or_gradients(monkeypatch: pytest.MonkeyPatch, vocabulary: int, tile: int) -> None:
+    for count, chunk, temperature in product((0, 1, 7), (1, 3 * min(tile, vocabulary), 1 << 20), (1.0, 0.7)):
+        limit(monkeypatch, chunk, tile)
+        random = torch.Generator().manual_seed(count + vocabulary)
+        sizes = ((count, 5), (vocabulary, 5), (vocabulary,), (count,))
+        hidden, weight, bias, incoming = (torch.randn(*size, generator=random) for size in sizes)
+        targets = torch.randint(vocabulary, (count,), generator=random)
+
+        exact = [tensor.double().requires_grad_() for tensor in (hidden, weight, bias)]
+        log_softmax = ((exact[0] @ exact[1].t() + exact[2]) / temperature).log_softmax(-1)
+        expected = log_softmax.gather(1, targets[:, None])[:, 0]
+        expected.backward(incoming.double())
+        leaves = [tensor.clone().requires_grad_() for tensor in (hidden, weight, bias)]
+        found = token_logprobs(leaves[0], leaves[1], leaves[2], targets, temperature)
+        found.backward(incoming)
+
+        torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=0)
+        for leaf, truth in zip(leaves, exact, strict=True):
+            assert leaf.grad is not None and truth.grad is not None
+            torch.testing.assert_close(leaf.grad.double(), truth.grad, atol=1e-5, rtol=1e-5)
+
+
+def test_a_block_is_at_most_a_tile_wide_and_a_chunk_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    vocabulary, tile, chunk = 211, 37, 5 * 37
+    limit(monkeypatch, chunk, tile)
+    random = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(count, 4, generator=random).requires_grad_() for count in (23, vocabulary))
+    targets = torch.randint(vocabulary, (23,), generator=random)
+    with Largest(vocabulary) as whole, Largest(tile) as block:
+        token_logprobs(hidden, weight, None, targets).sum().backward()
+    assert whole.numbers == 0
+    assert 0 < block.numbers <= chunk
+    # 5 tiles of 37 for each token, forward and backward; the last is narrower
+    assert block.rows == 2 * 5 * 23
+
+
+def full(lm: PreTrainedModel, rows: Rows, temperature: float = 1.0) -> Tensor:
+    """(rows, time) log-probs of completion tokens from the model's own logits, all held at once."""
+    logits = lm(input_ids=rows.ids, use_cache=False).logits[:, :-1]
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
+    values = wide.log_softmax(-1).gather(2, rows.ids[:, 1:, None])[..., 0]
+    inside = completion_mask(rows.ids, rows.starts, rows.lengths)
+    return torch.nn.functional.pad(values, (1, 0)).where(inside, 0.0)
+
+
+def with_gradients(lm: PreTrainedModel, values: Tensor, incoming: Tensor) -> dict[str, Tensor]:
+    """The values, and the gradient of each parameter for a gradient of theirs, in float64."""
+    lm.zero_grad()
+    values.backward(incoming.to(values.dtype))
+    found = {name: p.grad.double() for name, p in lm.named_parameters() if p.grad is not None}
+    lm.zero_grad()
+    return found | {"values": values.detach().double()}
+
+
+def shaken(lm: GPT2LMHeadModel, spread: float = 0.3) -> GPT2LMHeadModel:
+    """The model with biases that are not 0 and norms that are not 1."""
+    random = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in lm.parameters():
+            if parameter.ndim == 1:
+                parameter += spread * torch.randn(parameter.shape, generator=random)
+    return lm
+
+
+@pytest.mark.parametrize("tile", [7, 1 << 20])
+@pytest.mark.parametrize("vocabulary", [1, 2, 23])
+@pytest.mark.parametrize(
+    "sizes",
+    [[(1, 1)], [(4, 9)], [(1, 5), (1, 1), (1, 3)], [(3, 0), (2, 4)], [(5, 1), (2, 1)]],
+    ids=["one token", "one row", "prompts of one token", "an empty completion", "completions of one token"],
+)
+def test_a_models_log_probs_and_gradients_over_odd_shapes(
+    monkeypatch: pytest.MonkeyPatch, sizes: list[tuple[int, int]], vocabulary: int, tile: int
+) -> None:
+    limit(monkeypatch, 3 * min(tile, vocabulary), tile)
+    random = torch.Generator().manual_seed(5)
+    texts = [torch.randint(vocabulary, (a + b,), generator=random).tolist() for a, b in sizes]
+    rows = Rows.of(
+        [text[:a] for text, (a, _) in zip(texts, sizes, strict=True)],
+        [text[a:] for text, (a, _) in zip(texts, sizes, strict=True)],
+    )
+    incoming = torch.randn(rows.ids.shape, generator=random, dtype=torch.float64)
+    lm = shaken(gpt2(0, vocabulary))
+    found = with_gradients(lm, LogProbs(lm, 0.7)(rows.ids, rows.starts, rows.lengths), incoming)
+    lm.double()
+    truth = with_gradients(lm, full(lm, rows, 0.7), incoming)
+    assert found.keys() == truth.keys()
+    for name, tensor in truth.items():
+        # the gradients of a vocabulary of 1 are 0
+        assert (found[name] - tensor).abs().max() <= 1e-5 * (tensor.abs().max() if vocabulary > 1 else 1.0), name
+
+
+def test_without_completion_tokens_there_are_no_gradients() -> None:
+    lm, rows = gpt2(0), Rows.of([[1, 2, 3], [4]], [[], []])
+    values = LogProbs(lm)(rows.ids, rows.starts, rows.lengths)
+    assert values.tolist() == [[0.0] * 3] * 2
+    values.sum().backward()
+    gradients = [parameter.grad for parameter in lm.parameters() if parameter.grad is not None]
+    assert gradients and all(float(gradient.abs().max()) == 0 for gradient in gradients)
+
+
+def test_what_stands_behind_a_row_changes_no_gradient() -> None:
+    lm, rows = shaken(gpt2(0)), Rows.of(*ragged())
+    random = torch.Generator().manual_seed(3)
+    inside = torch.arange(rows.ids.shape[1]) < rows.lengths[:, None]
+    found = []
+    for garbage in (torch.zeros_like(rows.ids), torch.randint(23, rows.ids.shape, generator=random)):
+        given = torch.where(inside, rows.ids, garbage)
+        values = LogProbs(lm)(given, rows.starts, rows.lengths)
+        found.append(with_gradients(lm, values, torch.arange(values.numel()).view_as(values)))
+    for name, tensor in found[0].items():
+        assert (found[1][name] - tensor).abs().max() <= 1e-7 * tensor.abs().max(), name
+
+
+@pytest.mark.parametrize("tile", [64, 1 << 20])
+def test_bf16_gradients_err_at_most_twice_as_much_as_plain_ones(monkeypatch: pytest.MonkeyPatch, tile: int) -> None:
+    """Over the relative errors of the values and of every parameter's gradient, in three models."""
+    limit(monkeypatch, 5 * tile, tile)
+    own: list[dict[str, float]] = []
+    plain: list[dict[str, float]] = []
+    for seed in range(3):
+        lm = shaken(gpt2(seed, vocabulary=211, width=32, spread=0.15), 0.15)
+        random = torch.Generator().manual_seed(seed)
+        ids = torch.randint(211, (16, 20), generator=random)
+        rows = Rows(ids, torch.full((16,), 4), torch.randint(5, 21, (16,), generator=random))
+        incoming = torch.randn(ids.shape, generator=random, dtype=torch.float64)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            values = LogProbs(lm, 0.7)(rows.ids, rows.starts, rows.lengths), full(lm, rows, 0.7)
+        found = [with_gradients(lm, value, incoming) for value in values]
+        lm.double()
+        truth = with_gradients(lm, full(lm, rows, 0.7), incoming)
+        for errors, tensors in ((own, found[0]), (plain, found[1])):
+            assert tensors.keys() == truth.keys()
+            errors.append({name: float((tensors[name] - t).norm() / t.norm()) for name, t in truth.items()})
+    for names in (["values"], ["transformer.wte.weight"], list(own[0])):
+        mine, theirs = (sum(error[name] for error in errors for name in names) for errors in (own, plain))
+        assert theirs > 1e-3 * 3 * len(names)  # bf16 it was
+        assert mine <= 2 * theirs
+
+
+@pytest.mark.parametrize("tile", [2, 64, 1 << 20])  # many small parts are summed in float32
+def test_bf16_products_err_at_most_twice_as_much_as_plain_ones(monkeypatch: pytest.MonkeyPatch, tile: int) -> None:
+    limit(monkeypatch, 9 * tile, tile)
+    random = torch.Generator().manual_seed(0)
+    # nearly flat distributions, so that all parts count
+    hidden, weight, bias = (0.3 * torch.randn(*size, generator=random) for size in ((150, 24), (997, 24), (997,)))
+    targets, incoming = torch.randint(997, (150,), generator=random), torch.randn(150, generator=random)
+
+    def run(dtype: torch.dtype | None, fused: bool) -> list[Tensor]:
+        kind = torch.float64 if dtype is None else torch.float32
+        leaves = [tensor.to(kind, copy=True).requires_grad_() for tensor in (hidden, weight, bias)]
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype is not None):
+            if fused:
+                values = token_logprobs(leaves[0], leaves[1], leaves[2], targets)
+            else:
+                logits = torch.nn.functional.linear(*leaves)
+                logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+                values = logits.log_softmax(-1).gather(1, targets[:, None])[:, 0]
+        values.backward(incoming.to(values.dtype))
+        gradients = [leaf.grad for leaf in leaves if leaf.grad is not None]
+        assert len(gradients) == 3 and all(gradient.dtype == kind for gradient in gradients)
+        return [tensor.detach().double() for tensor in (values, *gradients)]
+
+    truth, plain, found = run(None, False), run(torch.bfloat16, False), run(torch.bfloat16, True)
+    for exact, theirs, mine in zip(truth, plain, found, strict=True):
+        assert (theirs - exact).norm() > 1e-4 * exact.norm()  # bf16 it was
+        assert (mine - exact).norm() <= 2 * (theirs - exact).norm()
+
+
+NEVER = -torch.inf
+
+
+@pytest.mark.parametrize(
+    "blocks",
+    [
+        [[1.0, 2.0, 0.5]],
+        [[0.3]],
+        [[1.0], [2.0], [0.5]],
+        [[5.0, 1.0], [-3.0], [9.0, 9.0, 2.0]],  # the largest comes last
+        [[NEVER, NEVER], [1.0, NEVER], [0.2]],
+        [[1.0, 0.2], [NEVER, NEVER]],
+        [[NEVER], [NEVER]],
+        [[1e30, -1e30], [1e30]],
+        [[-1e30, -1e30], [-1e30]],
+        [[3e38], [-3e38, 0.0]],
+        [[-3e38], [-3e38]],
+        [[-200.0] * 4, [0.0], [200.0]],
+        [[1000.0, 1000.5], [999.0, 1001.25]],
+    ],
+    ids=str,
+)
+def test_a_sum_of_exponentials_may_come_in_blocks(blocks: list[list[float]]) -> None:
+    normaliser = logprobs._Normaliser.of(3, torch.device("cpu"))
+    for block in blocks:
+        for part in (slice(0, 2), slice(2, 3)):
+            normaliser.add(part, torch.tensor([block] * (part.stop - part.start)))
+    expected = torch.tensor(sum(blocks, []), dtype=torch.float64).logsumexp(-1).expand(3)
+    torch.testing.assert_close(normaliser.value().double(), expected, atol=1e-6, rtol=1e-6)
+
+
+# --- the exact KL in blocks
+
+
+def constant(logits: Tensor) -> GPT2LMHeadModel:
+    """A model that gives every next token the same (vocabulary,) logits, and gives them exactly."""
+    lm = gpt2(0, vocabulary=len(logits), width=4)
+    with torch.no_grad():
+        lm.transformer.ln_f.weight.zero_()
+        lm.transformer.ln_f.bias.copy_(torch.tensor([1.0, 0.0, 0.0, 0.0]))
+        lm.lm_head = torch.nn.Linear(4, len(logits), bias=False)
+        lm.lm_head.weight.zero_()
+        lm.lm_head.weight[:, 0] = logits
+    return lm
+
+
+@pytest.mark.parametrize("tile", [1, 4, 7, 1 << 20])
+@pytest.mark.parametrize("more", [0, 1, 9])  # entries that the reference has and the policy lacks
+@pytest.mark.parametrize("shift", [0.0, -1024.0, 65536.0])  # of all logits; a multiple of an eighth stays exact
+def test_the_kl_of_known_distributions(monkeypatch: pytest.MonkeyPatch, shift: float, more: int, tile: int) -> None:
+    limit(monkeypatch, 3 * tile, tile)
+    random = torch.Generator().manual_seed(more)
+    policy, reference = (torch.randint(-40, 40, (count,), generator=random) / 8 for count in (11, 11 + more))
+    log_pi, log_ref = (logits.double().log_softmax(-1) for logits in (policy, reference))
+    step = float((log_pi.exp() * (log_pi - log_ref[:11])).sum())
+    completions = [[3, 0, 10], [], [7]]
+    compared = compare(constant(policy + shift), constant(reference + shift), Rows.of([[1], [2, 4], [5]], completions))
+    assert compared.kl.tolist() == pytest.approx([3 * step, 0, step], abs=1e-5)
+    for found, exact in ((compared.logprob, log_pi), (compared.ref_logprob, log_ref)):
+        assert found.tolist() == pytest.approx([float(exact[y].sum()) for y in completions], abs=1e-5)
+
+
+def test_two_common_shifts_may_differ() -> None:
+    policy, reference = (torch.tensor(logits) for logits in ([1.0, 2.5, -3.0], [0.5, -1.0, 2.0]))
+    rows = Rows.of([[1]], [[0, 2]])
+    near, far = (compare(constant(policy + shift), constant(reference), rows).kl.item() for shift in (0.0, 64.0))
+    log_pi, log_ref = (logits.double().log_softmax(-1) for logits in (policy, reference))
+    expected = 2 * float((log_pi.exp() * (log_pi - log_ref)).sum())
+    assert [near, far] == pytest.approx([expected] * 2, abs=3e-5)
+
+
+def test_a_certain_policy_and_an_impossible_token_have_finite_kl() -> None:
+    certain = torch.tensor([0.0, 80.0, -80.0])
+    compared = compare(constant(certain), constant(torch.zeros(3)), Rows.of([[1]], [[1]]))
+    assert compared.kl.item() == pytest.approx(float(torch.tensor(3.0).log()), abs=1e-5)
+    compared = compare(constant(torch.zeros(3)), constant(certain), Rows.of([[1]], [[1]]))
+    assert compared.kl.item() == pytest.approx(80 - float(torch.tensor(3.0).log()), abs=1e-4)
+
+
+@pytest.mark.parametrize("tile", [1, 6, 17, 1 << 20])
+@pytest.mark.parametrize("more", [0, 8])
+def test_the_kl_of_models_is_that_of_their_whole_logits(monkeypatch: pytest.MonkeyPatch, more: int, tile: int) -> None:
+    limit(monkeypatch, 4 * tile, tile)
+    policy, reference, rows = gpt2(0), gpt2(1, vocabulary=23 + more), Rows.of(*ragged())
+    compared = compare(policy, reference, rows, 0.7)
+    inside = completion_mask(rows.ids, rows.starts, rows.lengths)
+    with torch.no_grad():
+        log_pi, log_ref = (
+            (lm.double()(input_ids=rows.ids).logits[:, :-1] / 0.7).log_softmax(-1) for lm in (policy, reference)
+        )
+        steps = (log_pi.exp() * (log_pi - log_ref[..., :23])).sum(-1).where(inside[:, 1:], 0.0)
+        assert steps.max() > 1
+        torch.testing.assert_close(compared.kl, steps.sum(-1), atol=1e-5, rtol=1e-5)
+        for lm, found in ((policy, compared.logprob), (reference, compared.ref_logprob)):
+            torch.testing.assert_close(found, full(lm, rows, 0.7).sum(-1), atol=1e-5, rtol=1e-5)

@@ -8,6 +8,7 @@ import torch
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
 
 from imdb_rlhf.errors import RunError
+from imdb_rlhf.models import sampling
 from imdb_rlhf.models.sampling import batches_by_length, draw, sample, uniforms
 
 EOS = 4
@@ -215,3 +216,151 @@ def test_batches_are_of_one_length() -> None:
     found = [batch.tolist() for batch in batches_by_length([3, 2, 3, 5, 3, 2], 2)]
     assert found == [[1, 5], [0, 2], [4], [3]]
     assert batches_by_length([], 2) == []
+
+
+# --- a draw in two levels against plain sums in float64
+
+EXTREMES = [0.0, 2.0**-60, 2.0**-24, 0.5, 1 - 2.0**-24, 1 - 2.0**-52, JUST_BELOW_1]
+
+
+def assert_inverts(
+    logits: torch.Tensor, uniform: torch.Tensor, drawn: torch.Tensor, temperature: float = 1.0, within: float = 1e-6
+) -> None:
+    """Each draw has a probability, and its part of [0, 1) holds its uniform, up to float32's rounding."""
+    probabilities = (logits.double() / temperature).softmax(-1)
+    upper = probabilities.cumsum(-1).gather(1, drawn[:, None])[:, 0]
+    own = probabilities.gather(1, drawn[:, None])[:, 0]
+    assert drawn.dtype == torch.int64
+    assert (own > 0).all()
+    assert (uniform <= upper + within).all()
+    assert (uniform >= upper - own - within).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("vocabulary", [1, 2, 3, 4, 5, 15, 16, 17, 101, 1009])
+def test_draws_are_those_of_cumulative_sums_in_float64(vocabulary: int, dtype: torch.dtype) -> None:
+    for seed, (scale, temperature) in enumerate([(0.0, 1.0), (1.0, 1.0), (5.0, 0.7), (5.0, 1.9), (40.0, 1.0)]):
+        torch.manual_seed(seed)
+        logits = scale * torch.randn(400, vocabulary, dtype=torch.float64)
+        logits[torch.rand(400, vocabulary) < 0.3] = -torch.inf
+        logits[torch.arange(400), torch.randint(vocabulary, (400,))] = scale  # one at least can be drawn
+        uniform = torch.rand(400, dtype=torch.float64)
+        uniform[: len(EXTREMES)] = torch.tensor(EXTREMES, dtype=torch.float64)
+        given = logits.to(dtype)
+        assert_inverts(given.float(), uniform, draw(given, uniform, temperature), temperature)
+
+
+@pytest.mark.parametrize("vocabulary", [1, 2, 7, 49, 50, 101])
+def test_a_single_possible_token_is_drawn_wherever_it_stands(vocabulary: int) -> None:
+    logits = torch.full((vocabulary, vocabulary), -torch.inf).fill_diagonal_(-3.0)
+    for uniform in EXTREMES:
+        drawn = draw(logits, torch.full((vocabulary,), uniform, dtype=torch.float64))
+        assert drawn.tolist() == list(range(vocabulary))
+
+
+def test_evenly_spaced_uniforms_draw_each_token_as_often_as_its_probability_says() -> None:
+    """To within one draw at each edge of each token's part: the second level is as fine as the first."""
+    torch.manual_seed(0)
+    count, logits = 30_000, 2 * torch.randn(1, 53)
+    uniform = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    drawn = draw(logits.expand(count, 53), uniform)
+    assert (drawn.diff() >= 0).all()
+    expected = logits[0].double().softmax(-1) * count
+    assert (torch.bincount(drawn, minlength=53) - expected).abs().max() <= 2
+
+
+@pytest.mark.parametrize("shift", [-1e30, -65536.0, 65536.0, 1e30])
+def test_huge_logits_draw_as_their_differences_say(shift: float) -> None:
+    logits = torch.zeros(len(EXTREMES), 10)
+    logits[:, [2, 5, 9]] = torch.tensor([1.0, 3.0, 0.0])
+    wide = torch.where(logits > 0, logits, -torch.inf) + shift  # rounds, at 1e30 to equal ones
+    uniform = torch.tensor(EXTREMES, dtype=torch.float64)
+    assert_inverts(wide, uniform, draw(wide, uniform))
+    apart = torch.tensor([[3e38, -3e38, 3e38, 0.0]]).expand(len(EXTREMES), 4)
+    assert draw(apart, uniform).tolist() == [0, 0, 0, 2, 2, 2, 2]
+
+
+def test_improbable_tokens_are_drawn_where_their_part_lies() -> None:
+    """Parts far smaller than float32's rounding of 1."""
+    logits = torch.zeros(4, 30)
+    logits[:, 0], logits[:, 1], logits[:, 2:] = -60.0, -55.0, -torch.inf
+    logits[:, 29] = 0.0
+    first, second = np.exp(-60.0), np.exp(-55.0)
+    uniform = torch.tensor([0.5 * first, first + 0.5 * second, 1e-9, 0.9], dtype=torch.float64)
+    assert draw(logits, uniform).tolist() == [0, 1, 29, 29]
+    for place in (1, 29):  # in the likely token's block, and far from it
+        last = torch.full((2, 30), -torch.inf)
+        last[:, 0], last[:, place] = 0.0, -23.0
+        uniform = 1 - torch.tensor([0.5, 2.0], dtype=torch.float64) * np.exp(-23.0)
+        assert draw(last, uniform).tolist() == [place, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_frequencies_over_thousands_of_tokens(dtype: torch.dtype) -> None:
+    vocabulary, rows, random = 3001, 500, np.random.default_rng(0)
+    ranks = torch.from_numpy(random.permutation(vocabulary)).double()
+    logits = (-1.1 * (ranks + 5).log()).to(dtype)
+    logits[::7] = -torch.inf
+    room, counts = sampling.room_for(rows, vocabulary, torch.device("cpu")), torch.zeros(vocabulary, dtype=torch.int64)
+    for _ in range(200):
+        drawn = draw(logits.expand(rows, vocabulary), torch.from_numpy(random.random(rows)), 0.9, room)
+        counts += torch.bincount(drawn, minlength=vocabulary)
+    probabilities = (logits.double() / 0.9).softmax(-1).numpy()
+    assert p_value(counts.numpy(), probabilities) > 0.01
+    assert p_value(counts.numpy(), (logits.double() / 0.95).softmax(-1).numpy()) < 1e-6  # the test can tell
+
+
+def test_a_room_is_written_over() -> None:
+    torch.manual_seed(0)
+    for vocabulary in (1, 2, 10, 50):
+        room = sampling.room_for(40, vocabulary, torch.device("cpu"))
+        for rows in (40, 17, 1, 40):
+            logits, uniform = 3 * torch.randn(rows, vocabulary), torch.rand(rows, dtype=torch.float64)
+            before = logits.clone()
+            assert draw(logits, uniform, 0.8, room).equal(draw(logits, uniform, 0.8))
+            assert logits.equal(before)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 39, 40, 41])  # prepared at once
+def test_rows_prepared_a_few_at_a_time_draw_as_all_at_once(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    torch.manual_seed(0)
+    logits, uniform = 3 * torch.randn(40, 50), torch.rand(40, dtype=torch.float64)
+    expected = draw(logits, uniform, 0.8)
+    assert_inverts(logits, uniform, expected, 0.8)
+    monkeypatch.setattr(sampling, "CACHED", rows * 50 + 49)
+    assert draw(logits, uniform, 0.8).equal(expected)
+    monkeypatch.setattr(sampling, "CACHED", 1)  # less than a row
+    assert draw(logits, uniform, 0.8).equal(expected)
+
+
+@pytest.mark.parametrize("vocabulary", [1, 2, 9, 10, 101])
+def test_nan_draws_a_token_beyond_the_vocabulary_and_leaves_other_rows_alone(vocabulary: int) -> None:
+    torch.manual_seed(0)
+    logits, uniform = torch.randn(4, vocabulary), torch.tensor([0.0, 0.3, 0.6, JUST_BELOW_1], dtype=torch.float64)
+    broken = logits.clone()
+    broken[1, vocabulary // 2] = torch.nan
+    broken[3] = torch.nan
+    drawn = draw(broken, uniform)
+    assert (drawn[[1, 3]] >= vocabulary).all()
+    assert drawn[[0, 2]].equal(draw(logits, uniform)[[0, 2]])
+    never = torch.full((1, vocabulary), -torch.inf)  # nothing can be drawn
+    assert draw(never, uniform[:1]).item() >= vocabulary
+    broken[1] = torch.inf
+    assert draw(broken, uniform)[1].item() >= vocabulary
+
+
+# --- completions by transformers' own forward
+
+
+@pytest.mark.parametrize("lengths", [[1], [1, 1, 1], [3, 1, 6, 2, 6, 1], [4] * 5])
+def test_completions_in_bf16_have_the_log_probs_of_their_draws(lengths: list[int]) -> None:
+    """Whatever bf16 rounds, each token's part of [0, 1) holds its uniform, nearly."""
+    lm, random = gpt2(0, vocabulary=101), np.random.default_rng(1)
+    prompts = [random.integers(5, 101, size).tolist() for size in lengths]
+    uniform = random.random((len(lengths), 12))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        completions = sample(lm, prompts, uniform, EOS).ids
+    for prompt, completion, row in zip(prompts, completions, uniform, strict=True):
+        with torch.no_grad():
+            logits = lm(input_ids=torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
+        assert_inverts(logits, torch.from_numpy(row[: len(completion)]), torch.tensor(completion), within=0.03)
