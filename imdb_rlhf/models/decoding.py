@@ -31,7 +31,11 @@ class Decoder(Protocol):
         ...
 
     def read(self, ids: Tensor) -> Tensor:
-        """Read (rows, time) tokens after those read before; (rows, vocabulary) logits of the token that follows."""
+        """Read what `begin` said to, at first, and then (rows, 1) tokens at a time.
+
+        Returns:
+            (rows, vocabulary) logits of the token that follows.
+        """
         ...
 
     def keep(self, rows: Tensor) -> None:

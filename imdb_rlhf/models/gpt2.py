@@ -18,7 +18,7 @@ from transformers.activations import GELUTanh, NewGELUActivation
 from transformers.models.gpt2.modeling_gpt2 import GPT2MLP, GPT2Attention, GPT2Block
 from transformers.pytorch_utils import Conv1D
 
-from imdb_rlhf.models.products import fuses, product
+from imdb_rlhf.models.products import few_sizes, fuses, product
 
 # Libraries replace it on the class.
 FORWARD = GPT2Model.forward
@@ -31,8 +31,8 @@ PARTS = {
 SCORES = 1 << 20
 # What a block of rows costs beside its tokens, in tokens: some dozen small operations a layer.
 BLOCK = 128
-# Keys that a row of scores is filled up to a multiple of.
-COLUMNS = 32
+# What time and rows are filled up to multiples of in attention.
+COLUMNS, ROWS = 32, 4
 
 # Blocks of tokens one behind the other: rows and time of each.
 Layout = Sequence[tuple[int, int]]
@@ -100,6 +100,9 @@ def packed_states(model: GPT2Model, ids: Tensor, lengths: Tensor) -> tuple[Tenso
         begin += time * len(members)
         tokens.append(ids[torch.tensor(members, device=ids.device), :time].flatten())
         places.append(torch.arange(time, device=ids.device).repeat(len(members)))
+    spare = few_sizes(begin) - begin  # tokens that nothing reads
+    tokens.append(ids.new_zeros(spare))
+    places.append(ids.new_zeros(spare))
     layout = [(len(members), time) for members, time in blocks]
     return _layers(model, torch.cat(tokens), torch.cat(places), layout), first.to(ids.device)
 
@@ -233,7 +236,8 @@ def _kernel_attention(qkv: Tensor, layout: Layout, heads: int) -> Tensor:
         query, key, value = split_heads(part, rows, heads)
         mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         found.append(mixed.transpose(1, 2).reshape(len(part), -1))
-    return torch.cat(found) if len(found) > 1 else found[0]
+    spare = len(qkv) - sum(map(len, found))
+    return torch.cat([*found, qkv.new_zeros(spare, qkv.shape[1] // 3)])
 
 
 class _Attention(torch.autograd.Function):
@@ -241,7 +245,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, layout: Layout, heads: int) -> Tensor:
-        mixed = qkv.new_empty(len(qkv), qkv.shape[1] // 3)
+        mixed = qkv.new_zeros(len(qkv), qkv.shape[1] // 3)
         for (part, rows), (into, _) in zip(_parts(qkv, layout), _parts(mixed, layout), strict=True):
             _attend(split_heads(part, rows, heads), into.view(rows, -1, heads, into.shape[1] // heads))
         ctx.save_for_backward(qkv)
@@ -251,7 +255,7 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
         (qkv,) = ctx.saved_tensors
-        grad_qkv = torch.empty_like(qkv)
+        grad_qkv = torch.zeros_like(qkv)
         tables = (_parts(table, ctx.layout) for table in (qkv, gradient, grad_qkv))
         for (part, rows), (incoming, _), (into, _) in zip(*tables, strict=True):
             _attend_backward(
@@ -265,23 +269,25 @@ class _Attention(torch.autograd.Function):
 def _attend(parts: Tensor, into: Tensor) -> None:
     """Attention of (3, rows, heads, time, width) queries, keys and values into (rows, time, heads, width)."""
     later = _later(parts)
+    _, _, heads, time, _ = parts.shape
     for at in _row_blocks(parts):
         query, key, value = _padded(parts[:, at], later)
-        into[at] = _by_row(torch.bmm(_weights(query, key, later), value), parts.shape[2]).transpose(1, 2)
+        _cut(torch.bmm(_weights(query, key, later), value), heads, into[at].transpose(1, 2))
 
 
 def _attend_backward(parts: Tensor, incoming: Tensor, into: Tensor) -> None:
     """The gradient of `_attend` into (3, rows, heads, time, width), for an incoming (rows, heads, time, width) one."""
     later = _later(parts)
-    _, _, heads, time, width = parts.shape
+    _, _, heads, _, width = parts.shape
     for at in _row_blocks(parts):
         query, key, value = _padded(parts[:, at], later)
-        weights, grad_mixed = _weights(query, key, later), incoming[at].reshape(len(query), time, width)
-        into[2, at] = _by_row(torch.bmm(weights.transpose(1, 2), grad_mixed), heads)[:, :, :time]
+        (grad_mixed,) = _padded(incoming[None, at], later)
+        weights = _weights(query, key, later)
+        _cut(torch.bmm(weights.transpose(1, 2), grad_mixed), heads, into[2, at])
         grad_weights = torch.bmm(grad_mixed, value.transpose(1, 2))
         grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype).mul_(width**-0.5)
-        into[0, at] = _by_row(torch.bmm(grad_scores, key), heads)
-        into[1, at] = _by_row(torch.bmm(grad_scores.transpose(1, 2), query), heads)[:, :, :time]
+        _cut(torch.bmm(grad_scores, key), heads, into[0, at])
+        _cut(torch.bmm(grad_scores.transpose(1, 2), query), heads, into[1, at])
 
 
 def _row_blocks(parts: Tensor) -> list[slice]:
@@ -291,30 +297,30 @@ def _row_blocks(parts: Tensor) -> list[slice]:
 
 
 def _later(parts: Tensor) -> Tensor:
-    """(time, columns) what is added to scores: -inf where a key stands later than its query.
+    """(columns, columns) what is added to scores: -inf where a key stands later than its query.
 
-    Columns are filled up to a multiple of what a CPU takes at once: softmax over a row's odd rest is several times
-    slower than over a few columns more.
+    Time is filled up to a multiple of what a CPU takes at once: softmax over a row's odd rest is several times slower
+    than over a few columns more.
     """
-    time = parts.shape[3]
-    columns = -(-time // COLUMNS) * COLUMNS
-    later = torch.ones(time, columns, dtype=torch.bool, device=parts.device).triu_(1)
-    return torch.zeros(time, columns, dtype=parts.dtype, device=parts.device).masked_fill_(later, float("-inf"))
+    columns = -(-parts.shape[3] // COLUMNS) * COLUMNS
+    later = torch.ones(columns, columns, dtype=torch.bool, device=parts.device).triu_(1)
+    return torch.zeros(columns, columns, dtype=parts.dtype, device=parts.device).masked_fill_(later, float("-inf"))
 
 
-def _padded(parts: Tensor, later: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(n, time, width) queries, (n, columns, width) keys and values of (3, rows, heads, time, width)."""
-    _, rows, heads, time, width = parts.shape
-    filled = parts.new_zeros(2, rows, heads, later.shape[1], width)
-    filled[:, :, :, :time] = parts[1:]
-    key, value = filled.view(2, rows * heads, -1, width)
-    return parts[0].reshape(rows * heads, time, width), key, value
+def _padded(parts: Tensor, later: Tensor) -> Tensor:
+    """(k, rows, heads, time, width) as (k, n, columns, width), filled up with zeros in rows and time."""
+    count, rows, heads, time, width = parts.shape
+    filled = parts.new_zeros(count, -(-rows // ROWS) * ROWS, heads, len(later), width)
+    filled[:, :rows, :, :time] = parts
+    return filled.view(count, -1, len(later), width)
 
 
-def _by_row(table: Tensor, heads: int) -> Tensor:
-    return table.view(-1, heads, *table.shape[1:])
+def _cut(table: Tensor, heads: int, into: Tensor) -> None:
+    """Write (n, columns, width) into (rows, heads, time, width), without what `_padded` filled up."""
+    rows, _, time, _ = into.shape
+    into.copy_(table.view(-1, heads, *table.shape[1:])[:rows, :, :time])
 
 
 def _weights(query: Tensor, key: Tensor, later: Tensor) -> Tensor:
-    """(n, time, columns) attention weights; softmax is computed in float32 inside."""
+    """(n, columns, columns) attention weights; softmax is computed in float32 inside."""
     return torch.baddbmm(later, query, key.transpose(1, 2), alpha=query.shape[2] ** -0.5).softmax(-1)

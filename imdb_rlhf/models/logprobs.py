@@ -11,10 +11,12 @@ from itertools import product
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GPT2Model, PreTrainedModel
 
 from imdb_rlhf.models import gpt2
+from imdb_rlhf.models.products import few_sizes
 
 # Logits held at once, in numbers: small enough for a CPU's cache, large enough for a GPU to be busy.
 CHUNK = {"cpu": 1 << 22, "cuda": 1 << 26}
@@ -220,8 +222,11 @@ def token_logprobs(
     """
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+    tokens = len(targets)
+    spare = few_sizes(tokens) - tokens
     with torch.autocast(kind, enabled=False):
-        return cast(Tensor, _TokenLogProbs.apply(hidden.to(dtype), weight, bias, targets, temperature))
+        hidden, targets = F.pad(hidden.to(dtype), (0, 0, 0, spare)), F.pad(targets, (0, spare))
+        return cast(Tensor, _TokenLogProbs.apply(hidden, weight, bias, targets, temperature))[:tokens]
 
 
 class LogProbs(nn.Module):

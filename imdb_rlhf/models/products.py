@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Product = Callable[[Tensor], Tensor]
+# Below so many rows a size is left as it is.
+FEW = 256
 
 
 def fuses(tensor: Tensor) -> bool:
@@ -24,6 +26,16 @@ def fuses(tensor: Tensor) -> bool:
         and hasattr(operators, "_reorder_linear_weight")
         and operators._is_mkldnn_bf16_supported()
     )
+
+
+def few_sizes(count: int) -> int:
+    """A number of rows at least as large, by a sixteenth at most, of which there are few.
+
+    For every size of a product that it has not seen, oneDNN makes a program, and keeps it: with each batch of another
+    size that is half of a small model's time, and gigabytes.
+    """
+    grain = max(1, 1 << (count.bit_length() - 5)) if count >= FEW else 1
+    return -(-count // grain) * grain
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:

@@ -131,6 +131,7 @@ def test_attention_reads_a_few_rows_at_a_time(
 ) -> None:
     model, ids, row = make(n_positions=32).transformer, tokens(5, 32, 23), 3 * 32 * 32
     monkeypatch.setattr(gpt2, "SCORES", int(allowed * row))
+    monkeypatch.setattr(gpt2, "ROWS", 1)
     with Scores() as forward:
         states = gpt2.states(model, ids)
     gradient = incoming(states)
@@ -139,6 +140,35 @@ def test_attention_reads_a_few_rows_at_a_time(
     assert forward.sizes == [size * row for size in blocks] * 2  # two layers
     assert backward.sizes == forward.sizes
     assert_near(found, in_float64(model, ids, gradient), 1e-5)
+
+
+class Shapes(TorchDispatchMode):
+    """The shapes of the factors of every product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[tuple[Any, ...]] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(name in str(function) for name in ("mm", "linear_pointwise")):
+            factors = [x for x in args if isinstance(x, Tensor)]
+            self.found.add((str(function), *(tuple(x.shape) for x in factors)))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_batches_of_many_lengths_make_products_of_few_sizes(dtype: torch.dtype) -> None:
+    model, random = make(n_positions=64).transformer, torch.Generator().manual_seed(0)
+    counts = []
+    with Shapes() as shapes, torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype != torch.float32):
+        for _ in range(40):
+            lengths = torch.randint(20, 64, (24,), generator=random)
+            states, _ = gpt2.packed_states(model, tokens(24, 64, 23), lengths)
+            states.float().sum().backward()
+            counts.append(len(shapes.found))
+    # 40 batches with as many numbers of tokens; the last 20 bring hardly a size that was not there
+    assert counts[-1] < 1.25 * counts[19]
+    assert counts[-1] < 200
 
 
 @pytest.mark.parametrize("parameters", [torch.float32, torch.bfloat16])
