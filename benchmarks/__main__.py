@@ -31,8 +31,14 @@ def arguments() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").partition("\n")[0])
     made.add_argument("measurements", nargs="*", help=f"some of {', '.join(plan.MEASUREMENTS)}; none is all")
     made.add_argument("--shapes", nargs="+", default=["mini", "gpt2"], choices=list(workload.SHAPES))
-    made.add_argument("--pairs", nargs="+", default=["prefix", "shuffled"], choices=["prefix", "shuffled"])
-    made.add_argument("--rounds", type=int, default=3, help="fresh processes of each program")
+    made.add_argument(
+        "--pairs",
+        nargs="+",
+        default=["prefix", "shuffled"],
+        choices=["prefix", "shuffled"],
+        help="prefix: of the first groups, always; shuffled: ours with pairs of many groups too",
+    )
+    made.add_argument("--rounds", type=results.positive(int), default=3, help="fresh processes of each program")
     made.add_argument("--peers", choices=["yes", "no"], default="yes", help="no leaves the peers out")
     made.add_argument("--activation", choices=["gelu_new", "gelu_pytorch_tanh"], help="another name of GPT-2's GELU")
     made.add_argument("--data", help=f"folder of real reviews, or `{GENERATED}`; default: ../shared/imdb if there")
@@ -148,11 +154,12 @@ def source_of(options: argparse.Namespace) -> workload.Source:
     Raises:
         ConfigError: a folder that is named is not there.
     """
-    if options.data == GENERATED:
-        return workload.Source(None, options.tokenizer)
-    for name, path in (("--data", options.data), ("--tokenizer", options.tokenizer)):
+    named = {"--data": None if options.data == GENERATED else options.data, "--tokenizer": options.tokenizer}
+    for name, path in named.items():
         if path is not None and not Path(path).is_dir():
             raise ConfigError(f"{name}={path} is no folder; give one that is there, or leave it out")
+    if options.data == GENERATED:
+        return workload.Source(None, options.tokenizer)
     reviews = Path(options.data) if options.data else SHARED / "imdb"
     tokenizer = options.tokenizer or SHARED / "gpt2-tokenizer"
     return workload.Source(reviews if reviews.is_dir() else None, tokenizer if tokenizer.is_dir() else None)

@@ -6,7 +6,7 @@ import platform
 import shlex
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,25 @@ from imdb_rlhf.training.precision import resolve_device, resolve_precision, reso
 STORE = ROOT / ".bench"
 
 
+def positive(kind: Callable[[str], float]) -> Callable[[str], float]:
+    """A number above 0, for a command line."""
+
+    def parse(word: str) -> float:
+        if not (value := kind(word)) > 0:
+            raise argparse.ArgumentTypeError(f"{word} is not above 0")
+        return value
+
+    return parse
+
+
 def add_machine(parser: argparse.ArgumentParser) -> None:
     """The options of what programs run on and how, and of where the result goes."""
     add_result(parser)
     parser.add_argument("--precision", choices=["bf16", "float32"], default="bf16")
-    parser.add_argument("--threads", type=int, help="of all programs; default: one a core")
-    parser.add_argument("--timeout", type=float, default=1800.0, help="seconds after which a program has failed")
+    parser.add_argument("--threads", type=positive(int), help="of all programs; default: one a core")
+    parser.add_argument(
+        "--timeout", type=positive(float), default=1800.0, help="seconds after which a program has failed"
+    )
 
 
 def add_result(parser: argparse.ArgumentParser) -> None:
@@ -62,6 +75,10 @@ def new_folder(options: argparse.Namespace) -> Path:
         folder.mkdir(parents=True)
     except FileExistsError as error:
         raise ConfigError(f"{folder} is there already and is not overwritten; give another --name") from error
+    except OSError as error:
+        raise ConfigError(
+            f"--out={options.out} cannot be written to ({error.strerror}); give another folder"
+        ) from error
     return folder
 
 

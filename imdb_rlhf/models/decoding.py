@@ -17,6 +17,9 @@ from imdb_rlhf.models import gpt2
 from imdb_rlhf.models.logprobs import output_layer
 from imdb_rlhf.models.products import Product, laid_out
 
+# Numbers of a parameter whose plain sum is taken beside the sum of all squares: it tells a change of sign.
+SIGNED = 1 << 12
+
 
 class Decoder(Protocol):
     """What a sampling loop needs of a model."""
@@ -177,7 +180,7 @@ _LAYOUTS: WeakKeyDictionary[PreTrainedModel, _Layout] = WeakKeyDictionary()
 
 def _layout(lm: PreTrainedModel, rows: int, dtype: torch.dtype) -> _Layout:
     """The layout of the model's weights as they are now."""
-    sign = (dtype, *map(_sign, lm.parameters()))
+    sign = (dtype, *_sign(list(lm.parameters())))
     found = _LAYOUTS.get(lm)
     if found is None or found.sign != sign:
         weight, bias = output_layer(lm)
@@ -186,10 +189,14 @@ def _layout(lm: PreTrainedModel, rows: int, dtype: torch.dtype) -> _Layout:
     return found
 
 
-def _sign(parameter: Tensor) -> tuple[Any, ...]:
-    """Changes with every change of a parameter: torch counts them, and the sum of squares is for edits past that."""
-    flat = parameter.detach().flatten()
-    return parameter.data_ptr(), parameter.shape, parameter._version, float(torch.dot(flat, flat))
+def _sign(parameters: list[Tensor]) -> tuple[Any, ...]:
+    """Changes with every change of the weights: their places and two sums over them.
+
+    The counts that torch keeps of changes are not enough: neither its fused AdamW nor edits through `.data` raise them.
+    """
+    flats = [parameter.detach().flatten() for parameter in parameters]
+    sums = torch.stack([part.float() for flat in flats for part in (torch.dot(flat, flat), flat[:SIGNED].sum())])
+    return tuple((parameter.data_ptr(), parameter.shape) for parameter in parameters), tuple(sums.tolist())
 
 
 def _layer_layout(block: GPT2Block, rows: int, dtype: torch.dtype) -> tuple[Product, Product, Product, Product]:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from imdb_rlhf.config import AdamWConfig, OptimConfig, RMSpropConfig, Schedule
 
@@ -39,14 +39,21 @@ def clip(parameters: Iterable[nn.Parameter], limit: float | None) -> float:
         The norm before that.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if gradients and gradients[0].device.type != "cpu":
+        norm = float(nn.utils.get_total_norm(gradients))
+    else:
+        norm = _norm(gradients)
+    if limit is not None and norm + 1e-6 > limit:
+        torch._foreach_mul_(gradients, limit / (norm + 1e-6))
+    return norm
+
+
+def _norm(gradients: list[Tensor]) -> float:
+    """The common 2-norm, on a CPU."""
     # dot products read a gradient once at the memory's speed; parts of a size that float32 sums well, double between
     parts = [part for gradient in gradients for part in gradient.flatten().split(NORM_PART)]
     squares = torch.stack([torch.dot(part, part) for part in parts]) if parts else torch.zeros(1)
-    norm = float(squares.double().sum().sqrt())
-    if limit is not None and norm + 1e-6 > limit:
-        for gradient in gradients:
-            gradient.mul_(limit / (norm + 1e-6))
-    return norm
+    return float(squares.double().sum().sqrt())
 
 
 def learning_rate(config: OptimConfig, step: int, total: int) -> float:
