@@ -42,7 +42,7 @@ def is_plain(model: nn.Module) -> bool:
     """Whether `states` computes what calling the model would: a GPT-2 as it was published, nothing added to it."""
     if type(model) is not GPT2Model or GPT2Model.forward is not FORWARD:
         return False
-    config = model.config
+    config: Any = model.config
     published = (
         config.scale_attn_weights
         and not config.scale_attn_by_inverse_layer_idx
@@ -178,7 +178,8 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        return _linear_gradients(gradient, *ctx.saved_tensors, ctx)
+        x, table = ctx.saved_tensors
+        return _linear_gradients(gradient, x, table, ctx)
 
 
 class _GELU(torch.autograd.Function):

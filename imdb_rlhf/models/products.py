@@ -72,5 +72,5 @@ def laid_out(weight: Tensor, bias: Tensor | None, rows: int, dtype: torch.dtype,
 
 
 def _fused(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
-    activation = ("gelu", [], "tanh") if gelu else ("none", [], "")
+    activation: tuple[str, list[float], str] = ("gelu", [], "tanh") if gelu else ("none", [], "")
     return cast(Tensor, torch.ops.mkldnn._linear_pointwise(x, weight, bias, *activation))

@@ -163,7 +163,7 @@ def sample(
     for column in range(ids.shape[1], longest + steps):
         logits = decoder.read(ids)
         if room is None:
-            room = room_for(*logits.shape, device)
+            room = room_for(rows, logits.shape[1], device)
         step = column - starts[alive]  # which new token it is; below 0 within the prompt
         place = step.clamp(0, steps - 1)
         drawn = draw(logits, random[alive, place], temperature, room)
