@@ -38,7 +38,7 @@ def arguments() -> argparse.ArgumentParser:
         choices=["prefix", "shuffled"],
         help="prefix: of the first groups, always; shuffled: ours with pairs of many groups too",
     )
-    made.add_argument("--rounds", type=results.positive(int), default=3, help="fresh processes of each program")
+    made.add_argument("--rounds", type=int, default=3, help="fresh processes of each program")
     made.add_argument("--peers", choices=["yes", "no"], default="yes", help="no leaves the peers out")
     made.add_argument("--activation", choices=["gelu_new", "gelu_pytorch_tanh"], help="another name of GPT-2's GELU")
     made.add_argument("--data", help=f"folder of real reviews, or `{GENERATED}`; default: ../shared/imdb if there")
