@@ -8,12 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from imdb_rlhf.config import ValueNetwork
-from imdb_rlhf.models.logprobs import (
-    completion_mask,
-    output_layer,
-    states_before,
-    token_logprobs,
-)
+from imdb_rlhf.models.logprobs import completion_mask, output_layer, states_before, token_logprobs
 
 
 class ActorCritic(nn.Module):

@@ -54,7 +54,7 @@ def open_decoder(lm: PreTrainedModel, rows: int, time: int) -> Decoder:
         rows: how many sequences are read side by side.
         time: tokens at most.
     """
-    if gpt2.is_plain(lm.base_model) and not lm.base_model.training:
+    if gpt2.is_plain(lm.base_model):
         return GPT2Decoder(lm, rows, time)
     return CachedDecoder(lm)
 
@@ -190,7 +190,7 @@ def _layout(lm: PreTrainedModel, rows: int, dtype: torch.dtype) -> _Layout:
 
 
 def _sign(parameters: list[Tensor]) -> tuple[Any, ...]:
-    """Changes with every change of the weights: their places and two sums over them.
+    """What tells the weights of a model from those that it had: their places and two sums over each.
 
     The counts that torch keeps of changes are not enough: neither its fused AdamW nor edits through `.data` raise them.
     """

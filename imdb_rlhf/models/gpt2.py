@@ -270,10 +270,9 @@ class _Attention(torch.autograd.Function):
 def _attend(parts: Tensor, into: Tensor) -> None:
     """Attention of (3, rows, heads, time, width) queries, keys and values into (rows, time, heads, width)."""
     later = _later(parts)
-    _, _, heads, time, _ = parts.shape
     for at in _row_blocks(parts):
         query, key, value = _padded(parts[:, at], later)
-        _cut(torch.bmm(_weights(query, key, later), value), heads, into[at].transpose(1, 2))
+        _cut(torch.bmm(_weights(query, key, later), value), parts.shape[2], into[at].transpose(1, 2))
 
 
 def _attend_backward(parts: Tensor, incoming: Tensor, into: Tensor) -> None:

@@ -31,8 +31,8 @@ def fuses(tensor: Tensor) -> bool:
 def few_sizes(count: int) -> int:
     """A number of rows at least as large, by a sixteenth at most, of which there are few.
 
-    For every size of a product that it has not seen, oneDNN makes a program, and keeps it: with each batch of another
-    size that is half of a small model's time, and gigabytes.
+    For every size of a product that it has not seen, oneDNN makes a program, and keeps it. Where each batch has another
+    size, that costs a small model more time and memory than its products.
     """
     grain = max(1, 1 << (count.bit_length() - 5)) if count >= FEW else 1
     return -(-count // grain) * grain

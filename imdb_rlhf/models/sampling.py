@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from imdb_rlhf.config import GenerationConfig
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.models.decoding import open_decoder
+from imdb_rlhf.models.logprobs import Rows, output_layer
 from imdb_rlhf.seeds import generator
 
 # Numbers of a distribution that a CPU works on at once.
@@ -130,8 +131,8 @@ def sample(
 ) -> Samples:
     """Sample a completion for each prompt until EOS or until the uniforms run out.
 
-    Prompts may differ in length: all rows are read from their first token on, and a row whose prompt is longer is given
-    its prompt's next token while others already draw. So nothing is padded, and no row waits for another length.
+    Prompts may differ in length. Where the decoder does not read them whole, a row whose prompt is longer is given its
+    prompt's next token while others already draw, so that no row waits for another length.
 
     Args:
         lm: the policy; runs in the caller's autocast precision.
@@ -148,22 +149,16 @@ def sample(
     random = torch.as_tensor(uniform).to(device)
     rows, steps = random.shape
     most = torch.full((rows,), steps, device=device) if limit is None else torch.as_tensor(limit).to(device)
-    starts = torch.tensor([len(prompt) for prompt in prompts], device=device)
-    longest = int(starts.max())
-    given = torch.zeros(rows, longest, dtype=torch.int64)
-    for row, prompt in enumerate(prompts):
-        given[row, : len(prompt)] = torch.as_tensor(prompt)
-    given = given.to(device)
+    heads = Rows.of(prompts, [()] * rows).to(device)
+    given, longest = heads.ids, heads.ids.shape[1]
     tokens = torch.full((rows, steps), eos_id, dtype=torch.int64, device=device)
     alive = torch.arange(rows, device=device)  # rows still being written, in the order of the cache
     going = torch.ones(rows, dtype=torch.bool, device=device)  # of those that are alive, which are not finished
     decoder = open_decoder(lm, rows, longest + steps)
-    ids, starts = decoder.begin(given, starts)
-    room: Tensor | None = None
+    ids, starts = decoder.begin(given, heads.lengths)
+    room = room_for(rows, len(output_layer(lm)[0]), device)
     for column in range(ids.shape[1], longest + steps):
         logits = decoder.read(ids)
-        if room is None:
-            room = room_for(rows, logits.shape[1], device)
         step = column - starts[alive]  # which new token it is; below 0 within the prompt
         place = step.clamp(0, steps - 1)
         drawn = draw(logits, random[alive, place], temperature, room)

@@ -92,7 +92,7 @@ class Runtime:
 def _keep_freed_memory() -> None:
     """Have glibc keep large blocks that are freed, for the next tensor of their size.
 
-    It would return them to the system, which clears every page again when it is next written: a tenth of a step's time.
+    It would return them to the system, which clears every page again when it is next written.
     """
     if sys.platform == "linux":
         with suppress(AttributeError, OSError):  # another C library
