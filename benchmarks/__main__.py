@@ -1,6 +1,6 @@
 """Ours and the peers in one run: `python -m benchmarks [peak dpo generate ppo sft] [options]`.
 
-`python -m benchmarks growth` (`growth.py`) and `python -m benchmarks stages` (`stages.py`) have options of their own.
+`growth` (`growth.py`), `stages` (`stages.py`) and `hours` (`hours.py`) in their place have options of their own.
 Leaves `table.md` and `results.json` (every single timing, versions, device, threads, commit, command) in a folder of
 its own under --out. Exit code 1 where a program failed or two that should agree do not.
 """
@@ -16,12 +16,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from benchmarks import environments, growth, plan, results, stages, table, workload
+from benchmarks import environments, growth, hours, plan, results, stages, table, workload
 from benchmarks.harness import ROOT, Machine, Outcome, measure
 from benchmarks.results import STORE
 from imdb_rlhf.errors import ConfigError, RunError
 
-OTHERS = {"growth": growth.main, "stages": stages.main}
+OTHERS = {"growth": growth.main, "stages": stages.main, "hours": hours.main}
 SHARED = ROOT.parent / "shared"
 GENERATED = "generated"
 

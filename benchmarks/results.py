@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks import environments
 from benchmarks.harness import ROOT, Machine
 from imdb_rlhf.artifacts import atomic_write
@@ -44,6 +46,11 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
 def add_result(parser: argparse.ArgumentParser) -> None:
     """The options that all commands share: the device, and where the result goes."""
     parser.add_argument("--device", choices=[*Device], default="auto")
+    add_folder(parser)
+
+
+def add_folder(parser: argparse.ArgumentParser) -> None:
+    """The options of where the result goes."""
     parser.add_argument("--out", type=Path, default=Path("outputs/benchmarks"))
     parser.add_argument("--name", help="of the result's folder there; default: the time")
 
@@ -99,7 +106,7 @@ def facts_of(words: Sequence[str], machine: Machine) -> dict[str, Any]:
         "command": shlex.join(["python", "-m", "benchmarks", *words]),
         "commit": commit(),
         "when": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "device": "a GPU" if machine.device == "cuda" else processor(),
+        "device": torch.cuda.get_device_name() if machine.device == "cuda" else processor(),
         "threads": machine.threads,
         "precision": machine.precision,
         "load_before": os.getloadavg() if hasattr(os, "getloadavg") else None,  # of a machine that others use too

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from imdb_rlhf.config import ValueNetwork
-from imdb_rlhf.models.logprobs import completion_mask, output_layer, states_before, token_logprobs
+from imdb_rlhf.models.logprobs import completion_mask, output_layer, states_and_layer, states_before, token_logprobs
 
 
 class ActorCritic(nn.Module):
@@ -33,8 +33,7 @@ class ActorCritic(nn.Module):
         The value at a token is of the state that the token is drawn in. Arguments as in `logprobs.Rows`.
         """
         mask = completion_mask(ids, starts, lengths)
-        states = states_before(self.lm.base_model, ids, lengths, mask)
-        weight, bias = output_layer(self.lm)
+        states, weight, bias = states_and_layer(self.lm, ids, lengths, mask)
         logprobs = token_logprobs(states, weight, bias, ids[mask], self.temperature)
         if self.critic is not None:
             states = states_before(self.critic, ids, lengths, mask)

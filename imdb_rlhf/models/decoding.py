@@ -14,6 +14,7 @@ from transformers import DynamicCache, GPT2Model, PreTrainedModel
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
 from imdb_rlhf.models import gpt2
+from imdb_rlhf.models.attention import split_heads
 from imdb_rlhf.models.logprobs import output_layer
 from imdb_rlhf.models.products import Product, laid_out
 
@@ -134,7 +135,7 @@ class GPT2Decoder:
     def _step(self, index: int, block: GPT2Block, x: Tensor, rows: int) -> Tensor:
         qkv_of, mixed_of, inner_of, outer_of = self.layout.layers[index]
         qkv = qkv_of(gpt2.layer_norm(block.ln_1, x).to(self.dtype))
-        mixed = self._attend(index, *gpt2.split_heads(qkv, rows, self.heads))
+        mixed = self._attend(index, *split_heads(qkv, rows, self.heads))
         x = x + mixed_of(mixed.transpose(1, 2).reshape(len(x), -1)).to(x.dtype)
         inner = inner_of(gpt2.layer_norm(block.ln_2, x).to(self.dtype))
         return x + outer_of(inner).to(x.dtype)

@@ -2,12 +2,12 @@
 
 The same function as transformers' GPT2Model in evaluation mode, of the same parameters, written for speed:
 - matrices are cast to the precision of the pass once, and their gradients return to them in their own precision;
-- attention reads a few rows at a time, so that its scores stay in the cache, and makes them again in backward;
+- attention reads a few rows at a time, so that its scores stay in the cache;
 - tanh-GELU is one pass; the residual stream and the layer norms stay in float32.
 Any other model, and a GPT-2 that is trained with dropout, hooked, wrapped or changed, goes through transformers.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -18,6 +18,8 @@ from transformers.activations import GELUTanh, NewGELUActivation
 from transformers.models.gpt2.modeling_gpt2 import GPT2MLP, GPT2Attention, GPT2Block
 from transformers.pytorch_utils import Conv1D
 
+from imdb_rlhf.models.attention import Layout, causal_attention, kernel_attention
+from imdb_rlhf.models.embedding import Shared
 from imdb_rlhf.models.products import few_sizes, fuses, product
 
 # Libraries replace it on the class.
@@ -27,15 +29,8 @@ PARTS = {
     *(GPT2Model, GPT2Block, GPT2Attention, GPT2MLP, Conv1D),
     *(nn.Embedding, nn.LayerNorm, nn.Dropout, nn.ModuleList, NewGELUActivation, GELUTanh),
 }
-# Attention scores held at once on a CPU, in numbers.
-SCORES = 1 << 20
 # What a block of rows costs beside its tokens, in tokens: some dozen small operations a layer.
 BLOCK = 128
-# What time and rows are filled up to multiples of in attention.
-COLUMNS, ROWS = 32, 4
-
-# Blocks of tokens one behind the other: rows and time of each.
-Layout = Sequence[tuple[int, int]]
 
 
 def is_plain(model: nn.Module) -> bool:
@@ -81,13 +76,16 @@ def states(model: GPT2Model, ids: Tensor) -> Tensor:
     return _layers(model, ids.flatten(), places, [(rows, time)]).view(rows, time, -1)
 
 
-def packed_states(model: GPT2Model, ids: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+def packed_states(
+    model: GPT2Model, ids: Tensor, lengths: Tensor, embedding: Shared | None = None
+) -> tuple[Tensor, Tensor]:
     """`states` of rows of different lengths, most of the padding left out.
 
     Args:
         model: `is_plain`.
         ids: (rows, time) int64 right-padded tokens.
         lengths: (rows,) int64 tokens of each, at least 1.
+        embedding: the model's own, where its gradient is to join the output layer's.
 
     Returns:
         (n, width) states, a row's in order, and (rows,) where in them each row begins.
@@ -104,7 +102,7 @@ def packed_states(model: GPT2Model, ids: Tensor, lengths: Tensor) -> tuple[Tenso
     tokens.append(ids.new_zeros(spare))
     places.append(ids.new_zeros(spare))
     layout = [(len(members), time) for members, time in blocks]
-    return _layers(model, torch.cat(tokens), torch.cat(places), layout), first.to(ids.device)
+    return _layers(model, torch.cat(tokens), torch.cat(places), layout, embedding), first.to(ids.device)
 
 
 def pack(lengths: Sequence[int]) -> list[tuple[list[int], int]]:
@@ -133,12 +131,13 @@ def pack(lengths: Sequence[int]) -> list[tuple[list[int], int]]:
     return blocks[::-1]
 
 
-def _layers(model: GPT2Model, ids: Tensor, places: Tensor, layout: Layout) -> Tensor:
+def _layers(model: GPT2Model, ids: Tensor, places: Tensor, layout: Layout, embedding: Shared | None = None) -> Tensor:
     """(tokens, width) states of (tokens,) ids that stand at these places of their rows."""
     kind = ids.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else model.wte.weight.dtype
     with torch.autocast(kind, enabled=False):
-        x = F.embedding(ids, model.wte.weight) + F.embedding(places, model.wpe.weight)
+        read = F.embedding(ids, model.wte.weight) if embedding is None else embedding.rows(ids)
+        x = read + F.embedding(places, model.wpe.weight)
         for block in model.h:
             x = _block(cast(GPT2Block, block), x, layout, dtype)
         return layer_norm(model.ln_f, x)
@@ -148,13 +147,11 @@ def _block(block: GPT2Block, x: Tensor, layout: Layout, dtype: torch.dtype) -> T
     """One layer on the (tokens, width) residual stream."""
     attention, mlp = block.attn, block.mlp
     qkv = _Linear.apply(layer_norm(block.ln_1, x).to(dtype), attention.c_attn.weight, attention.c_attn.bias)
-    if attention.config._attn_implementation == "eager":
-        mixed = _Attention.apply(qkv, layout, attention.num_heads)
-    else:
-        mixed = _kernel_attention(qkv, layout, attention.num_heads)
-    x = x + _Linear.apply(mixed, attention.c_proj.weight, attention.c_proj.bias).to(x.dtype)
+    own = attention.config._attn_implementation == "eager"
+    mixed = (causal_attention if own else kernel_attention)(qkv, layout, attention.num_heads)
+    x = _Linear.apply(mixed, attention.c_proj.weight, attention.c_proj.bias).to(x.dtype).add_(x)
     inner = _GELU.apply(layer_norm(block.ln_2, x).to(dtype), mlp.c_fc.weight, mlp.c_fc.bias)
-    return cast(Tensor, x + _Linear.apply(inner, mlp.c_proj.weight, mlp.c_proj.bias).to(x.dtype))
+    return cast(Tensor, _Linear.apply(inner, mlp.c_proj.weight, mlp.c_proj.bias).to(x.dtype).add_(x))
 
 
 def layer_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
@@ -203,7 +200,9 @@ class _GELU(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Any:
         x, table, offset, *kept = ctx.saved_tensors
         inner = kept[0] if kept else product(x, table.t(), offset)
-        return _linear_gradients(torch.ops.aten.gelu_backward(gradient, inner, approximate="tanh"), x, table, ctx)
+        change = torch.empty_like(inner) if kept else inner  # what was made here is written over
+        torch.ops.aten.gelu_backward.grad_input(gradient, inner, approximate="tanh", grad_input=change)
+        return _linear_gradients(change, x, table, ctx)
 
 
 def _linear_gradients(gradient: Tensor, x: Tensor, table: Tensor, ctx: Any) -> tuple[Tensor | None, ...]:
@@ -215,112 +214,3 @@ def _linear_gradients(gradient: Tensor, x: Tensor, table: Tensor, ctx: Any) -> t
     grad_weight = (left @ gradient).to(ctx.dtype) if wanted[1] else None
     grad_bias = gradient.sum(0).to(ctx.dtype) if wanted[2] else None
     return grad_x, grad_weight, grad_bias
-
-
-def split_heads(qkv: Tensor, rows: int, heads: int) -> Tensor:
-    """(rows * time, 3 * width) as a view (3, rows, heads, time, width of a head)."""
-    return qkv.view(rows, -1, 3, heads, qkv.shape[1] // (3 * heads)).permute(2, 0, 3, 1, 4)
-
-
-def _parts(table: Tensor, layout: Layout) -> Iterator[tuple[Tensor, int]]:
-    """The (rows * time, ...) part of each block of a (tokens, ...) table, with its rows."""
-    begin = 0
-    for rows, time in layout:
-        yield table[begin : begin + rows * time], rows
-        begin += rows * time
-
-
-def _kernel_attention(qkv: Tensor, layout: Layout, heads: int) -> Tensor:
-    """Causal attention by torch's own kernel: the fast one on a GPU, and for long rows anywhere."""
-    found = []
-    for part, rows in _parts(qkv, layout):
-        query, key, value = split_heads(part, rows, heads)
-        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-        found.append(mixed.transpose(1, 2).reshape(len(part), -1))
-    spare = len(qkv) - sum(map(len, found))
-    return torch.cat([*found, qkv.new_zeros(spare, qkv.shape[1] // 3)])
-
-
-class _Attention(torch.autograd.Function):
-    """Causal attention, some rows at a time; scores are made again in backward."""
-
-    @staticmethod
-    def forward(ctx: Any, qkv: Tensor, layout: Layout, heads: int) -> Tensor:
-        mixed = qkv.new_zeros(len(qkv), qkv.shape[1] // 3)
-        for (part, rows), (into, _) in zip(_parts(qkv, layout), _parts(mixed, layout), strict=True):
-            _attend(split_heads(part, rows, heads), into.view(rows, -1, heads, into.shape[1] // heads))
-        ctx.save_for_backward(qkv)
-        ctx.layout, ctx.heads = layout, heads
-        return mixed
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
-        (qkv,) = ctx.saved_tensors
-        grad_qkv = torch.zeros_like(qkv)
-        tables = (_parts(table, ctx.layout) for table in (qkv, gradient, grad_qkv))
-        for (part, rows), (incoming, _), (into, _) in zip(*tables, strict=True):
-            _attend_backward(
-                split_heads(part, rows, ctx.heads),
-                incoming.view(rows, len(part) // rows, ctx.heads, -1).transpose(1, 2),
-                split_heads(into, rows, ctx.heads),
-            )
-        return grad_qkv, None, None
-
-
-def _attend(parts: Tensor, into: Tensor) -> None:
-    """Attention of (3, rows, heads, time, width) queries, keys and values into (rows, time, heads, width)."""
-    later = _later(parts)
-    for at in _row_blocks(parts):
-        query, key, value = _padded(parts[:, at], later)
-        _cut(torch.bmm(_weights(query, key, later), value), parts.shape[2], into[at].transpose(1, 2))
-
-
-def _attend_backward(parts: Tensor, incoming: Tensor, into: Tensor) -> None:
-    """The gradient of `_attend` into (3, rows, heads, time, width), for an incoming (rows, heads, time, width) one."""
-    later = _later(parts)
-    _, _, heads, _, width = parts.shape
-    for at in _row_blocks(parts):
-        query, key, value = _padded(parts[:, at], later)
-        (grad_mixed,) = _padded(incoming[None, at], later)
-        weights = _weights(query, key, later)
-        _cut(torch.bmm(weights.transpose(1, 2), grad_mixed), heads, into[2, at])
-        grad_weights = torch.bmm(grad_mixed, value.transpose(1, 2))
-        grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype).mul_(width**-0.5)
-        _cut(torch.bmm(grad_scores, key), heads, into[0, at])
-        _cut(torch.bmm(grad_scores.transpose(1, 2), query), heads, into[1, at])
-
-
-def _row_blocks(parts: Tensor) -> list[slice]:
-    _, rows, heads, time, _ = parts.shape
-    size = max(1, SCORES // max(1, heads * time * time))
-    return [slice(at, at + size) for at in range(0, rows, size)]
-
-
-def _later(parts: Tensor) -> Tensor:
-    """(columns, columns) what is added to scores: -inf where a key stands later than its query.
-
-    Time is filled up to a multiple of what a CPU takes at once: softmax over a row's odd rest is several times slower
-    than over a few columns more.
-    """
-    columns = -(-parts.shape[3] // COLUMNS) * COLUMNS
-    later = torch.ones(columns, columns, dtype=torch.bool, device=parts.device).triu_(1)
-    return torch.zeros(columns, columns, dtype=parts.dtype, device=parts.device).masked_fill_(later, float("-inf"))
-
-
-def _padded(parts: Tensor, later: Tensor) -> Tensor:
-    """(k, rows, heads, time, width) as (k, n, columns, width), filled up with zeros in rows and time."""
-    count, rows, heads, time, width = parts.shape
-    filled = parts.new_zeros(count, -(-rows // ROWS) * ROWS, heads, len(later), width)
-    filled[:, :rows, :, :time] = parts
-    return filled.view(count, -1, len(later), width)
-
-
-def _cut(table: Tensor, heads: int, into: Tensor) -> None:
-    """Write (n, columns, width) into (rows, heads, time, width), without what `_padded` filled up."""
-    rows, _, time, _ = into.shape
-    into.copy_(table.view(-1, heads, *table.shape[1:])[:rows, :, :time])
-
-
-def _weights(query: Tensor, key: Tensor, later: Tensor) -> Tensor:
-    """(n, columns, columns) attention weights; softmax is computed in float32 inside."""
-    return torch.baddbmm(later, query, key.transpose(1, 2), alpha=query.shape[2] ** -0.5).softmax(-1)

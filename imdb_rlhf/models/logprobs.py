@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from transformers import GPT2Model, PreTrainedModel
 
 from imdb_rlhf.models import gpt2
+from imdb_rlhf.models.blocks import Blocks, Normaliser, places_in, slices
+from imdb_rlhf.models.embedding import Shared
 from imdb_rlhf.models.products import few_sizes
 
 # Logits held at once, in numbers: small enough for a CPU's cache, large enough for a GPU to be busy.
@@ -71,32 +73,27 @@ def base_states(base: nn.Module, ids: Tensor) -> Tensor:
     return cast(Tensor, base(input_ids=ids, use_cache=False).last_hidden_state)
 
 
-def located_states(base: nn.Module, ids: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+def located_states(
+    base: nn.Module, ids: Tensor, lengths: Tensor, embedding: Shared | None = None
+) -> tuple[Tensor, Tensor]:
     """`base_states` one behind the other, with less padding where the model allows it.
 
     Args:
         base: a model's layers.
         ids: (rows, time) int64 right-padded tokens.
         lengths: (rows,) int64 tokens of each row, at least 1.
+        embedding: the model's own, where its gradient is to join the output layer's.
 
     Returns:
         (n, width) states, and (rows, time) int64 where in them a token's state stands; of padding it means nothing.
     """
     rows, time = ids.shape
     if gpt2.is_plain(base):
-        found, first = gpt2.packed_states(cast(GPT2Model, base), ids, lengths)
+        found, first = gpt2.packed_states(cast(GPT2Model, base), ids, lengths, embedding)
     else:
         found = base_states(base, ids).reshape(rows * time, -1)
         first = time * torch.arange(rows, device=ids.device)
     return found, first[:, None] + torch.arange(time, device=ids.device)
-
-
-def _chunk_logits(hidden: Tensor, layer: tuple[Tensor, Tensor | None], entries: slice, temperature: float) -> Tensor:
-    weight, bias = layer
-    logits = (hidden @ weight[entries].to(hidden.dtype).t()).float()
-    if bias is not None:
-        logits += bias[entries].float()
-    return logits if temperature == 1 else logits.div_(temperature)
 
 
 def _tiles(tokens: int, vocabulary: int, device: str) -> tuple[list[slice], list[slice]]:
@@ -104,49 +101,7 @@ def _tiles(tokens: int, vocabulary: int, device: str) -> tuple[list[slice], list
     entries = min(vocabulary, TILE.get(device, TILE["cpu"]))
     most = max(1, CHUNK.get(device, CHUNK["cpu"]) // entries)
     size = -(-tokens // -(-tokens // most)) if tokens else 1
-    return _slices(tokens, size), _slices(vocabulary, entries)
-
-
-def _slices(total: int, size: int, first: int = 0) -> list[slice]:
-    return [slice(at, min(at + size, total)) for at in range(first, total, size)]
-
-
-@dataclass
-class _Normaliser:
-    """log sum exp over a vocabulary that comes block by block, for (n,) tokens."""
-
-    top: Tensor
-    total: Tensor
-
-    @staticmethod
-    def of(tokens: int, device: torch.device) -> "_Normaliser":
-        lowest = torch.finfo(torch.float32).min
-        return _Normaliser(
-            torch.full((tokens,), lowest, device=device), torch.zeros(tokens, dtype=torch.float64, device=device)
-        )
-
-    def add(self, part: slice, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Take a (tokens, entries) block in; it becomes exp(logits - top).
-
-        Returns:
-            What sums taken so far are to be multiplied by, and the block.
-        """
-        top = torch.maximum(self.top[part], logits.amax(-1))
-        shrink = (self.top[part] - top).exp_()
-        weights = logits.sub_(top[:, None]).exp_()
-        self.top[part] = top
-        self.total[part] = self.total[part] * shrink + weights.sum(-1)
-        return shrink, weights
-
-    def value(self) -> Tensor:
-        """(n,) log sum exp."""
-        return self.top + self.total.log()
-
-
-def _places(targets: Tensor, entries: slice) -> tuple[Tensor, Tensor]:
-    """Where (n,) targets stand within a block of the vocabulary, (n, 1), and whether they do, (n, 1) bool."""
-    inside = (targets >= entries.start) & (targets < entries.stop)
-    return (targets - entries.start).clamp_(0, entries.stop - entries.start - 1)[:, None], inside[:, None]
+    return slices(tokens, size), slices(vocabulary, entries)
 
 
 class _TokenLogProbs(torch.autograd.Function):
@@ -158,11 +113,12 @@ class _TokenLogProbs(torch.autograd.Function):
     ) -> Tensor:
         table = weight.to(hidden.dtype)
         chosen = hidden.new_zeros(len(hidden), dtype=torch.float32)
-        normaliser = _Normaliser.of(len(hidden), hidden.device)
+        normaliser = Normaliser.of(len(hidden), hidden.device)
         parts, blocks = _tiles(len(hidden), len(weight), hidden.device.type)
+        made = Blocks(hidden, parts, blocks)
         for entries, part in product(blocks, parts):
-            logits = _chunk_logits(hidden[part], (table, bias), entries, temperature)
-            places, inside = _places(targets[part], entries)
+            logits = made.logits(hidden[part], (table, bias), entries, temperature)
+            places, inside = places_in(targets[part], entries)
             chosen[part] += torch.where(inside, logits.gather(1, places), 0.0)[:, 0]
             normaliser.add(part, logits)
         normalisers = normaliser.value().float()
@@ -180,16 +136,17 @@ class _TokenLogProbs(torch.autograd.Function):
         grad_weight = (torch.empty_like if len(hidden) else torch.zeros_like)(table, dtype=torch.float32)
         grad_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
         parts, blocks = _tiles(len(hidden), len(table), hidden.device.type)
+        made = Blocks(hidden, parts, blocks)
         for entries, part in product(blocks, parts):
-            logits = _chunk_logits(hidden[part], (table, bias), entries, ctx.temperature)
+            logits = made.logits(hidden[part], (table, bias), entries, ctx.temperature)
             # -d logprob / d logits = softmax - onehot(target); the incoming gradient, one number a token, multiplies
             # the narrow factors
             change = logits.sub_(normalisers[part, None]).exp_()
-            places, inside = _places(targets[part], entries)
+            places, inside = places_in(targets[part], entries)
             change.scatter_add_(1, places, -inside.float())
             if grad_bias is not None:
                 grad_bias[entries] -= (change * scale[part]).sum(0)
-            lowered = change.to(hidden.dtype)
+            lowered = made.lowered(change)
             grad_hidden[part] += lowered @ table[entries]
             product_of_part = lowered.t() @ scaled[part]
             if part.start:
@@ -243,8 +200,7 @@ class LogProbs(nn.Module):
     def forward(self, ids: Tensor, starts: Tensor, lengths: Tensor) -> Tensor:
         """(rows, time) float32 log-probs; 0 outside the completions. Arguments as in `Rows`."""
         mask = completion_mask(ids, starts, lengths)
-        weight, bias = output_layer(self.lm)
-        states = states_before(self.lm.base_model, ids, lengths, mask)
+        states, weight, bias = states_and_layer(self.lm, ids, lengths, mask)
         values = token_logprobs(states, weight, bias, ids[mask], self.temperature)
         return torch.zeros(ids.shape, dtype=values.dtype, device=ids.device).masked_scatter(mask, values)
 
@@ -255,7 +211,9 @@ def completion_mask(ids: Tensor, starts: Tensor, lengths: Tensor) -> Tensor:
     return (time >= starts[:, None]) & (time < lengths[:, None])
 
 
-def states_before(base: nn.Module, ids: Tensor, lengths: Tensor, mask: Tensor) -> Tensor:
+def states_before(
+    base: nn.Module, ids: Tensor, lengths: Tensor, mask: Tensor, embedding: Shared | None = None
+) -> Tensor:
     """The states that tokens are drawn in: of each one the state to its left.
 
     Args:
@@ -263,12 +221,25 @@ def states_before(base: nn.Module, ids: Tensor, lengths: Tensor, mask: Tensor) -
         ids: (rows, time) int64 right-padded tokens.
         lengths: (rows,) int64 tokens of each row, at least 1.
         mask: (rows, time) bool, n tokens, none of them first in its row.
+        embedding: as in `located_states`.
 
     Returns:
         (n, width), row by row.
     """
-    found, places = located_states(base, ids, lengths)
+    found, places = located_states(base, ids, lengths, embedding)
     return found.index_select(0, places[mask] - 1)
+
+
+def states_and_layer(
+    lm: PreTrainedModel, ids: Tensor, lengths: Tensor, mask: Tensor
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """`states_before` of a causal LM, and weight and bias of its output layer, for gradients through both."""
+    weight, bias = output_layer(lm)
+    tied = weight is cast(nn.Embedding, lm.get_input_embeddings()).weight
+    # rows are added one after the other, in an order that a GPU does not keep
+    shared = Shared(weight) if tied and weight.device.type == "cpu" else None
+    states = states_before(lm.base_model, ids, lengths, mask, shared)
+    return states, weight if shared is None else shared.table, bias
 
 
 @torch.no_grad()
@@ -326,15 +297,17 @@ def _divergence(
     """
     tokens, device = len(targets), targets.device
     own, others = (len(weight) for weight, _ in layers)
-    normalisers = [_Normaliser.of(tokens, device) for _ in layers]
+    normalisers = [Normaliser.of(tokens, device) for _ in layers]
     chosen = torch.zeros(2, tokens, dtype=torch.float64, device=device)
     gap = torch.zeros(tokens, dtype=torch.float64, device=device)  # sum of exp(l - top) (l - m)
     parts, blocks = _tiles(tokens, own, device.type)
+    made = [Blocks(state, parts, blocks) for state in states]
     for entries, part in product(blocks, parts):
         policy, reference = (
-            _chunk_logits(state[part], layer, entries, temperature) for state, layer in zip(states, layers, strict=True)
+            room.logits(state[part], layer, entries, temperature)
+            for room, state, layer in zip(made, states, layers, strict=True)
         )
-        places, inside = _places(targets[part], entries)
+        places, inside = places_in(targets[part], entries)
         for which, logits in enumerate((policy, reference)):
             chosen[which, part] += torch.where(inside, logits.gather(1, places), 0.0)[:, 0]
         difference = policy - reference
@@ -342,8 +315,8 @@ def _divergence(
         gap[part] = gap[part] * shrink + (weights * difference).sum(-1)
         normalisers[1].add(part, reference)
     # entries that the policy lacks, and never samples, are in the reference's normaliser alone
-    for entries, part in product(_slices(others, blocks[0].stop, first=own), parts):
-        normalisers[1].add(part, _chunk_logits(states[1][part], layers[1], entries, temperature))
+    for entries, part in product(slices(others, blocks[0].stop, first=own), parts):
+        normalisers[1].add(part, made[1].logits(states[1][part], layers[1], entries, temperature))
     ends = torch.stack([normaliser.value() for normaliser in normalisers])
     kl = gap / normalisers[0].total - ends[0] + ends[1]
     return torch.cat([chosen - ends, kl[None]])

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, GPT2Model, GPTJConfig, GPTJModel
 from transformers.pytorch_utils import Conv1D
 
+from imdb_rlhf.models import attention as rows_attention
 from imdb_rlhf.models import gpt2
 from imdb_rlhf.models.logprobs import hidden_states
 
@@ -130,8 +131,8 @@ def test_attention_reads_a_few_rows_at_a_time(
     monkeypatch: pytest.MonkeyPatch, allowed: float, blocks: list[int]
 ) -> None:
     model, ids, row = make(n_positions=32).transformer, tokens(5, 32, 23), 3 * 32 * 32
-    monkeypatch.setattr(gpt2, "SCORES", int(allowed * row))
-    monkeypatch.setattr(gpt2, "ROWS", 1)
+    monkeypatch.setattr(rows_attention, "SCORES", int(allowed * row))
+    monkeypatch.setattr(rows_attention, "ROWS", 1)
     with Scores() as forward:
         states = gpt2.states(model, ids)
     gradient = incoming(states)
@@ -139,6 +140,31 @@ def test_attention_reads_a_few_rows_at_a_time(
         found = collect(model, states, gradient)
     assert forward.sizes == [size * row for size in blocks] * 2  # two layers
     assert backward.sizes == forward.sizes
+    assert_near(found, in_float64(model, ids, gradient), 1e-5)
+
+
+@pytest.mark.parametrize(("allowed", "blocks"), [(3, [3, 2]), (4.5, [4, 1]), (5, [4, 1]), (7, [4, 1]), (8, [5])])
+def test_blocks_of_rows_are_not_filled_up_but_for_the_last(
+    monkeypatch: pytest.MonkeyPatch, allowed: float, blocks: list[int]
+) -> None:
+    model, ids, row = make(n_positions=32).transformer, tokens(5, 32, 23), 3 * 32 * 32
+    monkeypatch.setattr(rows_attention, "SCORES", int(allowed * row))
+    monkeypatch.setattr(rows_attention, "ROWS", 4)
+    with Scores() as forward, torch.no_grad():
+        gpt2.states(model, ids)
+    assert forward.sizes == [-(-size // 4) * 4 * row for size in blocks] * 2
+
+
+# Heads of 12: weights of 32 columns are smaller than 3 * 12 numbers of each of 32 tokens, those of 64 larger.
+@pytest.mark.parametrize("time", [9, 32, 33, 64])
+def test_weights_are_kept_where_they_are_smaller_than_what_they_are_made_of(time: int) -> None:
+    model, ids = make(n_positions=64, n_embd=36).transformer, tokens(5, time, 23)
+    with Scores() as forward:
+        states = gpt2.states(model, ids)
+    gradient = incoming(states)
+    with Scores() as backward:
+        found = collect(model, states, gradient)
+    assert backward.sizes == ([] if time <= 32 else forward.sizes)
     assert_near(found, in_float64(model, ids, gradient), 1e-5)
 
 
@@ -257,7 +283,7 @@ def test_packed_states_and_gradients_are_those_of_transformers(
     monkeypatch: pytest.MonkeyPatch, lengths: list[int], overhead: int, attention: str
 ) -> None:
     monkeypatch.setattr(gpt2, "BLOCK", overhead)
-    monkeypatch.setattr(gpt2, "SCORES", 2 * 3 * 16 * 16)
+    monkeypatch.setattr(rows_attention, "SCORES", 2 * 3 * 16 * 16)
     model, ids = make(attention=attention).transformer, tokens(len(lengths), max(lengths), 23)
     inside = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     gradient = incoming(torch.empty(*ids.shape, 12)) * inside[:, :, None]
@@ -273,7 +299,7 @@ def test_packed_states_and_gradients_are_those_of_transformers(
 
 @pytest.mark.parametrize("columns", [1, 4, 32])
 def test_what_scores_are_filled_up_with_changes_nothing(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
-    monkeypatch.setattr(gpt2, "COLUMNS", columns)
+    monkeypatch.setattr(rows_attention, "COLUMNS", columns)
     model, ids = make().transformer, tokens(3, 9, 23)
     states = gpt2.states(model, ids)
     gradient = incoming(states)

@@ -512,37 +512,6 @@ def test_bf16_products_err_at_most_twice_as_much_as_plain_ones(monkeypatch: pyte
         assert (mine - exact).norm() <= 2 * (theirs - exact).norm()
 
 
-NEVER = -torch.inf
-
-
-@pytest.mark.parametrize(
-    "blocks",
-    [
-        [[1.0, 2.0, 0.5]],
-        [[0.3]],
-        [[1.0], [2.0], [0.5]],
-        [[5.0, 1.0], [-3.0], [9.0, 9.0, 2.0]],  # the largest comes last
-        [[NEVER, NEVER], [1.0, NEVER], [0.2]],
-        [[1.0, 0.2], [NEVER, NEVER]],
-        [[NEVER], [NEVER]],
-        [[1e30, -1e30], [1e30]],
-        [[-1e30, -1e30], [-1e30]],
-        [[3e38], [-3e38, 0.0]],
-        [[-3e38], [-3e38]],
-        [[-200.0] * 4, [0.0], [200.0]],
-        [[1000.0, 1000.5], [999.0, 1001.25]],
-    ],
-    ids=str,
-)
-def test_a_sum_of_exponentials_may_come_in_blocks(blocks: list[list[float]]) -> None:
-    normaliser = logprobs._Normaliser.of(3, torch.device("cpu"))
-    for block in blocks:
-        for part in (slice(0, 2), slice(2, 3)):
-            normaliser.add(part, torch.tensor([block] * (part.stop - part.start)))
-    expected = torch.tensor(sum(blocks, []), dtype=torch.float64).logsumexp(-1).expand(3)
-    torch.testing.assert_close(normaliser.value().double(), expected, atol=1e-6, rtol=1e-6)
-
-
 # --- the exact KL in blocks
 
 

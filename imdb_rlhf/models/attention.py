@@ -1,0 +1,165 @@
+"""Causal attention over blocks of rows of like length, a few rows at a time, so that scores stay in the cache."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Attention scores held at once on a CPU, in numbers.
+SCORES = 1 << 20
+# What time and rows are filled up to multiples of in attention.
+COLUMNS, ROWS = 32, 4
+
+# Blocks of tokens one behind the other: rows and time of each.
+Layout = Sequence[tuple[int, int]]
+
+
+def causal_attention(qkv: Tensor, layout: Layout, heads: int) -> Tensor:
+    """What each token takes from those before it and itself, by products and softmax of this module's own.
+
+    Args:
+        qkv: (tokens, 3 * width) queries, keys and values; behind the layout's tokens may stand some that mean nothing.
+        layout: how the tokens are rows.
+        heads: of each token.
+
+    Returns:
+        (tokens, width), 0 where a token means nothing.
+    """
+    return cast(Tensor, _Attention.apply(qkv, layout, heads))
+
+
+def split_heads(qkv: Tensor, rows: int, heads: int) -> Tensor:
+    """(rows * time, 3 * width) as a view (3, rows, heads, time, width of a head)."""
+    return qkv.view(rows, -1, 3, heads, qkv.shape[1] // (3 * heads)).permute(2, 0, 3, 1, 4)
+
+
+def _parts(table: Tensor, layout: Layout) -> Iterator[tuple[Tensor, int]]:
+    """The (rows * time, ...) part of each block of a (tokens, ...) table, with its rows."""
+    begin = 0
+    for rows, time in layout:
+        yield table[begin : begin + rows * time], rows
+        begin += rows * time
+
+
+def _tokens(layout: Layout) -> int:
+    return sum(rows * time for rows, time in layout)
+
+
+def kernel_attention(qkv: Tensor, layout: Layout, heads: int) -> Tensor:
+    """`causal_attention` by torch's own kernel: the fast one on a GPU, and for long rows anywhere."""
+    found = []
+    for part, rows in _parts(qkv, layout):
+        query, key, value = split_heads(part, rows, heads)
+        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        found.append(mixed.transpose(1, 2).reshape(len(part), -1))
+    spare = len(qkv) - _tokens(layout)
+    return torch.cat([*found, qkv.new_zeros(spare, qkv.shape[1] // 3)])
+
+
+class _Attention(torch.autograd.Function):
+    """Causal attention, some rows at a time.
+
+    Weights of short rows are kept for the gradient; those of rows so long that they are larger than what they are made
+    from are made again.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, layout: Layout, heads: int) -> Tensor:
+        mixed = qkv.new_empty(len(qkv), qkv.shape[1] // 3)
+        mixed[_tokens(layout) :] = 0
+        kept: list[Tensor | None] = []
+        for (part, rows), (into, _) in zip(_parts(qkv, layout), _parts(mixed, layout), strict=True):
+            parts = split_heads(part, rows, heads)
+            kept += _attend(parts, into.view(rows, -1, heads, into.shape[1] // heads), ctx.needs_input_grad[0])
+        ctx.save_for_backward(qkv, *kept)
+        ctx.layout, ctx.heads = layout, heads
+        return mixed
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        qkv, *kept = ctx.saved_tensors
+        weights = iter(kept)
+        grad_qkv = torch.empty_like(qkv)
+        grad_qkv[_tokens(ctx.layout) :] = 0
+        tables = (_parts(table, ctx.layout) for table in (qkv, gradient, grad_qkv))
+        for (part, rows), (incoming, _), (into, _) in zip(*tables, strict=True):
+            _attend_backward(
+                split_heads(part, rows, ctx.heads),
+                incoming.view(rows, len(part) // rows, ctx.heads, -1).transpose(1, 2),
+                weights,
+                split_heads(into, rows, ctx.heads),
+            )
+        return grad_qkv, None, None
+
+
+def _attend(parts: Tensor, into: Tensor, keep: bool) -> list[Tensor | None]:
+    """Attention of (3, rows, heads, time, width) queries, keys and values into (rows, time, heads, width).
+
+    Returns:
+        The weights of each block of rows if they are to be kept, None where they are not.
+    """
+    later, kept = _later(parts), []
+    keep = keep and len(later) <= 3 * parts.shape[4]
+    for at in _row_blocks(parts):
+        query, key, value = _padded(parts[:, at], later)
+        weights = _weights(query, key, later)
+        _cut(torch.bmm(weights, value), parts.shape[2], into[at].transpose(1, 2))
+        kept.append(weights if keep else None)
+    return kept
+
+
+def _attend_backward(parts: Tensor, incoming: Tensor, kept: Iterator[Tensor | None], into: Tensor) -> None:
+    """The gradient of `_attend` into (3, rows, heads, time, width), for an incoming (rows, heads, time, width) one."""
+    later = _later(parts)
+    _, _, heads, _, width = parts.shape
+    for at in _row_blocks(parts):
+        query, key, value = _padded(parts[:, at], later)
+        (grad_mixed,) = _padded(incoming[None, at], later)
+        found = next(kept)
+        weights = _weights(query, key, later) if found is None else found
+        _cut(torch.bmm(weights.transpose(1, 2), grad_mixed), heads, into[2, at])
+        grad_weights = torch.bmm(grad_mixed, value.transpose(1, 2))
+        grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype).mul_(width**-0.5)
+        _cut(torch.bmm(grad_scores, key), heads, into[0, at])
+        _cut(torch.bmm(grad_scores.transpose(1, 2), query), heads, into[1, at])
+
+
+def _row_blocks(parts: Tensor) -> list[slice]:
+    _, rows, heads, time, _ = parts.shape
+    size = max(1, SCORES // max(1, heads * time * time))
+    size -= size % ROWS if size > ROWS else 0
+    return [slice(at, at + size) for at in range(0, rows, size)]
+
+
+def _later(parts: Tensor) -> Tensor:
+    """(columns, columns) what is added to scores: -inf where a key stands later than its query.
+
+    Time is filled up to a multiple of what a CPU takes at once: softmax over a row's odd rest is several times slower
+    than over a few columns more.
+    """
+    columns = -(-parts.shape[3] // COLUMNS) * COLUMNS
+    later = torch.ones(columns, columns, dtype=torch.bool, device=parts.device).triu_(1)
+    return torch.zeros(columns, columns, dtype=parts.dtype, device=parts.device).masked_fill_(later, float("-inf"))
+
+
+def _padded(parts: Tensor, later: Tensor) -> Tensor:
+    """(k, rows, heads, time, width) as (k, n, columns, width), filled up with zeros in rows and time."""
+    count, rows, heads, time, width = parts.shape
+    filled = parts.new_empty(count, -(-rows // ROWS) * ROWS, heads, len(later), width)
+    filled[:, :rows, :, :time] = parts
+    filled[:, :rows, :, time:] = 0
+    filled[:, rows:] = 0
+    return filled.view(count, -1, len(later), width)
+
+
+def _cut(table: Tensor, heads: int, into: Tensor) -> None:
+    """Write (n, columns, width) into (rows, heads, time, width), without what `_padded` filled up."""
+    rows, _, time, _ = into.shape
+    into.copy_(table.view(-1, heads, *table.shape[1:])[:rows, :, :time])
+
+
+def _weights(query: Tensor, key: Tensor, later: Tensor) -> Tensor:
+    """(n, columns, columns) attention weights; softmax is computed in float32 inside."""
+    return torch.baddbmm(later, query, key.transpose(1, 2), alpha=query.shape[2] ** -0.5).softmax(-1)

@@ -1,0 +1,93 @@
+"""An embedding shared with the output layer: its gradient is the sum of both, as autograd adds it up."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from imdb_rlhf.models.embedding import Shared
+
+IDS = torch.tensor([3, 0, 3, 3, 6])
+
+
+def weight(dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(7, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype).requires_grad_()
+
+
+def spread(rows: Tensor) -> Tensor:
+    """A number whose gradient is another for each row that was read."""
+    return (rows.sin() * torch.arange(1, rows.numel() + 1).view(rows.shape)).sum()
+
+
+def layer(table: Tensor) -> Tensor:
+    return (table @ torch.arange(4.0, dtype=table.dtype)).logsumexp(0)
+
+
+USES: dict[str, Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]] = {
+    "both": lambda table, rows: spread(rows(IDS)) * layer(table),
+    "the rows alone": lambda table, rows: spread(rows(IDS)),
+    "the layer alone": lambda table, rows: layer(table),
+    "rows read twice": lambda table, rows: spread(rows(IDS)) * layer(table) + spread(rows(IDS[:2])),
+    "no rows": lambda table, rows: spread(rows(IDS[:0])) + layer(table),
+    "a layer that is used twice": lambda table, rows: spread(rows(IDS)) + layer(table) * layer(2 * table),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_the_gradient_is_autograds(use: str) -> None:
+    mine, theirs = weight(), weight()
+    shared = Shared(mine)
+    found = USES[use](shared.table, shared.rows)
+    expected = USES[use](theirs, lambda ids: F.embedding(ids, theirs))
+    assert torch.equal(found, expected)
+    found.backward()
+    expected.backward()
+    assert mine.grad is not None
+    assert theirs.grad is not None
+    torch.testing.assert_close(mine.grad, theirs.grad, atol=1e-12, rtol=1e-12)
+
+
+def test_gradients_of_two_passes_add_up_together_or_one_by_one() -> None:
+    theirs = weight()
+    for part in (IDS, IDS[1:3]):
+        (spread(F.embedding(part, theirs)) * layer(theirs)).backward()
+    together, apart = weight(), weight()
+    losses = []
+    for part in (IDS, IDS[1:3]):
+        shared = Shared(together)
+        losses.append(spread(shared.rows(part)) * layer(shared.table))
+        other = Shared(apart)
+        (spread(other.rows(part)) * layer(other.table)).backward()
+    torch.stack(losses).sum().backward()
+    for mine in (together, apart):
+        assert mine.grad is not None
+        torch.testing.assert_close(mine.grad, theirs.grad, atol=1e-12, rtol=1e-12)
+
+
+def test_a_second_backward_of_the_same_pass_gives_the_same() -> None:
+    mine = weight()
+    shared = Shared(mine)
+    loss = spread(shared.rows(IDS)) * layer(shared.table)
+    (first,) = torch.autograd.grad(loss, mine, retain_graph=True)
+    first = first.clone()
+    (second,) = torch.autograd.grad(loss, mine)
+    assert torch.equal(first, second)
+
+
+def test_a_frozen_weight_has_no_gradient() -> None:
+    frozen = weight().detach()
+    shared = Shared(frozen)
+    assert not shared.rows(IDS).requires_grad
+    assert not shared.table.requires_grad
+    assert torch.equal(shared.rows(IDS), frozen[IDS])
+
+
+def test_the_gradient_is_in_the_precision_of_the_weight() -> None:
+    mine = weight(torch.bfloat16)
+    shared = Shared(mine)
+    (shared.rows(IDS).float().sum() + shared.table.float().sum()).backward()
+    assert mine.grad is not None
+    assert mine.grad.dtype == torch.bfloat16
+    assert mine.grad[:, 0].tolist() == [2, 1, 1, 4, 1, 1, 2]
