@@ -115,7 +115,7 @@ def _generate(shape: Shape) -> Case:
 
 def _ppo(shape: Shape) -> Case:
     programs = (
-        Program("ours", "ppo", repetitions=3, against="TRL 0.11.4", work=_iteration),
+        Program("ours", "ppo", repetitions=3, against="TRL 0.11.4", work=_iteration, check="logprob"),
         Program("TRL 0.11.4", "trl_ppo", (), "trl_ppo", ours=False, repetitions=2, work=_iteration),
     )
     return Case("ppo", shape, programs)

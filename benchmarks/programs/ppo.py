@@ -5,7 +5,7 @@ import argparse
 import numpy as np
 
 from benchmarks.programs import ours
-from benchmarks.programs.record import Record, begin, finish, parser, read, score
+from benchmarks.programs.record import Record, begin, finish, mean_logprob, parser, peak_bytes, read, score
 from imdb_rlhf.algos.ppo import PPO
 from imdb_rlhf.config import PPORun
 from imdb_rlhf.models.policy import freeze
@@ -33,25 +33,27 @@ def measure(options: argparse.Namespace) -> Record:
     reference = freeze(ours.policy(options.folder, "reference", run).lm.to(runtime.device))
     policy = ours.policy(options.folder, "reference", run)
     prompts = read(options.folder, "prompts")[: options.queries]
-    algorithm = PPO(
-        policy,
-        reference,
-        prompts,
-        lambda heads, tails: np.array(score(heads, tails)),
-        run,
-        runtime,
-        float(run.ppo.initial_kl_coefficient or 0.2),
-    )
+    first: list[tuple[list[list[int]], list[list[int]]]] = []
+
+    def scores(heads: list[list[int]], tails: list[list[int]]) -> np.ndarray:
+        if not first:
+            first.append((heads, tails))
+        return np.array(score(heads, tails))
+
+    coefficient = float(run.ppo.initial_kl_coefficient or 0.2)
+    algorithm = PPO(policy, reference, prompts, scores, run, runtime, coefficient)
     policy.lm.to(runtime.device)  # it samples before the loop moves it
     laps = ours.train(algorithm, run.ppo.optim, runtime)
+    memory = peak_bytes(options.device)
     facts = {
+        "logprob": mean_logprob(reference, *first[0]),
         "queries": [len(prompt) for prompt in prompts],
         "new": options.new,
         "epochs": options.epochs,
         "minibatch": options.minibatch,
         "loss": laps.losses[0],
     }
-    return Record(laps.seconds(algorithm.period), float(options.queries), "episodes", facts=facts)
+    return Record(laps.seconds(algorithm.period), float(options.queries), "episodes", memory, facts=facts)
 
 
 def arguments() -> argparse.ArgumentParser:

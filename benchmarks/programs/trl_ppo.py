@@ -11,7 +11,18 @@ import torch
 from transformers import PreTrainedTokenizerFast
 from trl import AutoModelForCausalLMWithValueHead, PPOConfig, PPOTrainer
 
-from benchmarks.programs.record import Record, autocast, begin, finish, parser, read, score, timed
+from benchmarks.programs.record import (
+    Record,
+    autocast,
+    begin,
+    finish,
+    mean_logprob,
+    parser,
+    peak_bytes,
+    read,
+    score,
+    timed,
+)
 
 
 def measure(options: argparse.Namespace) -> Record:
@@ -43,6 +54,7 @@ def measure(options: argparse.Namespace) -> Record:
     prompts = read(options.folder, "prompts")[: options.queries]
     queries = [torch.tensor(prompt, device=options.device) for prompt in prompts]
     losses: list[float] = []
+    first: list[list[list[int]]] = []
     length = {"min_length": -1, "top_k": 0, "top_p": 1.0, "do_sample": True, "max_new_tokens": options.new}
 
     def once() -> None:
@@ -54,12 +66,17 @@ def measure(options: argparse.Namespace) -> Record:
                 pad_token_id=tokenizer.eos_token_id,
                 **length,
             )
-        rewards = score(prompts, [response.tolist() for response in responses])
+        tails = [response.tolist() for response in responses]
+        if not first:
+            first.append(tails)
+        rewards = score(prompts, tails)
         stats = trainer.step(queries, responses, [torch.tensor(reward) for reward in rewards])
         losses.append(float(stats["ppo/loss/total"]))
 
     seconds = timed(once, options.repetitions, options.device)
-    return Record(seconds, float(len(queries)), "episodes", facts={"loss": losses[0]})
+    memory = peak_bytes(options.device)
+    facts = {"loss": losses[0], "logprob": mean_logprob(reference.pretrained_model, prompts, first[0])}
+    return Record(seconds, float(len(queries)), "episodes", memory, facts=facts)
 
 
 def arguments() -> argparse.ArgumentParser:
