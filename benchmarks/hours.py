@@ -61,8 +61,7 @@ def lines(runs: Sequence[Run], shared: Sequence[tuple[str, Run]], found: Results
         _line(f"{name}: {stage.rpartition(': ')[2]}", works, found, run)
         for (name, stage), (works, run) in methods.items()
     ]
-    every = [line for line in (*made, *trained, *_reward(runs, [*made, *trained], found, sizes))]
-    return [*every, *_around(runs, found)]
+    return [*made, *trained, *_reward(runs, [*made, *trained], found, sizes), *_around(runs, found)]
 
 
 def _line(label: str, works: Sequence[Work], found: Results, run: Run) -> Line:

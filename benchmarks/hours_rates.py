@@ -53,6 +53,17 @@ MEASURING = {
     "best_of_n": "algo=best_of_n reservoir.samples=32 reservoir.batch_size=512 reward_model.batch_size=192",
 }
 
+# Beside batches, what a rate depends on; where it differs from the work's, that is told.
+SETTINGS = (
+    "trainer.precision",
+    "trainer.micro_batch",
+    "sft.max_tokens",
+    "groups.k",
+    "generation.max_new_tokens",
+    "data.prompts.min_tokens",
+    "data.prompts.max_tokens",
+)
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -100,9 +111,9 @@ class Results:
         model, sizes: that all were measured with.
         commits, commands: of each.
         stages: every row.
-        reward_included: whether the true reward was a model wherever it was measured.
+        reward_included: whether the true reward was a model where they were measured.
         side_by_side: the most runs at a time.
-        micro_batches: rows of a forward pass at most, of every run; None is the whole batch.
+        settings: of SETTINGS, the values that the measured runs have.
     """
 
     device: str
@@ -113,7 +124,7 @@ class Results:
     stages: tuple[Measured, ...]
     reward_included: bool
     side_by_side: int
-    micro_batches: tuple[int | None, ...]
+    settings: Mapping[str, tuple[Any, ...]]
 
     def rate(self, stage: str, batch: int | None, value: str | None = None) -> Rate | None:
         """The rate of a stage; None where neither it nor its like was measured.
@@ -194,11 +205,22 @@ def read(paths: Sequence[Path]) -> Results:
     """All results as one.
 
     Raises:
-        ConfigError: a file that is no result, or results of different devices or models.
+        ConfigError: a file that is no result, results of different devices, models or kinds of reward, or of runs in
+            several processes.
     """
+    try:
+        return _read(paths)
+    except (KeyError, TypeError, AttributeError, OSError) as error:
+        names = " or ".join(map(str, paths))
+        raise ConfigError(
+            f"{names} is damaged ({type(error).__name__}: {error}); measure again with `python -m benchmarks stages`"
+        ) from error
+
+
+def _read(paths: Sequence[Path]) -> Results:
     stages: list[Measured] = []
     facts: dict[str, list[Any]] = {
-        name: [] for name in ("device", "model", "commit", "command", "reward", "slots", "micro_batch", "name")
+        name: [] for name in ("device", "model", "commit", "command", "reward", "slots", "settings", "name")
     }
     for path in paths:
         file, found = _opened(path)
@@ -212,24 +234,37 @@ def read(paths: Sequence[Path]) -> Results:
                 its, name = sizes_of(config["model"]), config["model"]["name"]
                 facts["model"].append((its, f"{name} ({shape(its)})", file))
                 facts["name"].append(name)
-                facts["reward"].append(scores_by_model(config["reward"]))
-                facts["micro_batch"].append(config["trainer"]["micro_batch"])
+                scored = scores_by_model(config["reward"])
+                facts["reward"].append((scored, config["reward"]["name"], file))
+                facts["settings"].append({key: setting(config, key) for key in SETTINGS})
+                if config["trainer"]["processes"] != 1:
+                    raise ConfigError(
+                        f"{file} is of runs in {config['trainer']['processes']} processes; measure with one, as the "
+                        "hours are of one device"
+                    )
             stages += [_measured(row, configs) for row in account["rows"]]
     device = _one("device", facts["device"])
     sizes: Sizes = _one("model", facts["model"])
     commits, commands = (tuple(dict.fromkeys(facts[name])) for name in ("commit", "command"))
-    micro = tuple(dict.fromkeys(facts["micro_batch"]))
     return Results(
-        device,
-        facts["name"][0],
-        sizes,
-        commits,
-        commands,
-        tuple(stages),
-        all(facts["reward"]),
-        max(facts["slots"]),
-        micro,
+        device=device,
+        model=facts["name"][0],
+        sizes=sizes,
+        commits=commits,
+        commands=commands,
+        stages=tuple(stages),
+        reward_included=_one("true reward", facts["reward"]),
+        side_by_side=max(facts["slots"]),
+        settings={key: tuple(dict.fromkeys(its[key] for its in facts["settings"])) for key in SETTINGS},
     )
+
+
+def setting(config: Mapping[str, Any], key: str) -> Any:
+    """The value of a dotted key; None where the configuration has none."""
+    found: Any = config
+    for name in key.split("."):
+        found = found.get(name) if isinstance(found, Mapping) else None
+    return found
 
 
 def _opened(path: Path) -> tuple[Path, dict[str, Any]]:

@@ -1,11 +1,11 @@
 """The hours as a table, and what they rest on, for a terminal and as Markdown."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from rich.table import Table
 
-from benchmarks.hours_rates import Rate, Results, command, shape
+from benchmarks.hours_rates import Rate, Results, command, setting, shape
 from benchmarks.hours_work import Work
 from benchmarks.stages_work import Sizes
 from benchmarks.table import number
@@ -43,7 +43,7 @@ def cells(line: Line) -> tuple[str, ...]:
     work, rate = line.work, line.rate
     hours = "not measured" if line.seconds is None else clock(line.seconds)
     if work is None:
-        return line.label, str(line.times), "", "", "as measured", "", hours
+        return line.label, str(line.times), "", "", "as measured" if line.seconds else "not timed", "", hours
     return (
         line.label,
         str(line.times),
@@ -104,7 +104,7 @@ def assumptions(runs: Sequence[Run], found: Results, sizes: Sizes, made: Sequenc
         "Hours are model operations over the operations a second that were measured in such a stage, in which loading "
         "and saving are: the shorter it was measured, the more they weigh.",
         f"Prompts of {prompts.min_tokens} to {prompts.max_tokens} tokens evenly, completions of {new} (none ends "
-        f"early), SFT rows of {run.sft.max_tokens}: limits, which real texts stay below.",
+        f"early), SFT rows of {run.sft.max_tokens}: limits, which real texts stay below (and measured ones may have).",
         "Rewards of a prompt's completions all differ, so that every pair is there; no PPO batch is cut short.",
         "One run after the other in one process each; artifacts that runs share are made once. Data, loading, results "
         "and start-up take as long as they were measured to.",
@@ -114,10 +114,15 @@ def assumptions(runs: Sequence[Run], found: Results, sizes: Sizes, made: Sequenc
             f"{run.reward.name} is taken to score a text as fast as a reward model of the policy's size scored "
             "completions (learned_scores): the stages were measured with a reward that is no such model."
         )
-    if found.micro_batches != (run.trainer.micro_batch,):
-        measured = " and ".join("all" if size is None else f"{size}" for size in found.micro_batches)
-        wanted = "all" if run.trainer.micro_batch is None else run.trainer.micro_batch
-        said.append(f"Examples a forward pass at most (trainer.micro_batch): measured {measured}, here {wanted}.")
+    wanted = asdict(run)
+    for key, values in found.settings.items():
+        here = setting(wanted, key)
+        if any(value != here for value in values):
+            measured = " and ".join("null" if value is None else f"{value}" for value in values)
+            said.append(f"Measured with {key}={measured}, and the work is of {'null' if here is None else here}.")
+    untimed = [line.label for line in made if line.work is None and not line.seconds]
+    if untimed:
+        said.append(f"No seconds were saved of {', '.join(untimed)} (too few for a row, or not timed): taken as 0.")
     return [*said, *_of_lines(made)]
 
 

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from imdb_rlhf.models.products import outside_autocast
+
 # Attention scores held at once on a CPU, in numbers.
 SCORES = 1 << 20
 # What time and rows are filled up to multiples of in attention.
@@ -61,8 +63,8 @@ def kernel_attention(qkv: Tensor, layout: Layout, heads: int) -> Tensor:
 class _Attention(torch.autograd.Function):
     """Causal attention, some rows at a time.
 
-    Weights of short rows are kept for the gradient; those of rows so long that they are larger than what they are made
-    from are made again.
+    Weights of short rows are kept for the gradient; those of rows longer than three heads are wide, which are larger
+    than what they are made from, are made again.
     """
 
     @staticmethod
@@ -78,6 +80,7 @@ class _Attention(torch.autograd.Function):
         return mixed
 
     @staticmethod
+    @outside_autocast
     def backward(ctx: Any, gradient: Tensor) -> Any:
         qkv, *kept = ctx.saved_tensors
         weights = iter(kept)

@@ -37,12 +37,19 @@ class _Shared(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor | None) -> Any:
-        if gradient is None and ctx.read:  # no log-prob was asked for
+        if not ctx.read:
+            return gradient, None
+        if gradient is None:  # no log-prob was asked for
             shape, dtype, device = ctx.like
             gradient = torch.zeros(shape, dtype=dtype, device=device)
+        gradient = gradient.contiguous()  # one number in many places cannot be written to
         while ctx.read:
-            assert gradient is not None
-            gradient.index_add_(0, *ctx.read.pop())
+            ids, rows = ctx.read.pop()
+            # small numbers are summed, in float32 at least, before they are added to large ones
+            rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+            entries, places = ids.unique(return_inverse=True)
+            sums = rows.new_zeros(len(entries), rows.shape[1]).index_add_(0, places, rows)
+            gradient.index_add_(0, entries, sums.to(gradient.dtype))
         return gradient, None
 
 

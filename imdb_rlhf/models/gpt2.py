@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 from transformers import GPT2Model
 from transformers.activations import GELUTanh, NewGELUActivation
 from transformers.models.gpt2.modeling_gpt2 import GPT2MLP, GPT2Attention, GPT2Block
@@ -20,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from imdb_rlhf.models.attention import Layout, causal_attention, kernel_attention
 from imdb_rlhf.models.embedding import Shared
-from imdb_rlhf.models.products import few_sizes, fuses, product
+from imdb_rlhf.models.products import few_sizes, fuses, outside_autocast, product
 
 # Libraries replace it on the class.
 FORWARD = GPT2Model.forward
@@ -44,7 +45,7 @@ def is_plain(model: nn.Module) -> bool:
         and not config.reorder_and_upcast_attn
         and not config.add_cross_attention
     )
-    return bool(published and all(map(_is_bare, model.modules())))
+    return bool(published and not _has_any_global_hook() and all(map(_is_bare, model.modules())))
 
 
 def _is_bare(module: nn.Module) -> bool:
@@ -56,9 +57,11 @@ def _is_bare(module: nn.Module) -> bool:
         module._backward_pre_hooks,
     )
     drops = isinstance(module, nn.Dropout) and module.training and module.p > 0
-    renormalises = isinstance(module, nn.Embedding) and module.max_norm is not None
+    special = isinstance(module, nn.Embedding) and (
+        module.max_norm is not None or module.padding_idx is not None or module.scale_grad_by_freq or module.sparse
+    )
     replaced = "forward" in vars(module)  # as offloading does it
-    return type(module) in PARTS and not (any(hooks) or drops or renormalises or replaced)
+    return type(module) in PARTS and not (any(hooks) or drops or special or replaced)
 
 
 def states(model: GPT2Model, ids: Tensor) -> Tensor:
@@ -174,6 +177,7 @@ class _Linear(torch.autograd.Function):
         return product(x, table.t(), offset)
 
     @staticmethod
+    @outside_autocast
     def backward(ctx: Any, gradient: Tensor) -> Any:
         x, table = ctx.saved_tensors
         return _linear_gradients(gradient, x, table, ctx)
@@ -197,6 +201,7 @@ class _GELU(torch.autograd.Function):
         return F.gelu(inner, approximate="tanh")
 
     @staticmethod
+    @outside_autocast
     def backward(ctx: Any, gradient: Tensor) -> Any:
         x, table, offset, *kept = ctx.saved_tensors
         inner = kept[0] if kept else product(x, table.t(), offset)

@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GPT2Model, PreTrainedModel
 
+from imdb_rlhf.errors import RunError
 from imdb_rlhf.models import gpt2
 from imdb_rlhf.models.blocks import Blocks, Normaliser, places_in, slices
 from imdb_rlhf.models.embedding import Shared
-from imdb_rlhf.models.products import few_sizes
+from imdb_rlhf.models.products import few_sizes, outside_autocast
 
 # Logits held at once, in numbers: small enough for a CPU's cache, large enough for a GPU to be busy.
 CHUNK = {"cpu": 1 << 22, "cuda": 1 << 26}
@@ -56,9 +57,18 @@ class Rows:
 
 
 def output_layer(lm: PreTrainedModel) -> tuple[Tensor, Tensor | None]:
-    """Weight (vocabulary, width) and bias (vocabulary,) or None of the layer that makes logits."""
-    layer = cast(nn.Linear, lm.get_output_embeddings())
-    return layer.weight, getattr(layer, "bias", None)
+    """Weight (vocabulary, width) and bias (vocabulary,) or None of the layer that makes logits.
+
+    Raises:
+        RunError: the layer does more than multiply by a weight, as an adapter's does.
+    """
+    layer = lm.get_output_embeddings()
+    if type(layer) is not nn.Linear:
+        raise RunError(
+            f"the model's output layer is a {type(layer).__name__} and no plain linear one, so its weight does not "
+            "tell its logits; merge adapters into the model first"
+        )
+    return layer.weight, layer.bias
 
 
 def hidden_states(lm: PreTrainedModel, ids: Tensor) -> Tensor:
@@ -127,13 +137,15 @@ class _TokenLogProbs(torch.autograd.Function):
         return chosen - normalisers
 
     @staticmethod
+    @outside_autocast
     def backward(ctx: Any, gradient: Tensor) -> Any:
         hidden, table, bias, targets, normalisers = ctx.saved_tensors
         scale = gradient.float()[:, None] / ctx.temperature
         scaled = (hidden * -scale).to(hidden.dtype)
         grad_hidden = torch.zeros_like(hidden, dtype=torch.float32)
         # written by the first block of tokens: a table of the vocabulary is not touched more often than it must be
-        grad_weight = (torch.empty_like if len(hidden) else torch.zeros_like)(table, dtype=torch.float32)
+        make = torch.empty_like if len(hidden) else torch.zeros_like
+        grad_weight = make(table, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         grad_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
         parts, blocks = _tiles(len(hidden), len(table), hidden.device.type)
         made = Blocks(hidden, parts, blocks)
@@ -148,6 +160,8 @@ class _TokenLogProbs(torch.autograd.Function):
                 grad_bias[entries] -= (change * scale[part]).sum(0)
             lowered = made.lowered(change)
             grad_hidden[part] += lowered @ table[entries]
+            if grad_weight is None:
+                continue
             product_of_part = lowered.t() @ scaled[part]
             if part.start:
                 grad_weight[entries] += product_of_part
@@ -155,7 +169,7 @@ class _TokenLogProbs(torch.autograd.Function):
                 grad_weight[entries] = product_of_part
         return (
             grad_hidden.mul_(-scale).to(hidden.dtype),
-            grad_weight.to(ctx.dtype),
+            None if grad_weight is None else grad_weight.to(ctx.dtype),
             None if grad_bias is None else grad_bias.to(bias.dtype),
             None,
             None,
@@ -225,7 +239,12 @@ def states_before(
 
     Returns:
         (n, width), row by row.
+
+    Raises:
+        ValueError: a token of the mask is first in its row.
     """
+    if mask[:, 0].any():
+        raise ValueError("a completion stands first in its row: there is no state that its first token is drawn in")
     found, places = located_states(base, ids, lengths, embedding)
     return found.index_select(0, places[mask] - 1)
 

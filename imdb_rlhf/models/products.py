@@ -5,7 +5,8 @@ elsewhere, and in other precisions, plain ones.
 """
 
 from collections.abc import Callable
-from typing import cast
+from functools import wraps
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,17 @@ def fuses(tensor: Tensor) -> bool:
         and hasattr(operators, "_reorder_linear_weight")
         and operators._is_mkldnn_bf16_supported()
     )
+
+
+def outside_autocast(backward: Callable[[Any, Tensor], Any]) -> Callable[[Any, Tensor], Any]:
+    """A backward whose products are in the precision of their factors, also where it is called under autocast."""
+
+    @wraps(backward)
+    def plain(ctx: Any, gradient: Tensor) -> Any:
+        with torch.autocast(gradient.device.type, enabled=False):
+            return backward(ctx, gradient)
+
+    return plain
 
 
 def few_sizes(count: int) -> int:

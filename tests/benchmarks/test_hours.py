@@ -162,7 +162,7 @@ def measured(stage: str, seconds: float, operations: float | None, batch: int = 
 
 
 def found_of(*stages: Measured, reward: bool = False) -> Results:
-    return Results("a GPU", "x", SIZES, ("abc",), ("python train.py",), stages, reward, 1, (None,))
+    return Results("a GPU", "x", SIZES, ("abc",), ("python train.py",), stages, reward, 1, {"groups.k": (4,)})
 
 
 def test_rates_are_of_the_nearest_measurements() -> None:
@@ -318,6 +318,9 @@ def test_what_was_not_measured_is_told_with_the_command(
     assert any("trl_2023" in line and "ppo=trl_2023" in line.partition(";")[2] for line in found["not_measured"])
     assert all("model=gpt2-large-random" in line for line in found["not_measured"])
     assert any(line.startswith("Measured with another model: tiny") for line in found["assumed"])
+    differences = [line for line in found["assumed"] if line.startswith("Measured with sft.max_tokens=")]
+    assert len(differences) == 1 and differences[0].endswith("and the work is of 512.")
+    assert any(line.startswith("No seconds were saved of data, loading and results") for line in found["assumed"])
     assert "at least" in capsys.readouterr().out
 
 
@@ -326,7 +329,7 @@ def test_runs_that_were_only_read_tell_their_configuration(tmp_path: Path) -> No
     run.mkdir(parents=True)
     config = {
         **{"algo": "dpo", "model": {"name": "mine", "layers": 1, "width": 4, "vocabulary": 10}, "sft": {}},
-        **{"reward": {"name": "lexicon"}, "trainer": {"micro_batch": None}, "policy": {"batch_size": 3}},
+        **{"reward": {"name": "lexicon"}, "trainer": {"processes": 1}, "policy": {"batch_size": 3}},
     }
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     row = {"stage": "dpo: training", "count": 1, "seconds": 2.0, "operations": 8.0, "precision": "bf16", "threads": 2}
@@ -346,6 +349,13 @@ def test_refusals(result: Callable[..., Path], tmp_path: Path, capsys: pytest.Ca
     elsewhere = result("elsewhere", device="a CPU", sft=1.0)
     larger = result("larger", "experiment=smoke model.width=64", sft=1.0)
     gone = result("gone", "experiment=smoke beta=-1", sft=1.0)
+    several = result("several", "experiment=smoke trainer.processes=2", sft=1.0)
+    judged = result("judged", "experiment=smoke reward=two_label", sft=1.0)
+    for name, text in (
+        ("bare", '{"device": "d", "commit": "c", "accounts": [{}]}'),
+        ("short", (first / "stages.json").read_text().replace('"count": 1, ', "")),
+    ):
+        (tmp_path / f"{name}.json").write_text(text)
     (tmp_path / "other.json").write_text('{"rows": []}')
     (tmp_path / "empty").mkdir()
     for words, said in (
@@ -357,6 +367,10 @@ def test_refusals(result: Callable[..., Path], tmp_path: Path, capsys: pytest.Ca
         ([tmp_path / "other.json"], "is no result of `python -m benchmarks stages`"),
         ([tmp_path / "empty"], "holds no stages.json"),
         ([tmp_path / "nowhere"], "is not there"),
+        ([several], "is of runs in 2 processes"),
+        ([first, judged], "results of two true rewards: "),
+        ([tmp_path / "bare.json"], "bare.json is damaged (KeyError: 'command')"),
+        ([tmp_path / "short.json"], "short.json is damaged (KeyError: 'count')"),
     ):
         with pytest.raises(SystemExit) as refused:
             command.main(["hours", *map(str, words), "--out", str(tmp_path / "out")])

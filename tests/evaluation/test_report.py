@@ -478,6 +478,7 @@ def test_hover_says_what_a_point_is(page: Any) -> None:
 
 def test_click_shows_the_samples_of_its_run(page: Any) -> None:
     assert column(page, "samples", 3)[0] == "dpo-a after 0 fine"
+    hovered(page, "dpo-b")  # a click is of the point that is hovered
     page.mouse.click(*place(page, "dpo-b"))
     until(page, "document.getElementById('run').getBoundingClientRect().top < 100")
     assert column(page, "samples", 3) == [f"dpo-b after {i} fine" for i in range(8)]

@@ -91,3 +91,14 @@ def test_the_gradient_is_in_the_precision_of_the_weight() -> None:
     assert mine.grad is not None
     assert mine.grad.dtype == torch.bfloat16
     assert mine.grad[:, 0].tolist() == [2, 1, 1, 4, 1, 1, 2]
+
+
+@pytest.mark.parametrize(("dtype", "share"), [(torch.float32, 2e-6), (torch.bfloat16, 2**-6)])
+def test_many_small_gradients_of_one_row_are_summed_before_they_are_rounded(dtype: torch.dtype, share: float) -> None:
+    mine = weight(dtype)
+    shared = Shared(mine)
+    rows = 1e-4 * torch.randn(20_000, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64).abs()
+    (shared.table.float().sum() * 8 + (shared.rows(torch.full((20_000,), 3)) * rows.to(dtype)).float().sum()).backward()
+    assert mine.grad is not None
+    truth = 8 + rows.to(dtype).double().sum(0)
+    torch.testing.assert_close(mine.grad[3].double(), truth, atol=0, rtol=share)

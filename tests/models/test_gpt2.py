@@ -527,6 +527,39 @@ def test_an_embedding_that_renormalises_goes_through_transformers() -> None:
     assert hidden_states(lm, ids).equal(theirs(lm.transformer, ids))
 
 
+@pytest.mark.parametrize(("option", "value"), [("padding_idx", 3), ("scale_grad_by_freq", True), ("sparse", True)])
+def test_an_embedding_with_gradients_of_its_own_goes_through_transformers(option: str, value: object) -> None:
+    model = make().transformer
+    setattr(model.wte, option, value)
+    assert not gpt2.is_plain(model)
+
+
+def test_a_hook_on_all_modules_is_called() -> None:
+    lm, ids = make(), tokens(3, 7, 23)
+    handle = nn.modules.module.register_module_forward_hook(
+        lambda module, args, out: 2 * out if isinstance(module, nn.Embedding) else None
+    )
+    try:
+        assert not gpt2.is_plain(lm.transformer)
+        assert hidden_states(lm, ids).equal(theirs(lm.transformer, ids))
+    finally:
+        handle.remove()
+    assert gpt2.is_plain(lm.transformer)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("under", [False, True])
+def test_gradients_are_the_same_where_backward_is_under_autocast(attention: str, under: bool) -> None:
+    model, ids = make(attention=attention).transformer, tokens(3, 7, 23)
+    gradient, found = incoming(torch.empty(3, 7, 12)), []
+    for backward_too in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=under):
+            states = gpt2.states(model, ids)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=backward_too):
+            found.append(collect(model, states, gradient))
+    assert all(tensor.equal(found[0][name]) for name, tensor in found[1].items())
+
+
 @pytest.mark.parametrize("options", [{"reorder_and_upcast_attn": True}, {"add_cross_attention": True}])
 def test_other_attention_is_not_plain(options: dict[str, bool]) -> None:
     model = configured(**options)(make().transformer)

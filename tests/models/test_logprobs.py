@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GPT2Config, GPT2LMHeadModel, GPTJConfig, GPTJForCausalLM, PreTrainedModel
 
+from imdb_rlhf.errors import RunError
 from imdb_rlhf.models import logprobs
 from imdb_rlhf.models.logprobs import LogProbs, Rows, compare, completion_mask, sequence_logprobs, token_logprobs
 
@@ -576,3 +577,33 @@ def test_the_kl_of_models_is_that_of_their_whole_logits(monkeypatch: pytest.Monk
         torch.testing.assert_close(compared.kl, steps.sum(-1), atol=1e-5, rtol=1e-5)
         for lm, found in ((policy, compared.logprob), (reference, compared.ref_logprob)):
             torch.testing.assert_close(found, full(lm, rows, 0.7).sum(-1), atol=1e-5, rtol=1e-5)
+
+
+def test_an_output_layer_that_is_more_than_a_weight_is_refused() -> None:
+    class Adapted(torch.nn.Linear):
+        """What an adapter looks like: a weight, and more in its forward."""
+
+    lm = gpt2(0)
+    lm.lm_head = Adapted(lm.config.n_embd, lm.config.vocab_size, bias=False)
+    with pytest.raises(RunError, match="output layer is a Adapted"):
+        sequence_logprobs(lm, Rows.of([[1]], [[2]]))
+
+
+def test_a_completion_needs_a_token_before_it() -> None:
+    with pytest.raises(ValueError, match="stands first in its row"):
+        sequence_logprobs(gpt2(0), Rows.of([[2], []], [[3], [1, 2]]))
+
+
+def test_a_frozen_output_layer_leaves_the_other_gradients_as_they_are() -> None:
+    prompts, completions = ragged()
+    rows = Rows.of(prompts, completions)
+    found = []
+    for frozen in (False, True):
+        lm = gpt2(0)
+        lm.lm_head = torch.nn.Linear(lm.config.n_embd, 23, bias=False)
+        torch.nn.init.constant_(lm.lm_head.weight, 0.1)
+        lm.lm_head.weight.requires_grad_(not frozen)
+        LogProbs(lm)(rows.ids, rows.starts, rows.lengths).sum().backward()
+        found.append({name: p.grad for name, p in lm.named_parameters() if p.grad is not None})
+    assert found[0].keys() - found[1].keys() == {"lm_head.weight"}
+    assert all(gradient.equal(found[0][name]) for name, gradient in found[1].items())
