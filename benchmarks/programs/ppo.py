@@ -33,11 +33,10 @@ def measure(options: argparse.Namespace) -> Record:
     reference = freeze(ours.policy(options.folder, "reference", run).lm.to(runtime.device))
     policy = ours.policy(options.folder, "reference", run)
     prompts = read(options.folder, "prompts")[: options.queries]
-    first: list[tuple[list[list[int]], list[list[int]]]] = []
+    drawn: list[tuple[list[list[int]], list[list[int]]]] = []
 
     def scores(heads: list[list[int]], tails: list[list[int]]) -> np.ndarray:
-        if not first:
-            first.append((heads, tails))
+        drawn.append((heads, tails))
         return np.array(score(heads, tails))
 
     coefficient = float(run.ppo.initial_kl_coefficient or 0.2)
@@ -46,7 +45,7 @@ def measure(options: argparse.Namespace) -> Record:
     laps = ours.train(algorithm, run.ppo.optim, runtime)
     memory = peak_bytes(options.device)
     facts = {
-        "logprob": mean_logprob(reference, *first[0]),
+        "logprob": mean_logprob(reference, *drawn[0]),
         "queries": [len(prompt) for prompt in prompts],
         "new": options.new,
         "epochs": options.epochs,

@@ -54,7 +54,7 @@ def measure(options: argparse.Namespace) -> Record:
     prompts = read(options.folder, "prompts")[: options.queries]
     queries = [torch.tensor(prompt, device=options.device) for prompt in prompts]
     losses: list[float] = []
-    first: list[list[list[int]]] = []
+    drawn: list[list[list[int]]] = []
     length = {"min_length": -1, "top_k": 0, "top_p": 1.0, "do_sample": True, "max_new_tokens": options.new}
 
     def once() -> None:
@@ -66,16 +66,14 @@ def measure(options: argparse.Namespace) -> Record:
                 pad_token_id=tokenizer.eos_token_id,
                 **length,
             )
-        tails = [response.tolist() for response in responses]
-        if not first:
-            first.append(tails)
-        rewards = score(prompts, tails)
+        drawn.append([response.tolist() for response in responses])
+        rewards = score(prompts, drawn[-1])
         stats = trainer.step(queries, responses, [torch.tensor(reward) for reward in rewards])
         losses.append(float(stats["ppo/loss/total"]))
 
     seconds = timed(once, options.repetitions, options.device)
     memory = peak_bytes(options.device)
-    facts = {"loss": losses[0], "logprob": mean_logprob(reference.pretrained_model, prompts, first[0])}
+    facts = {"loss": losses[0], "logprob": mean_logprob(reference.pretrained_model, prompts, drawn[0])}
     return Record(seconds, float(len(queries)), "episodes", memory, facts=facts)
 
 

@@ -123,36 +123,28 @@ class Scores(TorchDispatchMode):
         return out
 
 
-# The rows whose scores are allowed at once, and the rows that are then read together.
+# The rows whose scores are allowed at once, what rows are filled up to multiples of, and those read together.
 @pytest.mark.parametrize(
-    ("allowed", "blocks"), [(0.001, [1] * 5), (1, [1] * 5), (2.5, [2, 2, 1]), (4, [4, 1]), (5, [5]), (99, [5])]
+    ("allowed", "filled", "blocks"),
+    [
+        *[(0.001, 1, [1] * 5), (1, 1, [1] * 5), (2.5, 1, [2, 2, 1]), (4, 1, [4, 1]), (5, 1, [5]), (99, 1, [5])],
+        *[(3, 4, [3, 2]), (4.5, 4, [4, 1]), (5, 4, [4, 1]), (7, 4, [4, 1]), (8, 4, [5])],
+    ],
 )
 def test_attention_reads_a_few_rows_at_a_time(
-    monkeypatch: pytest.MonkeyPatch, allowed: float, blocks: list[int]
+    monkeypatch: pytest.MonkeyPatch, allowed: float, filled: int, blocks: list[int]
 ) -> None:
     model, ids, row = make(n_positions=32).transformer, tokens(5, 32, 23), 3 * 32 * 32
     monkeypatch.setattr(rows_attention, "SCORES", int(allowed * row))
-    monkeypatch.setattr(rows_attention, "ROWS", 1)
+    monkeypatch.setattr(rows_attention, "ROWS", filled)
     with Scores() as forward:
         states = gpt2.states(model, ids)
     gradient = incoming(states)
     with Scores() as backward:
         found = collect(model, states, gradient)
-    assert forward.sizes == [size * row for size in blocks] * 2  # two layers
+    assert forward.sizes == [-(-size // filled) * filled * row for size in blocks] * 2  # two layers
     assert backward.sizes == forward.sizes
     assert_near(found, in_float64(model, ids, gradient), 1e-5)
-
-
-@pytest.mark.parametrize(("allowed", "blocks"), [(3, [3, 2]), (4.5, [4, 1]), (5, [4, 1]), (7, [4, 1]), (8, [5])])
-def test_blocks_of_rows_are_not_filled_up_but_for_the_last(
-    monkeypatch: pytest.MonkeyPatch, allowed: float, blocks: list[int]
-) -> None:
-    model, ids, row = make(n_positions=32).transformer, tokens(5, 32, 23), 3 * 32 * 32
-    monkeypatch.setattr(rows_attention, "SCORES", int(allowed * row))
-    monkeypatch.setattr(rows_attention, "ROWS", 4)
-    with Scores() as forward, torch.no_grad():
-        gpt2.states(model, ids)
-    assert forward.sizes == [-(-size // 4) * 4 * row for size in blocks] * 2
 
 
 # Heads of 12: weights of 32 columns are smaller than 3 * 12 numbers of each of 32 tokens, those of 64 larger.
