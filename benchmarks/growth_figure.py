@@ -11,9 +11,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from imdb_rlhf.artifacts import atomic_write
-from imdb_rlhf.evaluation import palette
-from imdb_rlhf.evaluation.figure import DPI, LOOK
+from imdb_rlhf.artifacts.files import atomic_write
+from imdb_rlhf.frontier import methods as palette
+from imdb_rlhf.frontier.figure.figure import DPI, LOOK
 
 SIZE = (7.0, 5.2)  # inches: two columns of a paper
 NAMES = {"dpo": "DPO step", "generate": "generation", "evaluate": "evaluation"}

@@ -24,7 +24,8 @@ from benchmarks.hours_rates import MEASURING, Results
 from benchmarks.hours_table import REWARD, Line, assumptions, markdown, terminal, total, unmeasured
 from benchmarks.hours_work import Work
 from benchmarks.stages_work import Sizes
-from imdb_rlhf.config import PPORun, Run
+from imdb_rlhf.config.algos import PPORun
+from imdb_rlhf.config.run import Run
 from imdb_rlhf.errors import ConfigError, RunError
 
 EXPERIMENT, SWEEP = "paper", "frontier"

@@ -18,7 +18,7 @@ import yaml
 
 from benchmarks.hours_work import batch_of, composed, jobs_of, scores_by_model, sizes_of
 from benchmarks.stages_work import Sizes
-from imdb_rlhf.artifacts import MANIFEST
+from imdb_rlhf.artifacts.files import MANIFEST
 from imdb_rlhf.errors import ConfigError
 
 FILE = "stages.json"

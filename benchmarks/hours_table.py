@@ -9,7 +9,7 @@ from benchmarks.hours_rates import Rate, Results, command, setting, shape
 from benchmarks.hours_work import Work
 from benchmarks.stages_work import Sizes
 from benchmarks.table import number
-from imdb_rlhf.config import Run
+from imdb_rlhf.config.run import Run
 
 REWARD = "true reward"  # how its line begins
 

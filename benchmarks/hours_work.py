@@ -22,22 +22,20 @@ from benchmarks.stages_work import Rows, Sizes, bare, sampled, scored
 from hydra_plugins.imdb_rlhf_sweeper import grids_of, product_of
 from imdb_rlhf import cli
 from imdb_rlhf.algos.batches import Stream, steps_for
-from imdb_rlhf.config import (
+from imdb_rlhf.config.algos import (
     BestOfNRun,
-    ClassifierReward,
     DPOLoss,
     DPORun,
     GroupsRun,
     LearnedRun,
-    Objective,
-    Order,
     PPORun,
     PreferenceRun,
     PreferredFTRun,
-    Run,
-    TwoLabelReward,
     ValueNetwork,
 )
+from imdb_rlhf.config.reward import ClassifierReward, TwoLabelReward
+from imdb_rlhf.config.run import Run
+from imdb_rlhf.config.stages import Objective, Order
 from imdb_rlhf.data.groups import Pairs, shuffled
 from imdb_rlhf.errors import ConfigError
 from imdb_rlhf.pipeline import Pipeline

@@ -14,8 +14,8 @@ import torch
 
 from benchmarks import environments
 from benchmarks.harness import ROOT, Machine
-from imdb_rlhf.artifacts import atomic_write
-from imdb_rlhf.config import Device, Precision
+from imdb_rlhf.artifacts.files import atomic_write
+from imdb_rlhf.config.machine import Device, Precision
 from imdb_rlhf.errors import ConfigError
 from imdb_rlhf.training.precision import resolve_device, resolve_precision, resolve_threads
 

@@ -18,7 +18,8 @@ import yaml
 
 from benchmarks import stages_work
 from benchmarks.stages_work import Made
-from imdb_rlhf.artifacts import INPUTS, MANIFEST
+from imdb_rlhf.artifacts.files import MANIFEST
+from imdb_rlhf.artifacts.store import INPUTS
 from imdb_rlhf.errors import ConfigError
 
 # Where `stages.py` leaves what the console said when: wall, code, lines [seconds, text].

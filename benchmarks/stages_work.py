@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from benchmarks import flops
 from imdb_rlhf.algos.batches import Stream
-from imdb_rlhf.config import PairsConfig
+from imdb_rlhf.config.stages import PairsConfig
 from imdb_rlhf.data import groups, prompts
 from imdb_rlhf.stages import HELD_OUT_ROWS
 

@@ -21,7 +21,7 @@ import torch
 from filelock import FileLock
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast, PreTrainedTokenizerBase
 
-from imdb_rlhf.config import Br
+from imdb_rlhf.config.data import Br
 from imdb_rlhf.data import embedded, imdb
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.models.policy import train_tokenizer

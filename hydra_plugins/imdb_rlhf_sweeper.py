@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from imdb_rlhf import cli
-from imdb_rlhf.config import Run
+from imdb_rlhf.config.run import Run
 from imdb_rlhf.errors import ConfigError
 from imdb_rlhf.sweep import jobs as sweep
 from imdb_rlhf.sweep import run as running

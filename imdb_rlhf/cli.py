@@ -22,36 +22,17 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
-from imdb_rlhf import config as c
+from imdb_rlhf.config import algos, data, machine, model, optim, reward, stages
+from imdb_rlhf.config import run as run_config
+from imdb_rlhf.config.algos import ALGO_OF_GROUP
+from imdb_rlhf.config.machine import check_processes
+from imdb_rlhf.config.run import Run
 from imdb_rlhf.errors import ConfigError, RunError, Stopped
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 SWEEPS = CONF.parent / "sweeps"
-SCHEMAS: dict[str, type] = {
-    "run": c.Run,
-    "sft": c.SFTRun,
-    "dpo": c.DPORun,
-    "unlikelihood": c.UnlikelihoodRun,
-    "preferred_ft": c.PreferredFTRun,
-    "reward_model": c.RewardModelRun,
-    "best_of_n": c.BestOfNRun,
-    "ppo": c.PPORun,
-    "own_model": c.OwnModelRun,
-    "trainer": c.TrainerConfig,
-    "model/pretrained": c.PretrainedModel,
-    "model/scratch": c.ScratchModel,
-    "data/embedded": c.EmbeddedData,
-    "data/imdb": c.ImdbData,
-    "reward/lexicon": c.LexiconReward,
-    "reward/classifier": c.ClassifierReward,
-    "reward/two_label": c.TwoLabelReward,
-    "reward/own": c.OwnReward,
-    "optim/adamw": c.AdamWConfig,
-    "optim/rmsprop": c.RMSpropConfig,
-    "logger/wandb": c.WandbLogger,
-    "logger/none": c.NoLogger,
-    "launcher": c.LauncherConfig,
-}
+MODULES = (run_config, algos, machine, model, data, reward, optim)
+SCHEMAS: dict[str, type] = {name: schema for module in MODULES for name, schema in module.SCHEMAS.items()}
 
 
 def register() -> None:
@@ -71,7 +52,7 @@ def _preset(experiment: str) -> str:
     return experiment if (CONF / "ppo" / f"{experiment}.yaml").exists() else "small"
 
 
-def to_run(composed: DictConfig) -> c.Run:
+def to_run(composed: DictConfig) -> Run:
     """The typed and checked run of a composed config.
 
     Raises:
@@ -89,10 +70,10 @@ def to_run(composed: DictConfig) -> c.Run:
         raise
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error)) from error
-    return cast(c.Run, run)
+    return cast(Run, run)
 
 
-def checked(composed: DictConfig, overrides: Sequence[str]) -> c.Run:
+def checked(composed: DictConfig, overrides: Sequence[str]) -> Run:
     """The run of a composed config, unless the overrides set what follows from others.
 
     Raises:
@@ -134,7 +115,7 @@ def _owners(key: str) -> list[str]:
 
 
 _ALGOS: dict[str, Any] = {
-    name: schema for name, schema in SCHEMAS.items() if issubclass(schema, c.Run) and schema is not c.Run
+    name: schema for name, schema in SCHEMAS.items() if issubclass(schema, Run) and schema is not Run
 }
 
 
@@ -166,8 +147,8 @@ def explain(error: BaseException) -> str:
         asked = re.search(r"Error merging override (\S+)", text)
         return f"{asked[1] if asked else key_match[1]}: {last.splitlines()[0]}; conf/ says what it takes"
     if match := re.search(r"Could not override '([^']+)'", text):
-        if match[1] in c.ALGO_OF_GROUP:
-            owner = c.ALGO_OF_GROUP[match[1]]
+        if match[1] in ALGO_OF_GROUP:
+            owner = ALGO_OF_GROUP[match[1]]
             return f"{match[1]}=... chooses a preset of algo={owner}, and this is another algorithm; add algo={owner}"
         if owners := _owners(match[1].partition("@")[2]):
             return f"{match[1]}: no such group for this algorithm; it belongs to algo={', '.join(owners)}"
@@ -175,7 +156,9 @@ def explain(error: BaseException) -> str:
     return " ".join(line.strip() for line in text.splitlines() if line.strip())
 
 
-_CLASSES: dict[str, type] = {n: v for n, v in vars(c).items() if isinstance(v, type) and is_dataclass(v)}
+_CLASSES: dict[str, type] = {
+    n: v for module in (*MODULES, stages) for n, v in vars(module).items() if isinstance(v, type) and is_dataclass(v)
+}
 _OUTCOMES: list[tuple[int, str]] = []  # what the run of this process came to, where not well
 
 
@@ -202,8 +185,8 @@ def _job(composed: DictConfig) -> None:
     try:
         overrides = list(HydraConfig.get().overrides.task)
         run = checked(composed, overrides)
-        c.check_processes(run.trainer.processes)
-        from imdb_rlhf.experiment import run_experiment  # torch is imported here and not before
+        check_processes(run.trainer.processes)
+        from imdb_rlhf.runs.experiment import run_experiment  # torch is imported here and not before
 
         run_experiment(run, OmegaConf.to_yaml(OmegaConf.structured(run)), overrides)
     except ConfigError as error:

@@ -19,28 +19,18 @@ import pandas as pd
 
 from imdb_rlhf import stages
 from imdb_rlhf.algos.materials import Materials, Score
-from imdb_rlhf.artifacts import Artifact, Store, hash_file, hash_folder, hash_of
-from imdb_rlhf.config import (
-    BestOfNRun,
-    ClassifierReward,
-    GroupsRun,
-    ImdbData,
-    Init,
-    LearnedRun,
-    LexiconReward,
-    OwnModelRun,
-    OwnReward,
-    PPORun,
-    PretrainedModel,
-    Run,
-    Scale,
-    ScratchModel,
-    TwoLabelReward,
-)
+from imdb_rlhf.artifacts.files import hash_file, hash_folder, hash_of, write_json
+from imdb_rlhf.artifacts.store import Artifact, Store
+from imdb_rlhf.config.algos import BestOfNRun, GroupsRun, LearnedRun, OwnModelRun, PPORun, Scale
+from imdb_rlhf.config.data import ImdbData
+from imdb_rlhf.config.model import PretrainedModel, ScratchModel
+from imdb_rlhf.config.reward import ClassifierReward, LexiconReward, OwnReward, TwoLabelReward
+from imdb_rlhf.config.run import Run
+from imdb_rlhf.config.stages import Init
 from imdb_rlhf.data import embedded, groups, hub, imdb, prompts
 from imdb_rlhf.errors import RunError
-from imdb_rlhf.evaluation import optimum, record, reservoir
-from imdb_rlhf.evaluation.policy import COLUMNS, TEXTS, evaluate
+from imdb_rlhf.evaluation import optimum, reservoir
+from imdb_rlhf.evaluation.evaluate import COLUMNS, TEXTS, evaluate
 from imdb_rlhf.models import policy as policies
 from imdb_rlhf.models.logprobs import output_layer
 from imdb_rlhf.models.policy import Policy
@@ -470,9 +460,7 @@ class Pipeline:
         reviews = prompts.divide(self.run.data, self.run.reward.held_out, self.data_folder)
         reviews.labelled.to_parquet(folder / "labelled.parquet", index=False)
         reviews.held_out.to_parquet(folder / "held_out.parquet", index=False)
-        record.write_json(
-            folder / "report.json", {"labelled": len(reviews.labelled), "held_out": len(reviews.held_out)}
-        )
+        write_json(folder / "report.json", {"labelled": len(reviews.labelled), "held_out": len(reviews.held_out)})
 
     def _make_sft(self, folder: Path) -> None:
         self.tools.make_sft(folder, self.base_policy(), prompts.read_rows(self.path("data")))
@@ -509,7 +497,7 @@ class Pipeline:
         # the reference's tokenizer: what ends a completion, and what text the reward reads, is the same for both
         self._evaluate(folder, Policy(own.lm, reference.tokenizer), reference, "own_model")
         if self.runtime.rank == 0:
-            record.write_json(folder / "report.json", {"tokens_left_out": left_out})
+            write_json(folder / "report.json", {"tokens_left_out": left_out})
 
     def _evaluate(self, folder: Path, policy: Policy, reference: Policy, name: str) -> None:
         """Evaluate a policy that nothing is trained on any more."""

@@ -17,28 +17,20 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 from imdb_rlhf.algos.reward_model import RewardModel
 from imdb_rlhf.algos.sft import SFT, held_out_loss
 from imdb_rlhf.algos.two_label import TwoLabel, crop, make_head, ngram_accuracy
-from imdb_rlhf.config import (
-    BestOfNRun,
-    Crop,
-    Eos,
-    GroupsConfig,
-    GroupsRun,
-    LearnedRun,
-    OptimConfig,
-    PPORun,
-    PreferenceRun,
-    PretrainedModel,
-    ReservoirConfig,
-    Run,
-    ScratchModel,
-    TwoLabelReward,
-)
+from imdb_rlhf.artifacts.files import write_json
+from imdb_rlhf.config.algos import BestOfNRun, GroupsRun, LearnedRun, PPORun, PreferenceRun
+from imdb_rlhf.config.model import PretrainedModel, ScratchModel
+from imdb_rlhf.config.optim import OptimConfig
+from imdb_rlhf.config.reward import Crop, TwoLabelReward
+from imdb_rlhf.config.run import Run
+from imdb_rlhf.config.stages import Eos, GroupsConfig, ReservoirConfig
 from imdb_rlhf.data import groups, hub
 from imdb_rlhf.data.prompts import Encode
 from imdb_rlhf.errors import ConfigError, RunError
-from imdb_rlhf.evaluation import agreement, record
-from imdb_rlhf.evaluation.policy import completion_text
+from imdb_rlhf.evaluation import agreement
+from imdb_rlhf.evaluation.evaluate import completion_text
 from imdb_rlhf.models import policy as policies
+from imdb_rlhf.models.card import card
 from imdb_rlhf.models.heads import make_reward_head, score_rows
 from imdb_rlhf.models.logprobs import Rows, sequence_logprobs
 from imdb_rlhf.models.policy import Policy, decode
@@ -169,8 +161,8 @@ class Tools:
             report["held_out_loss"] = held_out_loss(policy, rows[:kept], self.run.sft.batch_size)
         tokens = float(np.mean([len(row) for row in rows])) * self.run.sft.batch_size * algorithm.steps
         report["tokens"], report["tokens_per_second"] = int(tokens), tokens / seconds
-        record.write_json(folder / "report.json", report)
-        policies.save(policy, folder / "model", record.card(self.run, None), self.run.generation.temperature)
+        write_json(folder / "report.json", report)
+        policies.save(policy, folder / "model", card(self.run, None), self.run.generation.temperature)
         checkpoint.remove(folder)
 
     # --- two_label -------------------------------------------------------------------------------------------------
@@ -217,7 +209,7 @@ class Tools:
             "mean_p_positive": float(scores.reward.mean()),
             "steps": algorithm.steps,
         }
-        record.write_json(folder / "report.json", report)
+        write_json(folder / "report.json", report)
         shutil.rmtree(start)
         checkpoint.remove(folder)
 
@@ -274,8 +266,8 @@ class Tools:
             "kept_step": kept.step,
             "validation_accuracy": kept.sums["eval/accuracy"],
         }
-        record.write_json(folder / "report.json", report | agreement.account(test, raw, run.evaluation))
-        record.write_json(folder / "normalisation.json", {"mean": mean, "std": std})
+        write_json(folder / "report.json", report | agreement.account(test, raw, run.evaluation))
+        write_json(folder / "normalisation.json", {"mean": mean, "std": std})
         columns = ["prompt_id", "sample_id", "reward", "reward_logit", "score"]
         test[columns].to_parquet(folder / "scores.parquet", index=False)
         head.model.save_pretrained(folder / "model")
@@ -351,7 +343,7 @@ class Tools:
         exported = groups.to_trl(frame)
         exported.to_parquet(folder / "preferences.parquet", index=False)
         report = _samples_report(frame) | {"pairs": len(exported)}
-        record.write_json(folder / "report.json", report)
+        write_json(folder / "report.json", report)
 
     def make_reservoir(
         self, folder: Path, policy: Policy, reward: Reward, wanted: Mapping[str, list[list[int]]]
@@ -370,7 +362,7 @@ class Tools:
             return
         frame = pd.concat(frames, ignore_index=True)
         frame.to_parquet(folder / "reservoir.parquet", index=False)
-        record.write_json(folder / "report.json", _samples_report(frame))
+        write_json(folder / "report.json", _samples_report(frame))
 
     def _reference_samples(
         self,
@@ -474,7 +466,7 @@ class Tools:
         self._write_groups(folder, table)
         np.savez(folder / "pairs.npz", rows=pairs.rows, prompts=pairs.prompts)
         report = {"prompts": int(table["prompt_id"].nunique()), "completions": len(table), "pairs": len(pairs.rows)}
-        record.write_json(folder / "report.json", report | {"dropped": pairs.dropped})
+        write_json(folder / "report.json", report | {"dropped": pairs.dropped})
 
     def _write_groups(self, folder: Path, frame: pd.DataFrame) -> None:
         if not torch.isfinite(torch.tensor(frame["ref_logprob"].to_numpy())).all():

@@ -259,7 +259,7 @@ def test_a_plan_of_a_sweep_writes_nothing(train, here):
 @pytest.fixture
 def ending(monkeypatch) -> Callable[..., list[tuple[str, float, list[str]]]]:
     """Put something else in the experiment's place; returns what it was called with."""
-    import imdb_rlhf.experiment
+    import imdb_rlhf.runs.experiment
 
     def put(*endings: BaseException | None) -> list[tuple[str, float, list[str]]]:
         calls: list[tuple[str, float, list[str]]] = []
@@ -270,7 +270,7 @@ def ending(monkeypatch) -> Callable[..., list[tuple[str, float, list[str]]]]:
             if error is not None:
                 raise error
 
-        monkeypatch.setattr(imdb_rlhf.experiment, "run_experiment", run_experiment)
+        monkeypatch.setattr(imdb_rlhf.runs.experiment, "run_experiment", run_experiment)
         return calls
 
     return put

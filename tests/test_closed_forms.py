@@ -25,33 +25,25 @@ from imdb_rlhf.algos.materials import Materials
 from imdb_rlhf.algos.ppo import PPO
 from imdb_rlhf.algos.preferred_ft import PreferredFT
 from imdb_rlhf.algos.unlikelihood import Unlikelihood
-from imdb_rlhf.config import (
-    AdamWConfig,
-    Device,
+from imdb_rlhf.config.algos import (
     DPOConfig,
     DPOLoss,
     DPORun,
-    EvaluationConfig,
-    GenerationConfig,
-    Labels,
-    Order,
-    PairsConfig,
     PPOConfig,
     PPORun,
-    Precision,
     PreferredFTRun,
     RewardSource,
     Scale,
-    Schedule,
-    Ties,
-    TrainerConfig,
     UnlikelihoodRun,
     ValueNetwork,
     Whitening,
 )
+from imdb_rlhf.config.machine import Device, Precision, TrainerConfig
+from imdb_rlhf.config.optim import AdamWConfig, Schedule
+from imdb_rlhf.config.stages import EvaluationConfig, GenerationConfig, Labels, Order, PairsConfig, Ties
 from imdb_rlhf.data.groups import draw_pairs, flip
 from imdb_rlhf.evaluation import best_of_n
-from imdb_rlhf.evaluation.policy import evaluate
+from imdb_rlhf.evaluation.evaluate import evaluate
 from imdb_rlhf.models.logprobs import Rows, compare, sequence_logprobs
 from imdb_rlhf.models.policy import Policy
 from imdb_rlhf.models.sampling import sample, uniforms

@@ -8,7 +8,8 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from imdb_rlhf import cli, config
+from imdb_rlhf import cli
+from imdb_rlhf.config.run import Run
 from imdb_rlhf.errors import ConfigError
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -21,7 +22,7 @@ def hydra_reads_conf() -> Iterator[None]:
         yield
 
 
-def run_of(*overrides: str) -> config.Run:
+def run_of(*overrides: str) -> Run:
     return cli.to_run(compose("config", list(overrides)))
 
 

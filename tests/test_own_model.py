@@ -19,7 +19,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, T5Config, T5ForConditionalGeneration
 
 from imdb_rlhf import cli
-from imdb_rlhf.artifacts import check_manifest
+from imdb_rlhf.artifacts.files import check_manifest
 
 # The last token decides: so small a policy says nothing that the lexicon knows.
 REWARD = """
@@ -69,10 +69,10 @@ def train(*arguments: str) -> Answer:
 
 
 def policy(*arguments: str) -> Answer:
-    """`python -m imdb_rlhf.evaluation.policy ARGUMENTS`."""
+    """`python -m imdb_rlhf.evaluation ARGUMENTS`."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "'imdb_rlhf.evaluation.policy' found in sys.modules", RuntimeWarning)
-        return answer_of(lambda: runpy.run_module("imdb_rlhf.evaluation.policy", run_name="__main__"), *arguments)
+        warnings.filterwarnings("ignore", "'imdb_rlhf.evaluation' found in sys.modules", RuntimeWarning)
+        return answer_of(lambda: runpy.run_module("imdb_rlhf.evaluation", run_name="__main__"), *arguments)
 
 
 def well(answer: Answer) -> Answer:
@@ -188,14 +188,14 @@ def test_a_run_s_model_has_the_name_of_the_run(trained, evaluated, copy):
 def test_it_says_where_it_lies_and_how_it_is_drawn(trained, evaluated, tmp_path):
     folder, answer = evaluated
     assert f"folder       {folder}\n" in answer.out
-    assert f"frontier     python -m imdb_rlhf.evaluation.frontier {folder.parent}\n" in answer.out
+    assert f"frontier     python -m imdb_rlhf.frontier {folder.parent}\n" in answer.out
     # beside a run of other prompts, only those that can be compared
     other = tmp_path / "outputs"
     shutil.copytree(trained.outputs, other)
     changed = ["algo=sft", *trained.values, f"paths.outputs={other}"]
     well(train(*changed, "data.prompts.test=6"))
     again = well(policy(str(trained.model), *trained.values, f"paths.outputs={other}")).out
-    (drawn,) = (line for line in again.splitlines() if "imdb_rlhf.evaluation.frontier" in line)
+    (drawn,) = (line for line in again.splitlines() if "imdb_rlhf.frontier" in line)
     assert str(other / "runs" / trained.folder.name) in drawn.split()
     assert str(other / "runs" / folder.name) in drawn.split()
     assert str(other / "runs") not in drawn.split() and "sft-" not in drawn
@@ -240,7 +240,7 @@ def test_a_reference_that_exists(trained, copy):
 
 def test_help_says_what_it_takes(trained):
     asked = subprocess.run(
-        [sys.executable, "-m", "imdb_rlhf.evaluation.policy", "--help"], capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", "imdb_rlhf.evaluation", "--help"], capture_output=True, text=True, timeout=120
     )
     assert (asked.returncode, asked.stderr) == (0, "")
     for word in ("MODEL_DIR", "key=value", "own_model.name"):

@@ -19,7 +19,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from imdb_rlhf import cli
-from imdb_rlhf.artifacts import check_manifest, in_use
+from imdb_rlhf.artifacts.files import check_manifest, in_use
 from imdb_rlhf.tracking.jsonl import read
 
 # The last token decides: so small a policy says nothing that the lexicon knows.
@@ -900,7 +900,7 @@ MIRRORS: list[Mirror] = []
 def test_a_mirror_is_told_the_same_now_and_later(methods, tmp_path, monkeypatch, name):
     done = methods[name]
     MIRRORS.clear()
-    monkeypatch.setattr("imdb_rlhf.runs.WandbTracker", Mirror)
+    monkeypatch.setattr("imdb_rlhf.runs.folder.WandbTracker", Mirror)
     shutil.copytree(done.outputs / "artifacts", tmp_path / "artifacts")
     well(done.again("logger=wandb", f"paths.outputs={tmp_path}"))  # as it runs
     well(done.again("logger=wandb"))  # a finished one

@@ -18,26 +18,20 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 from imdb_rlhf.algos.dpo import DPO
 from imdb_rlhf.algos.ppo import PPO
 from imdb_rlhf.algos.sft import SFT
-from imdb_rlhf.config import (
-    AdamWConfig,
-    Device,
+from imdb_rlhf.config.algos import (
     DPOConfig,
     DPOLoss,
     DPORun,
-    GenerationConfig,
-    Order,
     PPOConfig,
     PPORun,
-    Precision,
     RewardSource,
     Scale,
-    Schedule,
-    SFTConfig,
-    TrainerConfig,
     ValueNetwork,
     Whitening,
-    check_processes,
 )
+from imdb_rlhf.config.machine import Device, Precision, TrainerConfig, check_processes
+from imdb_rlhf.config.optim import AdamWConfig, Schedule
+from imdb_rlhf.config.stages import GenerationConfig, Order, SFTConfig
 from imdb_rlhf.data.groups import Pairs
 from imdb_rlhf.errors import ConfigError
 from imdb_rlhf.models.policy import Policy

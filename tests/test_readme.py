@@ -10,13 +10,13 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from imdb_rlhf import cli
-from imdb_rlhf.evaluation import policy
+from imdb_rlhf.evaluation import __main__ as policy
 
 ROOT = Path(__file__).parents[1]
 SWEEPS = ROOT / "sweeps"
 TEXTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMAND = re.compile(r"python train\.py([^`|\n]*)|(?:torchrun [^`|\n]*?)train\.py([^`|\n]*)")
-POLICY = re.compile(r"python -m imdb_rlhf\.evaluation\.policy ([^`|\n]*)")
+POLICY = re.compile(r"python -m imdb_rlhf\.evaluation ([^`|\n]*)")
 
 
 def commands() -> list[str]:
@@ -88,7 +88,7 @@ def test_links_lead_somewhere() -> None:
 
 
 def test_quick_commands_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from imdb_rlhf.artifacts import main
+    from imdb_rlhf.artifacts.__main__ import main
 
     assert main(["list", "--outputs", str(tmp_path)]) in (0, 1)
     assert capsys.readouterr()

@@ -16,23 +16,11 @@ import pytest
 import torch
 
 from imdb_rlhf.algos.reward_model import held_out
-from imdb_rlhf.config import (
-    AdamWConfig,
-    Attention,
-    Device,
-    Eos,
-    Labels,
-    LearnedRun,
-    Objective,
-    Order,
-    PairsConfig,
-    Precision,
-    RewardModelRun,
-    Schedule,
-    ScratchModel,
-    Ties,
-    TrainerConfig,
-)
+from imdb_rlhf.config.algos import LearnedRun, RewardModelRun
+from imdb_rlhf.config.machine import Device, Precision, TrainerConfig
+from imdb_rlhf.config.model import Attention, ScratchModel
+from imdb_rlhf.config.optim import AdamWConfig, Schedule
+from imdb_rlhf.config.stages import Eos, Labels, Objective, Order, PairsConfig, Ties
 from imdb_rlhf.data import groups
 from imdb_rlhf.errors import RunError, Stopped
 from imdb_rlhf.models.policy import Policy, scratch, train_tokenizer

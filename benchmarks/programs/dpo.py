@@ -16,7 +16,7 @@ from benchmarks.programs import ours
 from benchmarks.programs.record import Record, begin, finish, parser, read, timed
 from imdb_rlhf.algos.dpo import DPO
 from imdb_rlhf.algos.preferences import PairBatch, RankingBatch
-from imdb_rlhf.config import DPORun
+from imdb_rlhf.config.algos import DPORun
 from imdb_rlhf.data.groups import Pairs
 from imdb_rlhf.models.logprobs import Rows, sequence_logprobs
 from imdb_rlhf.models.policy import Policy, freeze

@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.programs import ours
 from benchmarks.programs.record import Record, begin, finish, mean_logprob, parser, peak_bytes, read, timed
-from imdb_rlhf.config import DPORun
+from imdb_rlhf.config.algos import DPORun
 from imdb_rlhf.models.policy import freeze
 from imdb_rlhf.models.sampling import sample, uniforms
 from imdb_rlhf.training.runtime import Runtime

@@ -17,10 +17,11 @@ from benchmarks.programs import memory, ours
 from benchmarks.programs.dpo import table_of
 from benchmarks.programs.record import Record, begin, finish, parser, timed
 from imdb_rlhf.algos.dpo import DPO
-from imdb_rlhf.config import DPORun, ScratchModel
+from imdb_rlhf.config.algos import DPORun
+from imdb_rlhf.config.model import ScratchModel
 from imdb_rlhf.data import embedded
 from imdb_rlhf.data.groups import Pairs
-from imdb_rlhf.evaluation.policy import evaluate
+from imdb_rlhf.evaluation.evaluate import evaluate
 from imdb_rlhf.models.policy import Policy, freeze, scratch, train_tokenizer
 from imdb_rlhf.models.sampling import sample, uniforms
 from imdb_rlhf.rewards.lexicon import LexiconReward

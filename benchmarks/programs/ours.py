@@ -10,7 +10,8 @@ from hydra import compose, initialize_config_dir
 
 from benchmarks.programs.record import now
 from imdb_rlhf import cli
-from imdb_rlhf.config import OptimConfig, Run
+from imdb_rlhf.config.optim import OptimConfig
+from imdb_rlhf.config.run import Run
 from imdb_rlhf.models.policy import Policy, load
 from imdb_rlhf.training import loop
 from imdb_rlhf.training.runtime import Runtime

@@ -7,7 +7,7 @@ import numpy as np
 from benchmarks.programs import ours
 from benchmarks.programs.record import Record, begin, finish, mean_logprob, parser, peak_bytes, read, score
 from imdb_rlhf.algos.ppo import PPO
-from imdb_rlhf.config import PPORun
+from imdb_rlhf.config.algos import PPORun
 from imdb_rlhf.models.policy import freeze
 from imdb_rlhf.training.runtime import Runtime
 

@@ -8,7 +8,7 @@ import torch
 from benchmarks.programs import ours
 from benchmarks.programs.record import Record, begin, finish, parser, read
 from imdb_rlhf.algos.sft import SFT, RowsBatch
-from imdb_rlhf.config import SFTRun
+from imdb_rlhf.config.algos import SFTRun
 from imdb_rlhf.training.runtime import Runtime
 
 

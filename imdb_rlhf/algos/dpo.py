@@ -19,7 +19,7 @@ from imdb_rlhf.algos.preferences import (
     RankingPart,
     load_pairs,
 )
-from imdb_rlhf.config import DPOConfig, DPOLoss, DPORun
+from imdb_rlhf.config.algos import DPOConfig, DPOLoss, DPORun
 from imdb_rlhf.data.groups import Pairs, Rankings, draw_rankings, read
 from imdb_rlhf.losses import dpo_hinge, dpo_ipo, dpo_robust, dpo_sigmoid, log_ratio_margin, plackett_luce
 

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from imdb_rlhf.algos.batches import Stream
 from imdb_rlhf.algos.materials import Materials
 from imdb_rlhf.algos.rollout import Minibatch, Rollout, aligned, padded
-from imdb_rlhf.config import PPORun, Whitening
+from imdb_rlhf.config.algos import PPORun, Whitening
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.losses import (
     KL_ERROR_CLIP,

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from imdb_rlhf.algos.batches import Stream, share, steps_for
 from imdb_rlhf.algos.materials import Materials
-from imdb_rlhf.config import PairsConfig, PreferenceRun
+from imdb_rlhf.config.algos import PreferenceRun
+from imdb_rlhf.config.stages import PairsConfig
 from imdb_rlhf.data.groups import Pairs, Rankings, draw_pairs, flip, read, shuffled
 from imdb_rlhf.models.logprobs import LogProbs, Rows
 from imdb_rlhf.models.policy import Policy

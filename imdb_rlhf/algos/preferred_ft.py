@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from imdb_rlhf.algos.batches import share
 from imdb_rlhf.algos.preferences import Completions, PreferenceMethod
-from imdb_rlhf.config import PreferredFTRun
+from imdb_rlhf.config.algos import PreferredFTRun
 from imdb_rlhf.losses import negative_log_likelihood
 from imdb_rlhf.models.logprobs import Rows
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from imdb_rlhf.algos.batches import Stream, steps_for
 from imdb_rlhf.algos.preferences import Completions, RankingBatch, RankingPart, load_pairs
-from imdb_rlhf.config import Labels, LearnedRun, Objective, PairsConfig, Ties
+from imdb_rlhf.config.algos import LearnedRun
+from imdb_rlhf.config.stages import Labels, Objective, PairsConfig, Ties
 from imdb_rlhf.data.groups import Rankings, read, shuffled
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.losses import best_of_k, bradley_terry

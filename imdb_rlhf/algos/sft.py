@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from imdb_rlhf.algos.batches import Stream, share, steps_for
-from imdb_rlhf.config import SFTConfig
+from imdb_rlhf.config.stages import SFTConfig
 from imdb_rlhf.losses import negative_log_likelihood
 from imdb_rlhf.models.logprobs import LogProbs, Rows
 from imdb_rlhf.models.policy import Policy

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
 from imdb_rlhf.algos.batches import Stream, share, steps_for
-from imdb_rlhf.config import Crop, Positions, PromptsConfig, TwoLabelReward
+from imdb_rlhf.config.data import PromptsConfig
+from imdb_rlhf.config.reward import Crop, Positions, TwoLabelReward
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.losses import two_label_cross_entropy
 from imdb_rlhf.models.logprobs import completion_mask, located_states, token_logprobs

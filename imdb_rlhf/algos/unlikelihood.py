@@ -6,7 +6,7 @@ Its loss knows no reference and is unbounded below; the reference's log-probs se
 from torch import Tensor, nn
 
 from imdb_rlhf.algos.preferences import PairPart, PreferenceMethod
-from imdb_rlhf.config import UnlikelihoodRun
+from imdb_rlhf.config.algos import UnlikelihoodRun
 from imdb_rlhf.losses import unlikelihood
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
-from imdb_rlhf.config import Labels, Order, PairsConfig, Ties
+from imdb_rlhf.config.stages import Labels, Order, PairsConfig, Ties
 from imdb_rlhf.data.prompts import Encode
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.seeds import generator

@@ -7,7 +7,7 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Literal, TypeVar, cast
 
-from imdb_rlhf.artifacts import hash_folder
+from imdb_rlhf.artifacts.files import hash_folder
 from imdb_rlhf.errors import RunError
 
 TIMEOUT = 4.0  # seconds until a Hub that does not answer is given up: 10 with the start of the process

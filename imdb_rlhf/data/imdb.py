@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
-from imdb_rlhf.config import Br, ImdbData
+from imdb_rlhf.config.data import Br, ImdbData
 from imdb_rlhf.errors import RunError
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from imdb_rlhf.config import DataConfig, EmbeddedData, ImdbData, PromptsConfig
+from imdb_rlhf.config.data import DataConfig, EmbeddedData, ImdbData, PromptsConfig
 from imdb_rlhf.data import embedded, imdb
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.seeds import generator

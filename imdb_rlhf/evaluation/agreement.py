@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from imdb_rlhf.config import EvaluationConfig
+from imdb_rlhf.config.stages import EvaluationConfig
 from imdb_rlhf.evaluation.stats import bootstrap_mean
 from imdb_rlhf.rewards import sigmoid
 

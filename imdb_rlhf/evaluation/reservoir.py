@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from imdb_rlhf.config import EvaluationConfig, RewardSource
+from imdb_rlhf.config.algos import RewardSource
+from imdb_rlhf.config.stages import EvaluationConfig
 from imdb_rlhf.evaluation import best_of_n
-from imdb_rlhf.evaluation.policy import COLUMNS, TEXTS
+from imdb_rlhf.evaluation.evaluate import COLUMNS, TEXTS
 from imdb_rlhf.evaluation.stats import bootstrap_mean
 
 SELECTORS = {RewardSource.learned: "learned", RewardSource.ground_truth: "reward_logit"}

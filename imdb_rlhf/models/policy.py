@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from imdb_rlhf.config import ScratchModel
+from imdb_rlhf.config.model import ScratchModel
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.models.logprobs import hidden_states, output_layer
 

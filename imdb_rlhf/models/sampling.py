@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from imdb_rlhf.config import GenerationConfig
+from imdb_rlhf.config.stages import GenerationConfig
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.models.decoding import open_decoder
 from imdb_rlhf.models.logprobs import Rows, output_layer

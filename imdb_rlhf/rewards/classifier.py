@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from imdb_rlhf.config import Ranking
+from imdb_rlhf.config.reward import Ranking
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.rewards import Scores, sigmoid
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from imdb_rlhf.artifacts import hash_file
+from imdb_rlhf.artifacts.files import hash_file
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.rewards import Scores
 

@@ -6,7 +6,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-from imdb_rlhf.config import WandbLogger
+from imdb_rlhf.config.machine import WandbLogger
 from imdb_rlhf.sweep import processes
 from imdb_rlhf.sweep.processes import Drawn, how
 from imdb_rlhf.sweep.records import last_line

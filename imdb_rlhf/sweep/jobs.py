@@ -5,8 +5,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
-from imdb_rlhf.artifacts import hash_of
-from imdb_rlhf.config import NOT_IN_HASH, LauncherConfig, Run, WandbLogger
+from imdb_rlhf.artifacts.files import hash_of
+from imdb_rlhf.config.machine import LauncherConfig, WandbLogger
+from imdb_rlhf.config.run import NOT_IN_HASH, Run
 from imdb_rlhf.errors import ConfigError
 
 

@@ -19,15 +19,15 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from imdb_rlhf import artifacts
-from imdb_rlhf.config import TrainerConfig, WandbLogger
+from imdb_rlhf.artifacts import files
+from imdb_rlhf.config.machine import TrainerConfig, WandbLogger
 from imdb_rlhf.errors import ConfigError, RunError, Stopped
 from imdb_rlhf.sweep.jobs import Job, Machine, cores
 
 if TYPE_CHECKING:  # torch comes with it, and the process that watches the others has no use for that
-    from imdb_rlhf.runs import RunFolder
+    from imdb_rlhf.runs.folder import RunFolder
 
-PRELOAD = ["imdb_rlhf.experiment", "imdb_rlhf.evaluation.frontier"]
+PRELOAD = ["imdb_rlhf.runs.experiment", "imdb_rlhf.frontier.draw"]
 TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 PATIENCE = 60.0  # seconds that a job waits for a run folder: the job of a killed sweep may be writing its checkpoint
 # Threads that spin while they wait cost the other jobs of the same cores more than half their speed.
@@ -160,7 +160,7 @@ def look(jobs: Sequence[Job], answers: Connection) -> None:
 
     Writes nothing. A file that several jobs use is hashed once.
     """
-    artifacts.remember_hashes()
+    files.remember_hashes()
     try:
         answers.send(_machine([job.run.trainer for job in jobs]))
         for job in jobs:
@@ -190,7 +190,7 @@ def _look_for(job: Job) -> Found:
 def _folder(job: Job, *, quiet: bool = True) -> "RunFolder":
     """The run folder that a job would have, whether it is run by one process or by several."""
     from imdb_rlhf.pipeline import Pipeline
-    from imdb_rlhf.runs import RunFolder
+    from imdb_rlhf.runs.folder import RunFolder
     from imdb_rlhf.tracking.console import Console
     from imdb_rlhf.training.runtime import Runtime
 
@@ -223,10 +223,10 @@ def work(job: Job, path: Path, log: Path, environment: Mapping[str, str]) -> int
     _write_to(log)
     os.environ.update(environment)
     try:
-        artifacts.wait_until_free(path, PATIENCE)
+        files.wait_until_free(path, PATIENCE)
         if job.run.trainer.processes > 1:
             return _torchrun(job)
-        from imdb_rlhf.experiment import run_experiment
+        from imdb_rlhf.runs.experiment import run_experiment
 
         run_experiment(job.run, job.config_yaml, job.overrides)
     except ConfigError as error:
@@ -274,20 +274,21 @@ def draw(runs: Sequence[Path], folder: Path, mirror: tuple[WandbLogger, str] | N
         answers: where to.
     """
     _write_to(folder / "logs" / "frontier.log")
-    artifacts.remember_hashes()  # runs share their artifacts
-    from imdb_rlhf.evaluation import frontier
+    files.remember_hashes()  # runs share their artifacts
+    from imdb_rlhf.frontier import draw as frontier
+    from imdb_rlhf.frontier.finished import worlds
 
     folders: list[Path] = []
     warnings: list[str] = []
     problem = None
     try:
-        for name, members in frontier.worlds(list(runs)).items():
+        for name, members in worlds(list(runs)).items():
             place = folder / name if name else folder
             drawn = frontier.draw(members, place)
             folders.append(place)
             warnings += drawn["warnings"]
             if mirror is not None:
-                from imdb_rlhf.evaluation.mirror import frontier as show
+                from imdb_rlhf.frontier.wandb_run import frontier as show
 
                 logger, group = mirror
                 show(drawn, place, logger, group, warnings.append)

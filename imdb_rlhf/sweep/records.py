@@ -8,8 +8,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from imdb_rlhf.artifacts import atomic_write
-from imdb_rlhf.config import PPORun
+from imdb_rlhf.artifacts.files import atomic_write
+from imdb_rlhf.config.algos import PPORun
 from imdb_rlhf.sweep.jobs import Job, labels
 from imdb_rlhf.sweep.processes import Found
 

@@ -10,8 +10,9 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from types import FrameType
 
-from imdb_rlhf.artifacts import in_use
-from imdb_rlhf.config import BestOfNRun, RewardModelRun, WandbLogger
+from imdb_rlhf.artifacts.files import in_use
+from imdb_rlhf.config.algos import BestOfNRun, RewardModelRun
+from imdb_rlhf.config.machine import WandbLogger
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.sweep import processes
 from imdb_rlhf.sweep.drawing import Drawing

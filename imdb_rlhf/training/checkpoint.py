@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from imdb_rlhf.artifacts import check_manifest, write_manifest
+from imdb_rlhf.artifacts.files import check_manifest, write_manifest
 
 FOLDER = "checkpoint"
 

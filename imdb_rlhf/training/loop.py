@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from imdb_rlhf.config import OptimConfig
+from imdb_rlhf.config.optim import OptimConfig
 from imdb_rlhf.errors import RunError, Stopped
 from imdb_rlhf.seeds import derive
 from imdb_rlhf.training import checkpoint, optim

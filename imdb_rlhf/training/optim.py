@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from imdb_rlhf.config import AdamWConfig, OptimConfig, RMSpropConfig, Schedule
+from imdb_rlhf.config.optim import AdamWConfig, OptimConfig, RMSpropConfig, Schedule
 
 # Numbers whose squares are summed in float32.
 NORM_PART = 1 << 20

@@ -4,7 +4,7 @@ import os
 
 import torch
 
-from imdb_rlhf.config import Device, Precision
+from imdb_rlhf.config.machine import Device, Precision
 from imdb_rlhf.errors import ConfigError
 
 

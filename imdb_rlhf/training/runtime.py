@@ -13,7 +13,7 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
-from imdb_rlhf.config import TrainerConfig, check_processes
+from imdb_rlhf.config.machine import TrainerConfig, check_processes
 from imdb_rlhf.training.precision import resolve_device, resolve_precision, resolve_threads
 
 T = TypeVar("T")

@@ -17,7 +17,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTraine
 from imdb_rlhf.algos.dpo import DPO
 from imdb_rlhf.algos.materials import Materials
 from imdb_rlhf.algos.preferences import PairBatch, RankingBatch
-from imdb_rlhf.config import Attention, DPOConfig, DPOLoss, DPORun, Labels, Order, PairsConfig, ScratchModel, Ties
+from imdb_rlhf.config.algos import DPOConfig, DPOLoss, DPORun
+from imdb_rlhf.config.model import Attention, ScratchModel
+from imdb_rlhf.config.stages import Labels, Order, PairsConfig, Ties
 from imdb_rlhf.data.groups import Pairs, Rankings, draw_pairs, draw_rankings, shuffled, to_trl
 from imdb_rlhf.models.logprobs import Rows, sequence_logprobs
 from imdb_rlhf.models.policy import Policy, scratch, train_tokenizer

@@ -16,20 +16,10 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTraine
 from imdb_rlhf.algos.materials import Materials
 from imdb_rlhf.algos.ppo import PPO
 from imdb_rlhf.algos.rollout import Minibatch, Rollout
-from imdb_rlhf.config import (
-    AdamWConfig,
-    Device,
-    GenerationConfig,
-    PPOConfig,
-    PPORun,
-    Precision,
-    RewardSource,
-    Scale,
-    Schedule,
-    TrainerConfig,
-    ValueNetwork,
-    Whitening,
-)
+from imdb_rlhf.config.algos import PPOConfig, PPORun, RewardSource, Scale, ValueNetwork, Whitening
+from imdb_rlhf.config.machine import Device, Precision, TrainerConfig
+from imdb_rlhf.config.optim import AdamWConfig, Schedule
+from imdb_rlhf.config.stages import GenerationConfig
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.models.policy import Policy
 from imdb_rlhf.seeds import generator

@@ -13,7 +13,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 from imdb_rlhf.algos import ALGOS
 from imdb_rlhf.algos.materials import Materials
 from imdb_rlhf.algos.preferences import Completions, PairBatch, RankingBatch, describe, load_pairs
-from imdb_rlhf.config import DPOConfig, DPOLoss, Labels, Order, PairsConfig, Ties
+from imdb_rlhf.config.algos import DPOConfig, DPOLoss
+from imdb_rlhf.config.stages import Labels, Order, PairsConfig, Ties
 from imdb_rlhf.data.groups import Pairs, Rankings
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.models.policy import Policy

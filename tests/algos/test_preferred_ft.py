@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from imdb_rlhf.algos.preferred_ft import PreferredFT, WinnerBatch
-from imdb_rlhf.config import Order, PreferredFTRun
+from imdb_rlhf.config.algos import PreferredFTRun
+from imdb_rlhf.config.stages import Order
 from imdb_rlhf.data.groups import Pairs, shuffled
 from imdb_rlhf.models.policy import Policy
 

@@ -14,7 +14,8 @@ import torch
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
 from imdb_rlhf.algos.reward_model import RewardModel, as_sampled, choice_accuracy, draw_choices, held_out
-from imdb_rlhf.config import Labels, LearnedRun, Objective, Order, PairsConfig, Ties
+from imdb_rlhf.config.algos import LearnedRun
+from imdb_rlhf.config.stages import Labels, Objective, Order, PairsConfig, Ties
 from imdb_rlhf.data.groups import COLUMNS, draw_pairs
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.models.heads import RewardHead

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from imdb_rlhf.algos.sft import SFT, held_out_loss
-from imdb_rlhf.config import SFTConfig
+from imdb_rlhf.config.stages import SFTConfig
 from imdb_rlhf.models.policy import Policy
 
 

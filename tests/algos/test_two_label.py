@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from imdb_rlhf.algos.two_label import Head, LabelledBatch, TwoLabel, crop, make_head, ngram_accuracy, position_weights
-from imdb_rlhf.config import Crop, Positions, PromptsConfig, TwoLabelReward
+from imdb_rlhf.config.data import PromptsConfig
+from imdb_rlhf.config.reward import Crop, Positions, TwoLabelReward
 from imdb_rlhf.errors import RunError
 
 PAD = 18

@@ -12,7 +12,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTraine
 
 from imdb_rlhf.algos.preferences import PairBatch
 from imdb_rlhf.algos.unlikelihood import Unlikelihood
-from imdb_rlhf.config import Order, UnlikelihoodRun
+from imdb_rlhf.config.algos import UnlikelihoodRun
+from imdb_rlhf.config.stages import Order
 from imdb_rlhf.data.groups import Pairs
 from imdb_rlhf.models.policy import Policy
 

@@ -13,7 +13,7 @@ from benchmarks import hours, hours_rates, hours_table, hours_work
 from benchmarks.hours_rates import Measured, Results
 from benchmarks.hours_work import Work
 from benchmarks.stages_work import Sizes
-from imdb_rlhf.config import Run
+from imdb_rlhf.config.run import Run
 from imdb_rlhf.errors import ConfigError
 
 SIZES = Sizes(1, 4, 10)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from imdb_rlhf.config import Labels, Order, PairsConfig, Ties
+from imdb_rlhf.config.stages import Labels, Order, PairsConfig, Ties
 from imdb_rlhf.data.groups import (
     COLUMNS,
     Pairs,

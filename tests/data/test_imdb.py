@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from imdb_rlhf.config import Br, ImdbData, PromptsConfig
+from imdb_rlhf.config.data import Br, ImdbData, PromptsConfig
 from imdb_rlhf.data import imdb
 from imdb_rlhf.data.prompts import divide
 from imdb_rlhf.errors import RunError

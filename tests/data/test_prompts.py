@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from imdb_rlhf.config import Br, EmbeddedData, ImdbData, PromptsConfig
+from imdb_rlhf.config.data import Br, EmbeddedData, ImdbData, PromptsConfig
 from imdb_rlhf.data import prompts
 from imdb_rlhf.errors import RunError
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from imdb_rlhf.config import EvaluationConfig
+from imdb_rlhf.config.stages import EvaluationConfig
 from imdb_rlhf.evaluation.agreement import (
     account,
     calibration_error,

@@ -7,9 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from imdb_rlhf.config import EvaluationConfig, RewardSource
+from imdb_rlhf.config.algos import RewardSource
+from imdb_rlhf.config.stages import EvaluationConfig
 from imdb_rlhf.evaluation import reservoir
-from imdb_rlhf.evaluation.policy import COLUMNS, TEXTS
+from imdb_rlhf.evaluation.evaluate import COLUMNS, TEXTS
 
 CONFIG = EvaluationConfig(seed=0, samples=2, every=1, batch_size=8, bootstrap=200, confidence=0.9)
 LEARNED, TRUE = RewardSource.learned, RewardSource.ground_truth

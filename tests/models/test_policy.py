@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, CohereConfig, CohereForCausalLM, GPT2Config
 
-from imdb_rlhf.config import Attention, ScratchModel
+from imdb_rlhf.config.model import Attention, ScratchModel
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.models.policy import (
     EOS,

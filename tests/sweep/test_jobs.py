@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 
-from imdb_rlhf import cli, config
-from imdb_rlhf.config import LauncherConfig
+from imdb_rlhf import cli
+from imdb_rlhf.config.machine import LauncherConfig, WandbLogger
+from imdb_rlhf.config.run import NOT_IN_HASH, Run
 from imdb_rlhf.errors import ConfigError
 from imdb_rlhf.sweep.jobs import Machine, devices, distinct, folder_name, in_group, labels, slots
 
@@ -19,7 +20,7 @@ def hydra_reads_conf() -> Iterator[None]:
         yield
 
 
-def run_of(*overrides: str) -> config.Run:
+def run_of(*overrides: str) -> Run:
     return cli.to_run(compose("config", list(overrides)))
 
 
@@ -44,7 +45,7 @@ def test_only_wandb_has_groups():
     plain = run_of("logger=none")
     assert in_group(plain, "mine") is plain
     grouped = in_group(run_of(), "mine").logger
-    assert isinstance(grouped, config.WandbLogger) and grouped.group == "mine"
+    assert isinstance(grouped, WandbLogger) and grouped.group == "mine"
 
 
 @pytest.mark.parametrize(
@@ -98,8 +99,8 @@ def test_a_gpu_of_ones_own(slot, gpus, processes, visible, expected):
 
 
 def test_the_launcher_is_no_part_of_a_run():
-    def kept(run: config.Run) -> dict[str, Any]:
-        return {key: value for key, value in vars(run).items() if key not in config.NOT_IN_HASH}
+    def kept(run: Run) -> dict[str, Any]:
+        return {key: value for key, value in vars(run).items() if key not in NOT_IN_HASH}
 
     assert kept(run_of("launcher=parallel", "launcher.jobs=7")) == kept(run_of())
     assert run_of("launcher=parallel").launcher != run_of().launcher

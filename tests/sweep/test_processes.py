@@ -6,10 +6,10 @@ from typing import Any, cast
 
 import pytest
 
-from imdb_rlhf import artifacts
-from imdb_rlhf.config import WandbLogger, WandbMode
+from imdb_rlhf.artifacts import files
+from imdb_rlhf.config.machine import WandbLogger, WandbMode
 from imdb_rlhf.errors import RunError
-from imdb_rlhf.evaluation import frontier
+from imdb_rlhf.frontier import draw as frontier
 from imdb_rlhf.sweep import processes
 from imdb_rlhf.sweep.processes import Drawn, how
 
@@ -48,7 +48,7 @@ def test_each_world_has_a_folder_and_what_fails_is_told(drawn, tmp_path):
 
 
 def test_wandb_is_shown_every_frontier(drawn, tmp_path, monkeypatch):
-    mirror = pytest.importorskip("imdb_rlhf.evaluation.mirror")
+    mirror = pytest.importorskip("imdb_rlhf.frontier.wandb_run")
     shown: list[Any] = []
 
     def show(found: dict[str, Any], folder: Path, logger: WandbLogger, group: str, warn: Any) -> None:
@@ -63,11 +63,11 @@ def test_wandb_is_shown_every_frontier(drawn, tmp_path, monkeypatch):
 
 
 def test_a_file_is_hashed_once_unless_it_changes(tmp_path, monkeypatch):
-    monkeypatch.setattr(artifacts, "_remembered", None)  # and None again after the test
+    monkeypatch.setattr(files, "_remembered", None)  # and None again after the test
     file = tmp_path / "file"
     file.write_text("one")
-    plain = artifacts.hash_file(file)
-    artifacts.remember_hashes()
+    plain = files.hash_file(file)
+    files.remember_hashes()
     opened: list[Any] = []
     real = open
 
@@ -76,10 +76,10 @@ def test_a_file_is_hashed_once_unless_it_changes(tmp_path, monkeypatch):
         return real(path, *more)
 
     monkeypatch.setattr("builtins.open", noting)
-    assert artifacts.hash_file(file) == plain == artifacts.hash_file(file)
+    assert files.hash_file(file) == plain == files.hash_file(file)
     assert len(opened) == 1
     file.write_text("other")
-    assert artifacts.hash_file(file) != plain
+    assert files.hash_file(file) != plain
 
 
 @pytest.mark.parametrize(

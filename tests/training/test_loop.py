@@ -18,20 +18,10 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 from imdb_rlhf.algos.batches import share
 from imdb_rlhf.algos.dpo import DPO
 from imdb_rlhf.algos.sft import SFT
-from imdb_rlhf.config import (
-    AdamWConfig,
-    Device,
-    DPOConfig,
-    DPOLoss,
-    DPORun,
-    OptimConfig,
-    Order,
-    Precision,
-    RMSpropConfig,
-    Schedule,
-    SFTConfig,
-    TrainerConfig,
-)
+from imdb_rlhf.config.algos import DPOConfig, DPOLoss, DPORun
+from imdb_rlhf.config.machine import Device, Precision, TrainerConfig
+from imdb_rlhf.config.optim import AdamWConfig, OptimConfig, RMSpropConfig, Schedule
+from imdb_rlhf.config.stages import Order, SFTConfig
 from imdb_rlhf.data.groups import Pairs
 from imdb_rlhf.errors import RunError, Stopped
 from imdb_rlhf.models.policy import Policy

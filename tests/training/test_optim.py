@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from imdb_rlhf.config import AdamWConfig, OptimConfig, RMSpropConfig, Schedule
+from imdb_rlhf.config.optim import AdamWConfig, OptimConfig, RMSpropConfig, Schedule
 from imdb_rlhf.training.optim import learning_rate, make
 
 

@@ -1,0 +1,217 @@
+"""Hashes, manifests, locks, and files that are written whole or not at all."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from fnmatch import fnmatch
+from functools import cache
+from pathlib import Path, PurePath
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from imdb_rlhf.errors import RunError
+
+MANIFEST = "DONE"
+
+
+UNFINISHED_WRITE = ".part"  # the ending of what atomic_write has not yet moved into place
+
+
+def hash_of(value: Any, length: int = 16) -> str:
+    """Return the first `length` hex digits of the sha256 of `value` as canonical JSON.
+
+    The order of a mapping's keys does not count; 1 and 1.0 and True differ.
+
+    Raises:
+        TypeError: a value has no canonical JSON (only JSON's own types, dataclasses, enums and paths have one).
+        ValueError: a number is NaN or infinite.
+    """
+    canonical = json.dumps(plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:length]
+
+
+def hash_file(path: Path) -> str:
+    """Return the sha256 of a file's bytes (64 hex digits)."""
+    if _remembered is not None:
+        found = Path(path).stat()
+        return _remembered(str(path), found.st_size, found.st_mtime_ns)
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+_remembered: Callable[[str, int, int], str] | None = None
+
+
+def remember_hashes() -> None:
+    """Read each file once in the rest of this process, unless its size or time changes; for one that ends soon."""
+    global _remembered
+
+    @cache
+    def remembered(path: str, size: int, changed: int) -> str:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    _remembered = remembered
+
+
+def hash_folder(path: Path, pattern: str = "**/*") -> str:
+    """Return a hash (64 hex digits) of the names and bytes of a folder's files; links count as what they point to.
+
+    Raises:
+        RunError: no file matches.
+    """
+    files = {file.relative_to(path).as_posix(): hash_file(file) for file in Path(path).glob(pattern) if file.is_file()}
+    if not files:
+        raise RunError(f"no file in {path} matches {pattern}")
+    return hash_of(files, length=64)
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON's own types."""
+    if isinstance(value, Enum):
+        return plain(value.value)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, PurePath):
+        return value.as_posix()
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        if not all(isinstance(name, str) for name in value):
+            raise TypeError(f"the keys of {value!r} must be strings")
+        return {str(name): plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    raise TypeError(f"{value!r} ({type(value).__name__}) cannot be part of a key: it has no canonical JSON")
+
+
+def atomic_write(path: Path, data: bytes | str) -> None:
+    """Write a file beside its place, to the disk, and then move it there: a reader sees the old bytes or the new."""
+    path = Path(path)
+    aside = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED_WRITE}")
+    try:
+        with open(aside, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    fsync(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON, whole or not at all."""
+    atomic_write(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_manifest(folder: Path, exclude: Sequence[str] = ()) -> None:
+    """Bring a folder to the disk and write the size and sha256 of its files to DONE.
+
+    Files whose path in the folder matches a pattern of `exclude` ("wandb/*" takes in what lies deeper) are left out,
+    now and by `check_manifest`. What an interrupted `atomic_write` left is removed.
+    """
+    folder = Path(folder)
+    for leftover in folder.rglob(f".*{UNFINISHED_WRITE}"):
+        leftover.unlink()
+    files = {}
+    for name, path in sorted(_files(folder, exclude).items()):
+        fsync(path)
+        files[name] = {"size": path.stat().st_size, "sha256": hash_file(path)}
+    for inner in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
+        fsync(inner)
+    atomic_write(folder / MANIFEST, json.dumps({"exclude": list(exclude), "files": files}, indent=1) + "\n")
+
+
+def check_manifest(folder: Path, contents: Sequence[str] | None = None) -> str | None:
+    """Return None if the folder holds what its DONE says, else one line about what differs.
+
+    Every file is compared byte for byte, or those alone that `contents` names (the others by their sizes).
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        return "there is no such folder"
+    if not (folder / MANIFEST).is_file():
+        return f"{MANIFEST} is missing"
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        expected = {name: (entry["size"], entry["sha256"]) for name, entry in manifest["files"].items()}
+        present = _files(folder, manifest["exclude"])
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return f"{MANIFEST} is not readable"
+    # What is cheap first: names, then sizes, then every byte.
+    if missing := sorted(expected.keys() - present.keys()):
+        return f"{missing[0]} is missing"
+    if extra := sorted(present.keys() - expected.keys()):
+        return f"{extra[0]} was added"
+    for name, (size, _) in expected.items():
+        if present[name].stat().st_size != size:
+            return f"{name} has {present[name].stat().st_size} bytes, not {size}"
+    for name, (_, sha256) in expected.items():
+        if (contents is None or name in contents) and hash_file(present[name]) != sha256:
+            return f"{name} has other bytes than were written"
+    return None
+
+
+@contextmanager
+def in_use(folder: Path) -> Iterator[None]:
+    """Hold `<folder>.lock`, so that no second process writes into the folder.
+
+    Raises:
+        RunError: another process holds it.
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with try_lock(folder.with_name(f"{folder.name}.lock")) as free:
+        if not free:
+            raise RunError(f"{folder} is in use by another process: wait until it ends, or stop it")
+        yield
+
+
+def wait_until_free(folder: Path, seconds: float) -> None:
+    """Return when nobody holds `<folder>.lock`, or after so many seconds."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.with_name(f"{folder.name}.lock"))
+    with suppress(Timeout):
+        lock.acquire(timeout=seconds)
+        lock.release()
+
+
+@contextmanager
+def try_lock(path: Path) -> Iterator[bool]:
+    """Hold the lock if nobody does; says whether."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def _files(folder: Path, exclude: Sequence[str] = ()) -> dict[str, Path]:
+    """A folder's files by their path in it; DONE itself is none of them."""
+    named = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    return {
+        name: path
+        for name, path in named.items()
+        if name != MANIFEST and not any(fnmatch(name, pattern) for pattern in exclude)
+    }
+
+
+def fsync(path: Path) -> None:
+    """Bring a file or a folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

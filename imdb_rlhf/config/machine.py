@@ -1,0 +1,120 @@
+"""The machine, the logger, the launcher and the output folder."""
+
+import os
+from dataclasses import dataclass
+from enum import StrEnum
+
+from imdb_rlhf.config.ranges import number
+from imdb_rlhf.errors import ConfigError
+
+
+class Device(StrEnum):
+    """Where the models live."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Precision(StrEnum):
+    """Arithmetic of training and sampling; reported numbers are float32 always."""
+
+    auto = "auto"
+    bf16 = "bf16"
+    float32 = "float32"
+
+
+@dataclass
+class TrainerConfig:
+    """The machine."""
+
+    device: Device
+    precision: Precision
+    processes: int
+    threads: int | None
+    micro_batch: int | None
+    checkpoint_every: int
+    log_every: int
+
+    def check(self, at: str) -> None:
+        """Refuse a value out of range."""
+        number(self, "processes", at, 1)
+        number(self, "threads", at, 1)
+        number(self, "micro_batch", at, 1)
+        number(self, "checkpoint_every", at, 0)
+        number(self, "log_every", at, 1)
+
+
+@dataclass
+class LoggerConfig:
+    """What every logger has."""
+
+    name: str
+
+
+@dataclass
+class NoLogger(LoggerConfig):
+    """Only the run's own files."""
+
+
+class WandbMode(StrEnum):
+    """W&B's mode; auto is online where a key is configured and offline elsewhere."""
+
+    auto = "auto"
+    online = "online"
+    offline = "offline"
+
+
+@dataclass
+class WandbLogger(LoggerConfig):
+    """A Weights & Biases mirror of the run's own files."""
+
+    project: str
+    entity: str | None
+    group: str | None
+    mode: WandbMode
+    tags: list[str]
+
+
+@dataclass
+class LauncherConfig:
+    """How many jobs of a sweep run at once."""
+
+    name: str
+    jobs: int | None
+
+    def check(self, at: str) -> None:
+        """Refuse a value out of range."""
+        number(self, "jobs", at, 1)
+
+
+@dataclass
+class PathsConfig:
+    """Where everything is written."""
+
+    outputs: str
+
+
+def check_processes(wanted: int) -> None:
+    """Refuse a number of running processes that is not the wanted one.
+
+    `accelerate launch --cpu --num_processes 2` silently runs one; torchrun says how many there are in WORLD_SIZE.
+
+    Raises:
+        ConfigError: naming both numbers and the way out.
+    """
+    running = int(os.environ.get("WORLD_SIZE", "1"))
+    if running != wanted:
+        raise ConfigError(
+            f"trainer.processes={wanted}, but {running} running; start with `torchrun --nproc-per-node {wanted} "
+            f"train.py ...` (ACCELERATE_USE_CPU=true on CPUs) or set trainer.processes={running}"
+        )
+
+
+# Where conf/ names these classes: `/schema/<key>`.
+SCHEMAS: dict[str, type] = {
+    "trainer": TrainerConfig,
+    "logger/wandb": WandbLogger,
+    "logger/none": NoLogger,
+    "launcher": LauncherConfig,
+}

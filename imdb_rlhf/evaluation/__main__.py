@@ -1,0 +1,56 @@
+"""`python -m imdb_rlhf.evaluation MODEL_DIR [key=value ...]`: any model, evaluated as a policy.
+
+The same as `python train.py algo=own_model own_model.path=MODEL_DIR ...`.
+"""
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from imdb_rlhf.cli import main
+from imdb_rlhf.errors import ConfigError
+
+HELP = """How much reward has a model that exists, at what KL to the reference? Nothing is trained.
+
+  python -m imdb_rlhf.evaluation MODEL_DIR [key=value ...]
+
+MODEL_DIR   folder (or Hub id) of a Hugging Face causal LM with the reference's tokenizer
+key=value   as train.py takes them: what says which reference, reward and prompts, and
+            own_model.name=...  what the frontier calls it
+            paths.outputs=DIR   where the runs to compare it with lie
+            plan=true           what would be made, what reused; runs nothing
+
+It is the same as: python train.py algo=own_model own_model.path=MODEL_DIR [key=value ...]"""
+
+
+def overrides(arguments: Sequence[str]) -> list[str]:
+    """What `train.py` is to be given for the arguments of this command line.
+
+    Raises:
+        ConfigError: the first argument is no model, or another one is not of the form key=value.
+    """
+    usage = "python -m imdb_rlhf.evaluation MODEL_DIR [key=value ...]"
+    if not arguments or not arguments[0] or arguments[0].startswith("-"):
+        raise ConfigError(f"MODEL_DIR is missing; {usage}")
+    model, *others = arguments
+    wrong = next((word for word in others if "=" not in word.lstrip("-")), None)
+    if wrong is not None:
+        raise ConfigError(f"{wrong!r} is not of the form key=value; {usage}")
+    if "=" in model and not Path(model).expanduser().exists():
+        raise ConfigError(f"{model!r} stands where MODEL_DIR should; {usage}")
+    # a path may be more than a word of Hydra's grammar, where backslashes before a quote are doubled and others are not
+    quoted = re.sub(r"(\\+)$", r"\1\1", re.sub(r"(\\*)'", r"\1\1\\'", model))
+    return ["algo=own_model", f"own_model.path='{quoted}'", *others]
+
+
+if __name__ == "__main__":
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(HELP)
+        sys.exit(0)
+    try:
+        sys.argv = [sys.argv[0], *overrides(sys.argv[1:])]
+    except ConfigError as error:
+        print(f"refused: {error}", file=sys.stderr)
+        sys.exit(2)
+    main()

@@ -1,0 +1,1 @@
+"""Reward over KL of many finished runs: read, compared, measured and drawn."""

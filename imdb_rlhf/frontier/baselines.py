@@ -1,0 +1,150 @@
+"""What no policy surpasses, and what costs no training: the optimum's band and best-of-N, read off a reservoir."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from imdb_rlhf.config.algos import RewardSource
+from imdb_rlhf.evaluation import reservoir
+from imdb_rlhf.evaluation.stats import percentile
+from imdb_rlhf.frontier.bounds import Band, band, needed_kl, optimum_of
+from imdb_rlhf.frontier.finished import FinishedRun
+
+GRID = 120  # points of the optimum's curves
+LEAST_KL = 0.01  # nats; an efficiency divides by no less
+
+
+class Bounds:
+    """The optimum and best-of-N of one world; without a reservoir nothing is known of either."""
+
+    def __init__(
+        self,
+        runs: Sequence[FinishedRun],
+        reference: np.ndarray,
+        weights: np.ndarray,
+        confidence: float,
+        furthest: float,
+        budgets: Sequence[float],
+    ) -> None:
+        """Take the grid; what is read and computed waits until it is asked for.
+
+        Args:
+            runs: of one world; the reservoirs that they name are looked through.
+            reference: (prompts,) the reference's mean reward of each test prompt.
+            weights: (count, prompts) resamples of the prompts.
+            confidence: of the intervals.
+            furthest: the KL up to which the optimum is wanted, nats.
+            budgets: KL that stand on the grid in any case.
+        """
+        self.runs, self.reference, self.weights, self.confidence = runs, reference, weights, confidence
+        self.grid = np.unique(np.concatenate([[0.0], np.geomspace(LEAST_KL, 1.05 * furthest, GRID), budgets]))
+
+    @cached_property
+    def reservoir(self) -> pd.DataFrame | None:
+        """The largest reservoir that a run names, with the learned scores where a run has them; test prompts."""
+        best: tuple[int, bool, pd.DataFrame] | None = None
+        seen: set[tuple[Path, Path | None]] = set()
+        for run in self.runs:
+            folder, scored = run.artifact("reservoir"), run.artifact("learned_scores")
+            if folder is None or (folder, scored) in seen:
+                continue
+            seen.add((folder, scored))
+            rows = pd.read_parquet(folder / "reservoir.parquet")
+            if scored is not None:
+                scores = pd.read_parquet(scored / "scores.parquet")
+                rows = rows.merge(scores, on=["split", "prompt_id", "sample_id"], validate="one_to_one")
+            rows = rows[rows["split"] == "test"]
+            key = (len(rows), scored is not None)
+            if best is None or key > best[:2]:
+                best = (*key, rows)
+        return None if best is None else best[2]
+
+    @cached_property
+    def band(self) -> Band | None:
+        """The optimum of the true reward; None without a reservoir."""
+        if self.reservoir is None:
+            return None
+        rewards = reservoir.table(self.reservoir, "test", "reward")
+        cap = 1.0 if self.runs[0].config["reward"]["name"] != "own" else np.inf  # of an own reward nothing is known
+        return band(rewards, self.grid, self.weights, cap)
+
+    def optimum(self) -> dict[str, Any] | None:
+        """The optimum of `frontier.json`; None without a reservoir."""
+        if self.band is None or self.reservoir is None:
+            return None
+        found: dict[str, Any] = {
+            "samples": int(self.reservoir["sample_id"].nunique()),
+            "trusted_kl": self.band.trusted_kl,
+            "cap": self.band.cap if np.isfinite(self.band.cap) else None,
+            "kl": self.band.kl,
+            "lower": self.band.lower,
+            "lower_ci": percentile(self.band.lower_draws, self.confidence),
+            "upper": self.band.upper,
+            "upper_ci": percentile(self.band.upper_draws, self.confidence),
+            "learned": None,
+        }
+        if "learned" in self.reservoir:
+            learned, reward = (reservoir.table(self.reservoir, "test", name) for name in ("learned", "reward"))
+            curve, draws = optimum_of(learned, reward, self.grid, self.weights)
+            there = np.isfinite(curve)
+            ends = percentile(draws[:, there], self.confidence)
+            found["learned"] = {"kl": self.grid[there], "reward": curve[there], "reward_ci": ends}
+        return found
+
+    def best_of_n(self) -> dict[str, Any]:
+        """Best-of-N of `frontier.json`: selector -> its curve for every N."""
+        if self.reservoir is None:
+            return {}
+        found = {}
+        for source in RewardSource:
+            if reservoir.SELECTORS[source] not in self.reservoir:
+                continue
+            rows = reservoir.curve(self.reservoir, source)
+            rewards = rows.pivot(index="prompt_id", columns="n", values="reward").to_numpy()  # (prompts, N)
+            kl = rows.groupby("n")["kl"].first()
+            found[str(source)] = {
+                "n": [int(n) for n in kl.index],
+                "kl": kl.to_numpy(),
+                "kl_atom": rows.groupby("n")["kl_atom"].mean().to_numpy(),
+                "reward": rewards.mean(0),
+                "reward_ci": percentile(self.weights @ rewards, self.confidence),
+            }
+        return found
+
+    def efficiency(self, kl: float, reward: float) -> list[float] | None:
+        """[low, high] of the share of a policy's KL that the optimum would need for its reward.
+
+        The low end is read off the optimum's upper curve, the high end off the lower one, which may not reach the
+        reward: then 1 is all that is known. None without an optimum, or at a KL too small to divide by.
+        """
+        if self.band is None or kl < LEAST_KL:
+            return None
+        if reward <= self.reference.mean():
+            return [0.0, 0.0]
+        low, high = (needed_kl(self.band.kl, curve, reward) / kl for curve in (self.band.upper, self.band.lower))
+        return [float(min(low, 1.0)), float(min(high, 1.0))]
+
+    def surpassed_by(self, kl_draws: np.ndarray, reward_draws: np.ndarray) -> bool:
+        """Whether a point (count,) lies above the upper curve by more than its interval: an error somewhere."""
+        if self.band is None:
+            return False
+        right, share = _places(kl_draws, self.band.kl)
+        rows = np.arange(len(kl_draws))
+        bound = (1 - share) * self.band.upper_draws[rows, right - 1] + share * self.band.upper_draws[rows, right]
+        return percentile(reward_draws - bound, self.confidence)[0] > 0
+
+
+def interpolated(at: np.ndarray, grid: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    """(count, len(at)) linear interpolation of the rows of draws (count, G) over grid (G,); flat outside of it."""
+    right, share = _places(at, grid)
+    return (1 - share) * draws[:, right - 1] + share * draws[:, right]
+
+
+def _places(at: np.ndarray, grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of each number the grid point at or after it, and how far it lies between the one before and that."""
+    right = np.clip(np.searchsorted(grid, at), 1, len(grid) - 1)
+    return right, np.clip((at - grid[right - 1]) / (grid[right] - grid[right - 1]), 0, 1)

@@ -1,0 +1,1 @@
+"""`report.html`: the frontier and its runs in one file."""

@@ -1,0 +1,1 @@
+"""One run: its folder, its training, what it leaves and what the console says of it."""
