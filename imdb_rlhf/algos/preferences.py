@@ -16,13 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from imdb_rlhf.algos.batches import Stream, share, steps_for
-from imdb_rlhf.algos.materials import Materials
+from imdb_rlhf.algos.inputs import Inputs
+from imdb_rlhf.algos.method import Method
 from imdb_rlhf.config.algos import PreferenceRun
 from imdb_rlhf.config.stages import PairsConfig
 from imdb_rlhf.data.groups import Pairs, Rankings, draw_pairs, flip, read, shuffled
 from imdb_rlhf.models.logprobs import LogProbs, Rows
 from imdb_rlhf.models.policy import Policy
-from imdb_rlhf.training.loop import Batch, Plain
+from imdb_rlhf.training.loop import Batch
 
 R = TypeVar("R", bound=PreferenceRun)
 
@@ -159,10 +160,10 @@ def describe(drawn: Pairs | Rankings, steps: int) -> str:
     return f"{len(drawn.rows)} {name}, {steps} steps" + (f"; left out: {left_out}" if left_out else "")
 
 
-class PreferenceMethod(Plain, ABC, Generic[R]):
+class PreferenceMethod(Method, ABC, Generic[R]):
     """What all methods share that train a policy on preferences; a method adds its loss."""
 
-    stage: ClassVar[str]
+    stage: str
 
     def __init__(self, policy: Policy, groups: pd.DataFrame, drawn: Pairs | Rankings, run: R) -> None:
         policy.lm.requires_grad_(True)
@@ -173,23 +174,22 @@ class PreferenceMethod(Plain, ABC, Generic[R]):
         self.stream = Stream(examples, batch_size, lambda epoch: shuffled(drawn, run.pairs.order, run.seed, epoch))
 
     @classmethod
-    def from_materials(cls, made: Materials, run: R) -> Self:
+    def from_inputs(cls, inputs: Inputs, run: R) -> Self:
         """The method on the artifact of groups.
 
         Raises:
             RunError: no pair, or no ranking, is left.
         """
-        assert made.groups is not None
-        groups, drawn = cls.draw(made.groups, run)
-        return cls(made.policy, groups, drawn, run)
+        groups, drawn = cls.draw(inputs.groups, run)
+        return cls(inputs.policy, groups, drawn, run)
 
     @classmethod
     def draw(cls, folder: Path, run: R) -> tuple[pd.DataFrame, Pairs | Rankings]:
         """The groups of an artifact, and what is drawn from them."""
         return load_pairs(folder, run.pairs, run.seed)
 
-    def remark(self) -> str:
-        """What a person wants to know before it starts."""
+    def summary_line(self) -> str:
+        """Return the number of examples and steps, and what was left out."""
         return describe(self.drawn, self.steps)
 
     def batches(self, first: int) -> Iterator[Batch]:
