@@ -44,7 +44,8 @@ from imdb_rlhf.config.stages import EvaluationConfig, GenerationConfig, Labels, 
 from imdb_rlhf.data.groups import draw_pairs, flip
 from imdb_rlhf.evaluation import best_of_n
 from imdb_rlhf.evaluation.evaluate import evaluate
-from imdb_rlhf.models.logprobs import Rows, compare, sequence_logprobs
+from imdb_rlhf.models.kl import compare
+from imdb_rlhf.models.logprobs import Rows, sequence_logprobs
 from imdb_rlhf.models.policy import Policy
 from imdb_rlhf.models.sampling import sample, uniforms
 from imdb_rlhf.rewards import Scores
