@@ -44,12 +44,14 @@ from imdb_rlhf.config.stages import EvaluationConfig, GenerationConfig, Labels, 
 from imdb_rlhf.data.groups import draw_pairs, flip
 from imdb_rlhf.evaluation import best_of_n
 from imdb_rlhf.evaluation.evaluate import evaluate
-from imdb_rlhf.models.logprobs import Rows, compare, sequence_logprobs
+from imdb_rlhf.models.kl import compare
+from imdb_rlhf.models.logprobs import Rows, sequence_logprobs
 from imdb_rlhf.models.policy import Policy
 from imdb_rlhf.models.sampling import sample, uniforms
 from imdb_rlhf.rewards import Scores
 from imdb_rlhf.training.loop import Hooks, Settings, train
 from imdb_rlhf.training.runtime import Runtime
+from tests.enumeration import exact_kl
 
 TOKENS, LENGTH, TEMPERATURE, RANGE = 3, 3, 0.8, 4.0
 PROMPTS = [[1], [2, 0]]
@@ -358,7 +360,7 @@ def test_best_of_n_is_that_of_all_draws(n: int) -> None:
         mass = np.array([law[selector == level].sum() for level in selector])
         best = law * (upto**n - below**n) / mass
         kl = float((best * np.log(best / law)).sum())
-        assert best_of_n.exact_kl(law, selector, n) == pytest.approx(kl, abs=1e-9)
+        assert exact_kl(law, selector, n) == pytest.approx(kl, abs=1e-9)
         atom = law[selector == selector.max()].sum()
         bound = float(best_of_n.kl_bound_atom(n, atom))
         assert kl - 1e-9 <= bound <= best_of_n.kl_bound(n) + 1e-9
