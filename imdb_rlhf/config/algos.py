@@ -130,7 +130,17 @@ class GroupsRun(Run):
 
 
 @dataclass
-class PreferenceRun(GroupsRun):
+class TrainedRun(Run):
+    """A run that trains a policy."""
+
+    @property
+    def optim(self) -> OptimConfig:
+        """The optimizer of the policy."""
+        raise NotImplementedError
+
+
+@dataclass
+class PreferenceRun(GroupsRun, TrainedRun):
     """What every algorithm that trains a policy on groups has."""
 
     policy: PolicyConfig
@@ -138,6 +148,11 @@ class PreferenceRun(GroupsRun):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._divides("policy.batch_size", self.policy.batch_size)
+
+    @property
+    def optim(self) -> OptimConfig:
+        """The optimizer of the policy."""
+        return self.policy.optim
 
 
 @dataclass
@@ -272,12 +287,18 @@ class BestOfNConfig:
 
 
 @dataclass
-class BestOfNRun(LearnedRun):
+class ReservoirRun(LearnedRun):
+    """What every algorithm that can use a reservoir has (`uses_reservoir` says whether this run does)."""
+
+    reservoir: ReservoirConfig
+
+
+@dataclass
+class BestOfNRun(ReservoirRun):
     """`algo=best_of_n`: the best of N reference samples; nothing is trained; the knob is n."""
 
     n: int
     best_of_n: BestOfNConfig
-    reservoir: ReservoirConfig
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -389,12 +410,11 @@ class PPOConfig:
 
 
 @dataclass
-class PPORun(LearnedRun):
+class PPORun(ReservoirRun, TrainedRun):
     """`algo=ppo`: proximal policy optimization; the knob is target_kl, or the fixed coefficient."""
 
     target_kl: float | None
     ppo: PPOConfig
-    reservoir: ReservoirConfig
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -413,6 +433,11 @@ class PPORun(LearnedRun):
         if self.target_kl is None and fixed is None:
             raise ConfigError("target_kl=null needs ppo.kl_coefficient, the fixed one; or give target_kl")
         self._divides("ppo.minibatch_size", self.ppo.minibatch_size)
+
+    @property
+    def optim(self) -> OptimConfig:
+        """The optimizer of the policy and of the value network."""
+        return self.ppo.optim
 
     @property
     def knob(self) -> tuple[str, float] | None:
