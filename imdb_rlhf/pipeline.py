@@ -27,7 +27,7 @@ from imdb_rlhf.config.model import PretrainedModel, ScratchModel
 from imdb_rlhf.config.reward import ClassifierReward, LexiconReward, OwnReward, TwoLabelReward
 from imdb_rlhf.config.run import Run
 from imdb_rlhf.config.stages import Init
-from imdb_rlhf.data import embedded, groups, hub, imdb, prompts
+from imdb_rlhf.data import embedded, hub, imdb, preferences, prompts
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.evaluation import optimum, reservoir
 from imdb_rlhf.evaluation.evaluate import COLUMNS, TEXTS, evaluate
@@ -81,7 +81,7 @@ class Pipeline:
         """
         run = self.run
         if run.data.preferences is not None:
-            groups.check_preferences(Path(run.data.preferences).expanduser())
+            preferences.check_preferences(Path(run.data.preferences).expanduser())
         if isinstance(run.reward, OwnReward):
             locate(run.reward.function)
         for path, revision, key in self._models():

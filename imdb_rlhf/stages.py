@@ -14,9 +14,10 @@ import pandas as pd
 import torch
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
+from imdb_rlhf.algos.ngram import ngram_accuracy
 from imdb_rlhf.algos.reward_model import RewardModel
 from imdb_rlhf.algos.sft import SFT, held_out_loss
-from imdb_rlhf.algos.two_label import TwoLabel, crop, make_head, ngram_accuracy
+from imdb_rlhf.algos.two_label import TwoLabel, crop
 from imdb_rlhf.artifacts.files import write_json
 from imdb_rlhf.config.algos import BestOfNRun, GroupsRun, LearnedRun, PPORun, PreferenceRun
 from imdb_rlhf.config.model import PretrainedModel, ScratchModel
@@ -24,7 +25,7 @@ from imdb_rlhf.config.optim import OptimConfig
 from imdb_rlhf.config.reward import Crop, TwoLabelReward
 from imdb_rlhf.config.run import Run
 from imdb_rlhf.config.stages import Eos, GroupsConfig, ReservoirConfig
-from imdb_rlhf.data import groups, hub
+from imdb_rlhf.data import groups, hub, preferences
 from imdb_rlhf.data.prompts import Encode
 from imdb_rlhf.errors import ConfigError, RunError
 from imdb_rlhf.evaluation import agreement
@@ -32,6 +33,7 @@ from imdb_rlhf.evaluation.evaluate import completion_text
 from imdb_rlhf.models import policy as policies
 from imdb_rlhf.models.card import card
 from imdb_rlhf.models.heads import make_reward_head, score_rows
+from imdb_rlhf.models.label_head import make_head
 from imdb_rlhf.models.logprobs import Rows, sequence_logprobs
 from imdb_rlhf.models.policy import Policy, decode
 from imdb_rlhf.models.sampling import Samples, batches_by_length, limits, sample, uniforms
@@ -340,7 +342,7 @@ class Tools:
         if self.runtime.rank:
             return
         self._write_groups(folder, frame)
-        exported = groups.to_trl(frame)
+        exported = preferences.to_trl(frame)
         exported.to_parquet(folder / "preferences.parquet", index=False)
         report = _samples_report(frame) | {"pairs": len(exported)}
         write_json(folder / "report.json", report)
@@ -449,7 +451,7 @@ class Tools:
         if self.runtime.rank:
             return
         context = policy.context
-        table, pairs = groups.from_preferences(
+        table, pairs = preferences.from_preferences(
             file, self.encoder(policy.tokenizer), policy.eos_id, append_eos=data.preferences_eos, context=context
         )
         logprobs = np.zeros(len(table))

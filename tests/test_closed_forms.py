@@ -41,7 +41,7 @@ from imdb_rlhf.config.algos import (
 from imdb_rlhf.config.machine import Device, Precision, TrainerConfig
 from imdb_rlhf.config.optim import AdamWConfig, Schedule
 from imdb_rlhf.config.stages import EvaluationConfig, GenerationConfig, Labels, Order, PairsConfig, Ties
-from imdb_rlhf.data.groups import draw_pairs, flip
+from imdb_rlhf.data.pairs import draw_pairs, flip
 from imdb_rlhf.evaluation import best_of_n
 from imdb_rlhf.evaluation.evaluate import evaluate
 from imdb_rlhf.models.logprobs import Rows, compare, sequence_logprobs

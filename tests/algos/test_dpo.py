@@ -20,7 +20,9 @@ from imdb_rlhf.algos.preferences import PairBatch, RankingBatch
 from imdb_rlhf.config.algos import DPOConfig, DPOLoss, DPORun
 from imdb_rlhf.config.model import Attention, ScratchModel
 from imdb_rlhf.config.stages import Labels, Order, PairsConfig, Ties
-from imdb_rlhf.data.groups import Pairs, Rankings, draw_pairs, draw_rankings, shuffled, to_trl
+from imdb_rlhf.data.pairs import Pairs, draw_pairs, shuffled
+from imdb_rlhf.data.preferences import to_trl
+from imdb_rlhf.data.rankings import Rankings, draw_rankings
 from imdb_rlhf.models.logprobs import Rows, sequence_logprobs
 from imdb_rlhf.models.policy import Policy, scratch, train_tokenizer
 

@@ -12,10 +12,11 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from imdb_rlhf.algos import ALGOS
 from imdb_rlhf.algos.materials import Materials
-from imdb_rlhf.algos.preferences import Completions, PairBatch, RankingBatch, describe, load_pairs
+from imdb_rlhf.algos.preferences import Completions, PairBatch, RankingBatch, describe
 from imdb_rlhf.config.algos import DPOConfig, DPOLoss
 from imdb_rlhf.config.stages import Labels, Order, PairsConfig, Ties
-from imdb_rlhf.data.groups import Pairs, Rankings
+from imdb_rlhf.data.pairs import Pairs, load_pairs
+from imdb_rlhf.data.rankings import Rankings
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.models.policy import Policy
 
