@@ -11,7 +11,7 @@ import torch
 
 from imdb_rlhf.artifacts.files import hash_file, write_json
 from imdb_rlhf.config.algos import GroupsRun
-from imdb_rlhf.data import groups
+from imdb_rlhf.data import preferences
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.models import policy as policies
 from imdb_rlhf.models.logprobs import Rows, sequence_logprobs
@@ -64,7 +64,7 @@ class Groups(Stage):
     def check(self) -> None:
         """Refuse a preference file that cannot be read."""
         if self.preferences is not None:
-            groups.check_preferences(self.preferences)
+            preferences.check_preferences(self.preferences)
 
     def make(self, folder: Path) -> None:
         """Sample and score the groups, or score the preferences that were brought."""
@@ -84,7 +84,7 @@ class Groups(Stage):
         if self.runtime.rank:
             return
         self._write(folder, frame)
-        exported = groups.to_trl(frame)
+        exported = preferences.to_trl(frame)
         exported.to_parquet(folder / "preferences.parquet", index=False)
         write_json(folder / "report.json", report_of(frame) | {"pairs": len(exported)})
 
@@ -94,7 +94,7 @@ class Groups(Stage):
         policies.freeze(policy.lm)
         if self.runtime.rank:
             return
-        table, pairs = groups.from_preferences(
+        table, pairs = preferences.from_preferences(
             file,
             encoder(policy.tokenizer),
             policy.eos_id,

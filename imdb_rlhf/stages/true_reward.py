@@ -9,10 +9,12 @@ from typing import Any, Self
 
 import numpy as np
 
-from imdb_rlhf.algos.two_label import TwoLabel, crop, make_head, ngram_accuracy
+from imdb_rlhf.algos.ngram import ngram_accuracy
+from imdb_rlhf.algos.two_label import TwoLabel, crop
 from imdb_rlhf.artifacts.files import write_json
 from imdb_rlhf.config.reward import Crop, TwoLabelReward
 from imdb_rlhf.models import policy as policies
+from imdb_rlhf.models.label_head import make_head
 from imdb_rlhf.models.policy import decode
 from imdb_rlhf.rewards import Reward, kind_of
 from imdb_rlhf.rewards.classifier import ClassifierReward

@@ -13,10 +13,12 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
-from imdb_rlhf.algos.reward_model import RewardModel, as_sampled, choice_accuracy, draw_choices, held_out
+from imdb_rlhf.algos.reward_model import RewardModel, choice_accuracy, held_out
 from imdb_rlhf.config.algos import LearnedRun
 from imdb_rlhf.config.stages import Labels, Objective, Order, PairsConfig, Ties
-from imdb_rlhf.data.groups import COLUMNS, draw_pairs
+from imdb_rlhf.data.groups import COLUMNS, without_appended_eos
+from imdb_rlhf.data.pairs import draw_pairs
+from imdb_rlhf.data.rankings import draw_choices
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.models.heads import RewardHead
 
@@ -198,7 +200,7 @@ def test_an_eos_that_was_appended_is_not_scored() -> None:
     groups = pd.DataFrame(
         {"completion_ids": [[5, 6, EOS], [5, 6, EOS], [5, 6], [EOS]], "finished": [True, False, False, False]}
     )
-    assert as_sampled(groups, EOS)["completion_ids"].tolist() == [[5, 6, EOS], [5, 6], [5, 6], [EOS]]
+    assert without_appended_eos(groups, EOS)["completion_ids"].tolist() == [[5, 6, EOS], [5, 6], [5, 6], [EOS]]
 
 
 # --- the loss

@@ -11,19 +11,10 @@ import pandas as pd
 import pytest
 
 from imdb_rlhf.config.stages import Labels, Order, PairsConfig, Ties
-from imdb_rlhf.data.groups import (
-    COLUMNS,
-    Pairs,
-    Rankings,
-    check_preferences,
-    draw_pairs,
-    draw_rankings,
-    flip,
-    from_preferences,
-    read,
-    shuffled,
-    to_trl,
-)
+from imdb_rlhf.data.groups import COLUMNS, read
+from imdb_rlhf.data.pairs import Pairs, draw_pairs, flip, shuffled
+from imdb_rlhf.data.preferences import check_preferences, from_preferences, to_trl
+from imdb_rlhf.data.rankings import Rankings, draw_rankings
 from imdb_rlhf.errors import RunError
 
 EOS = 9
@@ -478,8 +469,7 @@ def test_what_is_exported_can_be_read_back(tmp_path: Path) -> None:
 def test_an_artifact_is_read_with_or_without_pairs(tmp_path: Path) -> None:
     groups = table([[0.0, 1.0]])
     groups.to_parquet(tmp_path / "groups.parquet", index=False)
-    frame, pairs = read(tmp_path)
-    assert pairs is None
+    frame = read(tmp_path)
     assert frame["reward_logit"].tolist() == [0, 1]
     groups.assign(ref_logprob=[-1.0, np.inf]).to_parquet(tmp_path / "groups.parquet", index=False)
     with pytest.raises(RunError, match="not finite"):

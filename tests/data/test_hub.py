@@ -98,7 +98,7 @@ def test_offline(monkeypatch):
 
 @pytest.mark.parametrize("path", ["my model", "owner/", "a--b", "x" * 120])
 def test_what_is_no_id_of_the_hub(path):
-    assert refused(path)[0].startswith(f"model.path={path}: no such folder, and no id of the Hub")
+    assert refused(path)[0].startswith(f"model.path={path}: no such folder, and not a Hub id")
 
 
 @pytest.mark.parametrize("revision", [None, "some-branch"])
