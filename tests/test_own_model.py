@@ -301,7 +301,7 @@ def another_token(folder: Path) -> str:
     names = {number: token for token, number in vocabulary.items()}
     vocabulary[names[10]], vocabulary[names[11]] = 11, 10
     file.write_text(json.dumps(tokenizer))
-    return f" has another tokenizer than the reference: token 10 is {names[11]!r}, and {names[10]!r} in the reference's"
+    return f" has another tokenizer than the reference: token 10 is {names[11]!r}, but {names[10]!r} in the reference's"
 
 
 def fewer_tokens(folder: Path) -> str:
@@ -314,14 +314,14 @@ def fewer_tokens(folder: Path) -> str:
     tokenizer["model"]["merges"] = [pair for pair in tokenizer["model"]["merges"] if "".join(pair) != last]
     tokenizer["added_tokens"] = [token for token in tokenizer["added_tokens"] if token["id"] < number]
     file.write_text(json.dumps(tokenizer))
-    return f" has another tokenizer than the reference: token {number} is not there, and {last!r} in the reference's"
+    return f" has another tokenizer than the reference: token {number} is missing, but {last!r} in the reference's"
 
 
 def another_end(folder: Path) -> str:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.eos_token = tokenizer.pad_token
     tokenizer.save_pretrained(folder)
-    return " ends a completion with '<|pad|>', and the reference with '<|endoftext|>'"
+    return " ends a completion with '<|pad|>', but the reference with '<|endoftext|>'"
 
 
 DAMAGES = [

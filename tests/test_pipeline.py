@@ -786,7 +786,7 @@ def test_ppo_stopped_amid_a_batch_goes_on_to_the_same_numbers(methods, tmp_path,
     (folder,) = runs(tmp_path / "outputs")
     assert (folder / "checkpoint" / "DONE").exists() and not (folder / "DONE").exists()
     answer = well(straight.again(elsewhere))
-    assert "going on at step 6" in answer.out and not any(made(answer).values())
+    assert "resumed at step 6" in answer.out and not any(made(answer).values())
     assert folder.name == straight.folder.name and not (folder / "checkpoint").exists()
     assert rows_of(folder) == rows_of(straight.folder)
     for file in ("evaluations.parquet", "samples.parquet", "model/model.safetensors"):
@@ -900,7 +900,7 @@ MIRRORS: list[Mirror] = []
 def test_a_mirror_is_told_the_same_now_and_later(methods, tmp_path, monkeypatch, name):
     done = methods[name]
     MIRRORS.clear()
-    monkeypatch.setattr("imdb_rlhf.runs.folder.WandbTracker", Mirror)
+    monkeypatch.setattr("imdb_rlhf.runs.show.WandbTracker", Mirror)
     shutil.copytree(done.outputs / "artifacts", tmp_path / "artifacts")
     well(done.again("logger=wandb", f"paths.outputs={tmp_path}"))  # as it runs
     well(done.again("logger=wandb"))  # a finished one

@@ -13,7 +13,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from benchmarks.programs import memory
 from benchmarks.programs.record import Record, begin, finish, now, parser
-from imdb_rlhf.models.logprobs import Rows, compare, token_logprobs
+from imdb_rlhf.models.kl import compare
+from imdb_rlhf.models.logprobs import Rows, token_logprobs
 from imdb_rlhf.models.policy import freeze
 
 ROW = 64  # tokens of a completion that is compared

@@ -4,7 +4,9 @@ The score of a completion is s = log pi(y|x) - log ref(y|x), and h = s_w - s_l i
 takes whole rankings instead of pairs (appendix A.3).
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -29,6 +31,8 @@ class DPO(PreferenceMethod[DPORun]):
     """Minimises a loss of the log-ratios of preferred and other completions."""
 
     stage = "dpo"
+    title = "DPO"
+    colours: ClassVar[Mapping[str, int]] = {"DPO": 0, "DPO (ipo)": 7}
 
     @classmethod
     def draw(cls, folder: Path, run: DPORun) -> tuple[pd.DataFrame, Pairs | Rankings]:

@@ -16,13 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from imdb_rlhf.algos.batches import Stream, share, steps_for
-from imdb_rlhf.algos.materials import Materials
+from imdb_rlhf.algos.inputs import Inputs
+from imdb_rlhf.algos.method import Method
 from imdb_rlhf.config.algos import PreferenceRun
 from imdb_rlhf.data.pairs import Pairs, load_pairs, shuffled
 from imdb_rlhf.data.rankings import Rankings
 from imdb_rlhf.models.logprobs import LogProbs, Rows
 from imdb_rlhf.models.policy import Policy
-from imdb_rlhf.training.loop import Batch, Plain
+from imdb_rlhf.training.loop import Batch
 
 R = TypeVar("R", bound=PreferenceRun)
 
@@ -141,10 +142,10 @@ def describe(examples: Pairs | Rankings, steps: int) -> str:
     return f"{len(examples.rows)} {name}, {steps} steps" + (f"; left out: {left_out}" if left_out else "")
 
 
-class PreferenceMethod(Plain, ABC, Generic[R]):
+class PreferenceMethod(Method, ABC, Generic[R]):
     """A method that trains a policy on preferences: all but the loss, which the method adds."""
 
-    stage: ClassVar[str]
+    stage: str
 
     def __init__(self, policy: Policy, groups: pd.DataFrame, drawn: Pairs | Rankings, run: R) -> None:
         policy.lm.requires_grad_(True)
@@ -155,23 +156,22 @@ class PreferenceMethod(Plain, ABC, Generic[R]):
         self.stream = Stream(examples, batch_size, lambda epoch: shuffled(drawn, run.pairs.order, run.seed, epoch))
 
     @classmethod
-    def from_materials(cls, made: Materials, run: R) -> Self:
-        """The method, trained on the artifact of groups.
+    def from_inputs(cls, inputs: Inputs, run: R) -> Self:
+        """The method on the artifact of groups.
 
         Raises:
             RunError: no pair, or no ranking, is left.
         """
-        assert made.groups is not None
-        groups, drawn = cls.draw(made.groups, run)
-        return cls(made.policy, groups, drawn, run)
+        groups, drawn = cls.draw(inputs.groups, run)
+        return cls(inputs.policy, groups, drawn, run)
 
     @classmethod
     def draw(cls, folder: Path, run: R) -> tuple[pd.DataFrame, Pairs | Rankings]:
         """The group table of an artifact, and the examples drawn from it."""
         return load_pairs(folder, run.pairs, run.seed)
 
-    def remark(self) -> str:
-        """The console's line before training starts: examples and steps."""
+    def summary_line(self) -> str:
+        """Return the number of examples and steps, and what was left out."""
         return describe(self.drawn, self.steps)
 
     def batches(self, first: int) -> Iterator[Batch]:

@@ -63,6 +63,8 @@ class PreferredFT(PreferenceMethod[PreferredFTRun]):
     """Minimises the mean negative log-likelihood per token of the winners, at the temperature of sampling."""
 
     stage = "preferred_ft"
+    title = "Preferred-FT"
+    colours: ClassVar[Mapping[str, int]] = {"Preferred-FT": 5}
 
     def batch(self, chosen: np.ndarray) -> WinnerBatch:
         """The winners of these (batch,) pairs."""

@@ -3,6 +3,9 @@
 Its loss has no reference and no lower bound; only the metrics use the reference's log-probs.
 """
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 from imdb_rlhf.algos.preferences import PairPart, PreferenceMethod
@@ -14,6 +17,8 @@ class Unlikelihood(PreferenceMethod[UnlikelihoodRun]):
     """Minimises -log pi(y_w) + alpha log pi(y_l) over preference pairs."""
 
     stage = "unlikelihood"
+    title = "Unlikelihood"
+    colours: ClassVar[Mapping[str, int]] = {"Unlikelihood": 2}
 
     def loss(self, module: nn.Module, part: PairPart) -> tuple[Tensor, dict[str, Tensor]]:
         """Summed losses of a part, and the metrics that practitioners plot."""

@@ -9,10 +9,16 @@ import math
 import random
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TypeVar
 
+import pandas as pd
+
+from imdb_rlhf.artifacts.files import hash_of
+from imdb_rlhf.config.data import EmbeddedData
 from imdb_rlhf.data import embedded_words as words
+from imdb_rlhf.data.prompts import PROMPT_ROLES
+from imdb_rlhf.data.reviews import DatasetKind, Reviews
 
 # Composition. These numbers set the calibration of the reviews: mean and spread of p(positive), and length.
 _ATTITUDES = (0.1, 0.5, 0.9)  # probability that a sentence praises: a pan, a mixed review, a rave
@@ -193,3 +199,35 @@ _OPINION_OPENERS = _compile(words.OPINION_OPENERS)
 _FILLERS = _compile(words.FILLERS)
 _BODIES = _compile(words.BODIES)
 _VERDICTS = _compile(words.VERDICTS)
+
+
+class Kind(DatasetKind[EmbeddedData]):
+    """Generated reviews: no network, no files."""
+
+    label_keys = ("labelled_reviews",)
+    labelled_bytes = 5_000_000
+
+    def content(self) -> str:
+        """A hash of the first 50 reviews: it changes when the generator does."""
+        return hash_of([asdict(review) for review in generate(50, self.config.seed)])
+
+    def divide(self, held_out: int) -> Reviews:
+        """Generate as many reviews as are needed, and hand them out in order."""
+        config = self.config
+        sizes = {
+            "test": config.prompts.test,
+            "validation": config.prompts.validation,
+            "train": config.prompts.train,
+            "sft": config.sft_reviews,
+            "held_out": held_out,
+            "labelled": config.labelled_reviews if held_out else 0,
+        }
+        generated = iter(generate(sum(sizes.values()), config.seed))
+        taken = {role: [next(generated) for _ in range(size)] for role, size in sizes.items()}
+        frames = {
+            role: pd.DataFrame({"text": [r.text for r in taken[role]], "label": [r.label for r in taken[role]]})
+            for role in ("labelled", "held_out")
+        }
+        texts = {role: [r.text for r in taken[role]] for role in ("sft", *PROMPT_ROLES)}
+        counts = {role: len(reviews) for role, reviews in taken.items()}
+        return Reviews(texts, frames["labelled"], frames["held_out"], {"reviews": counts})

@@ -2,6 +2,6 @@
 
 from transformers.utils import logging
 
-# Its bars and advice (padding, loss types) are not this program's; errors come as exceptions.
+# The console shows this program's progress, not transformers' bars and advice; errors come as exceptions.
 logging.set_verbosity_error()
 logging.disable_progress_bar()

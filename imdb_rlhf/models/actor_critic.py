@@ -1,4 +1,4 @@
-"""PPO's policy with its value head, on a network of the head's own or on the policy's."""
+"""PPO's policy with its value head, which reads the policy's states or those of a network of its own."""
 
 from copy import deepcopy
 
@@ -14,8 +14,8 @@ from imdb_rlhf.models.logprobs import completion_mask, output_layer, states_and_
 class ActorCritic(nn.Module):
     """A causal LM whose forward returns log-probs of completion tokens and the values of the states before them.
 
-    The head is linear and begins at zero. On a network of its own it stands on a copy of the policy's layers as they
-    are now; on a shared one the value loss moves the policy too.
+    The head is linear and starts at zero. A network of its own starts as a copy of the policy's layers; if the policy's
+    network is shared, the value loss moves the policy too.
     """
 
     def __init__(self, lm: PreTrainedModel, temperature: float, value: ValueNetwork) -> None:
@@ -30,7 +30,7 @@ class ActorCritic(nn.Module):
     def forward(self, ids: Tensor, starts: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probs and values, (rows, time) float32 each, at the completions' tokens and 0 elsewhere.
 
-        The value at a token is of the state that the token is drawn in. Arguments as in `logprobs.Rows`.
+        The value at a token is that of the state before it. Arguments as in `logprobs.Rows`.
         """
         mask = completion_mask(ids, starts, lengths)
         states, weight, bias = states_and_layer(self.lm, ids, lengths, mask)

@@ -1,4 +1,4 @@
-"""Causal attention over blocks of rows of like length, a few rows at a time, so that scores stay in the cache."""
+"""Causal attention over blocks of rows of similar length, a few rows at a time, so that scores stay in the cache."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
@@ -9,36 +9,36 @@ from torch import Tensor
 
 from imdb_rlhf.models.products import outside_autocast
 
-# Attention scores held at once on a CPU, in numbers.
+# Attention scores computed at once on a CPU: few enough to stay in its cache.
 SCORES = 1 << 20
-# What time and rows are filled up to multiples of in attention.
+# Time and rows are padded to multiples of these.
 COLUMNS, ROWS = 32, 4
 
-# Blocks of tokens one behind the other: rows and time of each.
+# (rows, time) of each block, in the order of their tokens.
 Layout = Sequence[tuple[int, int]]
 
 
 def causal_attention(qkv: Tensor, layout: Layout, heads: int) -> Tensor:
-    """What each token takes from those before it and itself, by products and softmax of this module's own.
+    """Causal self-attention by batched products and a softmax over a few rows at a time.
 
     Args:
-        qkv: (tokens, 3 * width) queries, keys and values; behind the layout's tokens may stand some that mean nothing.
-        layout: how the tokens are rows.
-        heads: of each token.
+        qkv: (tokens, 3 * width) queries, keys and values; tokens beyond the layout's are padding.
+        layout: how the tokens form rows.
+        heads: number of attention heads.
 
     Returns:
-        (tokens, width), 0 where a token means nothing.
+        (tokens, width), 0 for padding.
     """
     return cast(Tensor, _Attention.apply(qkv, layout, heads))
 
 
 def split_heads(qkv: Tensor, rows: int, heads: int) -> Tensor:
-    """(rows * time, 3 * width) as a view (3, rows, heads, time, width of a head)."""
+    """View (rows * time, 3 * width) as (3, rows, heads, time, width of a head)."""
     return qkv.view(rows, -1, 3, heads, qkv.shape[1] // (3 * heads)).permute(2, 0, 3, 1, 4)
 
 
 def _parts(table: Tensor, layout: Layout) -> Iterator[tuple[Tensor, int]]:
-    """The (rows * time, ...) part of each block of a (tokens, ...) table, with its rows."""
+    """The (rows * time, ...) part of a (tokens, ...) table that belongs to each block, with the block's rows."""
     begin = 0
     for rows, time in layout:
         yield table[begin : begin + rows * time], rows
@@ -50,40 +50,40 @@ def _tokens(layout: Layout) -> int:
 
 
 def kernel_attention(qkv: Tensor, layout: Layout, heads: int) -> Tensor:
-    """`causal_attention` by torch's own kernel: the fast one on a GPU, and for long rows anywhere."""
-    found = []
+    """`causal_attention` by torch's own kernel, which is faster on a GPU and, for long rows, on any device."""
+    outputs = []
     for part, rows in _parts(qkv, layout):
         query, key, value = split_heads(part, rows, heads)
         mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-        found.append(mixed.transpose(1, 2).reshape(len(part), -1))
+        outputs.append(mixed.transpose(1, 2).reshape(len(part), -1))
     spare = len(qkv) - _tokens(layout)
-    return torch.cat([*found, qkv.new_zeros(spare, qkv.shape[1] // 3)])
+    return torch.cat([*outputs, qkv.new_zeros(spare, qkv.shape[1] // 3)])
 
 
 class _Attention(torch.autograd.Function):
-    """Causal attention, some rows at a time.
+    """Causal attention, a few rows at a time.
 
-    Weights of short rows are kept for the gradient; those of rows longer than three heads are wide, which are larger
-    than what they are made from, are made again.
+    The attention weights of short rows are saved for the backward pass. Rows longer than three times a head's width
+    have more weights than queries, keys and values, so theirs are computed again instead.
     """
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, layout: Layout, heads: int) -> Tensor:
         mixed = qkv.new_empty(len(qkv), qkv.shape[1] // 3)
         mixed[_tokens(layout) :] = 0
-        kept: list[Tensor | None] = []
+        saved: list[Tensor | None] = []
         for (part, rows), (into, _) in zip(_parts(qkv, layout), _parts(mixed, layout), strict=True):
             parts = split_heads(part, rows, heads)
-            kept += _attend(parts, into.view(rows, -1, heads, into.shape[1] // heads), ctx.needs_input_grad[0])
-        ctx.save_for_backward(qkv, *kept)
+            saved += _attend(parts, into.view(rows, -1, heads, into.shape[1] // heads), ctx.needs_input_grad[0])
+        ctx.save_for_backward(qkv, *saved)
         ctx.layout, ctx.heads = layout, heads
         return mixed
 
     @staticmethod
     @outside_autocast
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        qkv, *kept = ctx.saved_tensors
-        weights = iter(kept)
+        qkv, *saved = ctx.saved_tensors
+        weights = iter(saved)
         grad_qkv = torch.empty_like(qkv)
         grad_qkv[_tokens(ctx.layout) :] = 0
         tables = (_parts(table, ctx.layout) for table in (qkv, gradient, grad_qkv))
@@ -98,30 +98,30 @@ class _Attention(torch.autograd.Function):
 
 
 def _attend(parts: Tensor, into: Tensor, keep: bool) -> list[Tensor | None]:
-    """Attention of (3, rows, heads, time, width) queries, keys and values into (rows, time, heads, width).
+    """Write the attention of (3, rows, heads, time, width) queries, keys and values into (rows, time, heads, width).
 
     Returns:
-        The weights of each block of rows if they are to be kept, None where they are not.
+        The attention weights of each block of rows, or None for each where they are not kept.
     """
-    later, kept = _later(parts), []
+    later, saved = _later(parts), []
     keep = keep and len(later) <= 3 * parts.shape[4]
     for at in _row_blocks(parts):
         query, key, value = _padded(parts[:, at], later)
         weights = _weights(query, key, later)
         _cut(torch.bmm(weights, value), parts.shape[2], into[at].transpose(1, 2))
-        kept.append(weights if keep else None)
-    return kept
+        saved.append(weights if keep else None)
+    return saved
 
 
-def _attend_backward(parts: Tensor, incoming: Tensor, kept: Iterator[Tensor | None], into: Tensor) -> None:
-    """The gradient of `_attend` into (3, rows, heads, time, width), for an incoming (rows, heads, time, width) one."""
+def _attend_backward(parts: Tensor, incoming: Tensor, saved: Iterator[Tensor | None], into: Tensor) -> None:
+    """Write the gradient of `parts` into `into`, of its shape, given the output's (rows, heads, time, width)."""
     later = _later(parts)
     _, _, heads, _, width = parts.shape
     for at in _row_blocks(parts):
         query, key, value = _padded(parts[:, at], later)
         (grad_mixed,) = _padded(incoming[None, at], later)
-        found = next(kept)
-        weights = _weights(query, key, later) if found is None else found
+        saved_weights = next(saved)
+        weights = _weights(query, key, later) if saved_weights is None else saved_weights
         _cut(torch.bmm(weights.transpose(1, 2), grad_mixed), heads, into[2, at])
         grad_weights = torch.bmm(grad_mixed, value.transpose(1, 2))
         grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype).mul_(width**-0.5)
@@ -137,10 +137,10 @@ def _row_blocks(parts: Tensor) -> list[slice]:
 
 
 def _later(parts: Tensor) -> Tensor:
-    """(columns, columns) what is added to scores: -inf where a key stands later than its query.
+    """The causal mask that is added to scores, (columns, columns): -inf where a key is later than its query.
 
-    Time is filled up to a multiple of what a CPU takes at once: softmax over a row's odd rest is several times slower
-    than over a few columns more.
+    Time is padded to a multiple of COLUMNS: a softmax whose row does not fill the CPU's vectors is several times slower
+    than one over a few columns more.
     """
     columns = -(-parts.shape[3] // COLUMNS) * COLUMNS
     later = torch.ones(columns, columns, dtype=torch.bool, device=parts.device).triu_(1)
@@ -148,21 +148,21 @@ def _later(parts: Tensor) -> Tensor:
 
 
 def _padded(parts: Tensor, later: Tensor) -> Tensor:
-    """(k, rows, heads, time, width) as (k, n, columns, width), filled up with zeros in rows and time."""
+    """Copy (k, rows, heads, time, width) into (k, n, columns, width), with zeros as padding of rows and time."""
     count, rows, heads, time, width = parts.shape
-    filled = parts.new_empty(count, -(-rows // ROWS) * ROWS, heads, len(later), width)
-    filled[:, :rows, :, :time] = parts
-    filled[:, :rows, :, time:] = 0
-    filled[:, rows:] = 0
-    return filled.view(count, -1, len(later), width)
+    padded = parts.new_empty(count, -(-rows // ROWS) * ROWS, heads, len(later), width)
+    padded[:, :rows, :, :time] = parts
+    padded[:, :rows, :, time:] = 0
+    padded[:, rows:] = 0
+    return padded.view(count, -1, len(later), width)
 
 
 def _cut(table: Tensor, heads: int, into: Tensor) -> None:
-    """Write (n, columns, width) into (rows, heads, time, width), without what `_padded` filled up."""
+    """Write (n, columns, width) into (rows, heads, time, width), without the padding of `_padded`."""
     rows, _, time, _ = into.shape
     into.copy_(table.view(-1, heads, *table.shape[1:])[:rows, :, :time])
 
 
 def _weights(query: Tensor, key: Tensor, later: Tensor) -> Tensor:
-    """(n, columns, columns) attention weights; softmax is computed in float32 inside."""
+    """(n, columns, columns) attention weights; the softmax computes in float32 inside."""
     return torch.baddbmm(later, query, key.transpose(1, 2), alpha=query.shape[2] ** -0.5).softmax(-1)

@@ -1,4 +1,4 @@
-"""Logits in blocks of tokens x vocabulary: where they are made, and what is summed over them."""
+"""Logits in blocks of tokens x vocabulary: how they are cut, the memory they share, a log-sum-exp over the blocks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,29 +7,35 @@ from typing import cast
 import torch
 from torch import Tensor
 
+# Logits held at once: few enough for a CPU's cache, enough to keep a GPU busy.
+CHUNK = {"cpu": 1 << 22, "cuda": 1 << 26}
+# Vocabulary entries per block of logits. A large vocabulary is cut so that many tokens share a block: the gradient of
+# the output layer, as large as the layer, is then written once and not once per handful of tokens.
+TILE = {"cpu": 1 << 10, "cuda": 1 << 14}
+
 
 class Blocks:
-    """Where blocks of logits are made: in the same memory one after the other, which is in the cache by then.
+    """Memory for one block of logits; each block overwrites the one before, so that the memory stays in the cache.
 
     Args:
-        like: states, (n, width), whose precision the products have.
+        like: (n, width) states; products have their precision.
         parts: blocks of tokens.
-        blocks: of the vocabulary.
+        blocks: blocks of the vocabulary.
     """
 
     def __init__(self, like: Tensor, parts: list[slice], blocks: list[slice]) -> None:
-        most = max((_size(part) for part in parts), default=0) * _size(blocks[0])
-        self.float32 = like.new_empty(most, dtype=torch.float32)
-        self.raw = self.float32 if like.dtype == torch.float32 else like.new_empty(most)
+        largest = max((_size(part) for part in parts), default=0) * _size(blocks[0])
+        self.float32 = like.new_empty(largest, dtype=torch.float32)
+        self.raw = self.float32 if like.dtype == torch.float32 else like.new_empty(largest)
 
     def logits(self, hidden: Tensor, layer: tuple[Tensor, Tensor | None], entries: slice, temperature: float) -> Tensor:
-        """Logits of a block, in the memory of the one before.
+        """Compute the logits of a block over the block before.
 
         Args:
             hidden: (tokens, width) states.
             layer: weight (vocabulary, width) and bias (vocabulary,) or None.
-            entries: of the vocabulary.
-            temperature: divides them.
+            entries: block of the vocabulary.
+            temperature: divides the logits.
 
         Returns:
             (tokens, entries) float32.
@@ -45,7 +51,7 @@ class Blocks:
         return logits if temperature == 1 else logits.div_(temperature)
 
     def lowered(self, block: Tensor) -> Tensor:
-        """A block of `logits`' shape in the precision of the states, over what made it."""
+        """Cast a block of `logits`' shape to the states' precision, over the products it was computed from."""
         return _view(self.raw, block.shape).copy_(block)
 
 
@@ -57,14 +63,22 @@ def _view(memory: Tensor, shape: Sequence[int]) -> Tensor:
     return memory[: shape[0] * shape[1]].view(shape)
 
 
+def tiles(tokens: int, vocabulary: int, device: str) -> tuple[list[slice], list[slice]]:
+    """Cut tokens and vocabulary into blocks of at most CHUNK logits; the blocks of tokens are about equal in size."""
+    entries = min(vocabulary, TILE.get(device, TILE["cpu"]))
+    most = max(1, CHUNK.get(device, CHUNK["cpu"]) // entries)
+    size = -(-tokens // -(-tokens // most)) if tokens else 1
+    return slices(tokens, size), slices(vocabulary, entries)
+
+
 def slices(total: int, size: int, first: int = 0) -> list[slice]:
-    """From `first` to `total`, so many at a time."""
+    """Cut the range from `first` to `total` into slices of `size`; the last may be shorter."""
     return [slice(at, min(at + size, total)) for at in range(first, total, size)]
 
 
 @dataclass
 class Normaliser:
-    """log sum exp over a vocabulary that comes block by block, for (n,) tokens.
+    """log sum exp over the vocabulary of (n,) tokens, accumulated block by block.
 
     Attributes:
         top: (n,) float32, the largest logit so far.
@@ -76,17 +90,17 @@ class Normaliser:
 
     @staticmethod
     def of(tokens: int, device: torch.device) -> "Normaliser":
-        """Of nothing yet."""
+        """Start with no block added."""
         lowest = torch.finfo(torch.float32).min
         return Normaliser(
             torch.full((tokens,), lowest, device=device), torch.zeros(tokens, dtype=torch.float64, device=device)
         )
 
     def add(self, part: slice, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Take a (tokens, entries) block in; it becomes exp(logits - top).
+        """Add a (tokens, entries) block, which is overwritten by exp(logits - top).
 
         Returns:
-            What sums taken so far are to be multiplied by, and the block.
+            (tokens,) factors that bring sums over earlier blocks to the new top, and the overwritten block.
         """
         top = torch.maximum(self.top[part], logits.amax(-1))
         shrink = (self.top[part] - top).exp_()
@@ -100,7 +114,7 @@ class Normaliser:
         return self.top + self.total.log()
 
 
-def places_in(targets: Tensor, entries: slice) -> tuple[Tensor, Tensor]:
-    """Where (n,) targets stand within a block of the vocabulary, (n, 1), and whether they do, (n, 1) bool."""
+def indices_in(targets: Tensor, entries: slice) -> tuple[Tensor, Tensor]:
+    """The index of each of (n,) targets in a block of the vocabulary, (n, 1), and whether it is inside, (n, 1) bool."""
     inside = (targets >= entries.start) & (targets < entries.stop)
     return (targets - entries.start).clamp_(0, entries.stop - entries.start - 1)[:, None], inside[:, None]

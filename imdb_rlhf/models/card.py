@@ -1,4 +1,4 @@
-"""The model card of an exported policy."""
+"""The model card that is saved beside an exported policy."""
 
 from typing import Any
 
@@ -6,7 +6,12 @@ from imdb_rlhf.config.run import Run
 
 
 def card(run: Run, result: dict[str, Any] | None) -> str:
-    """The model card of an exported policy."""
+    """Write the model card of a run's policy.
+
+    Args:
+        run: the run that trained it.
+        result: the keys of `summary.json`, or None if the policy was not evaluated.
+    """
     lines = ["---", "library_name: transformers", "pipeline_tag: text-generation", "---", f"# {run.algo} policy", ""]
     lines += [f"Trained by imdb_rlhf with `algo={run.algo}`, data `{run.data.name}`, true reward `{run.reward.name}`."]
     if result is not None:
@@ -18,7 +23,7 @@ def card(run: Run, result: dict[str, Any] | None) -> str:
             "",
             f"- reward {result['reward']:.3f} [{low:.3f}, {high:.3f}] (reference {result['reference']['reward']:.3f})",
             f"- KL to the reference {result['kl']:.2f} [{result['kl_ci'][0]:.2f}, {result['kl_ci'][1]:.2f}] "
-            "nats a sequence",
+            "nats per sequence",
         ]
     lines += [
         "",

@@ -1,6 +1,6 @@
-"""A causal LM that is read token by token: the states of what was read are kept, and the next token's logits returned.
+"""Decoders feed a causal LM token by token, cache its keys and values, and return the next token's logits.
 
-`open_decoder` picks GPT-2's own decoder where it computes the same, and transformers' cache for any other model.
+`open_decoder` picks the GPT-2 decoder where it computes what the model would, and transformers' cache for other models.
 """
 
 from dataclasses import dataclass
@@ -18,42 +18,42 @@ from imdb_rlhf.models.attention import split_heads
 from imdb_rlhf.models.logprobs import output_layer
 from imdb_rlhf.models.products import Product, laid_out
 
-# Numbers of a parameter whose plain sum is taken beside the sum of all squares: it tells a change of sign.
+# Numbers of each parameter that are summed plainly beside the sum of all squares, to notice a change of sign.
 SIGNED = 1 << 12
 
 
 class Decoder(Protocol):
-    """What a sampling loop needs of a model."""
+    """The interface between a sampling loop and a model."""
 
     def begin(self, prompts: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Take (rows, longest) right-padded prompts of (rows,) lengths.
 
         Returns:
-            The tokens to read first, (rows, time), and (rows,) the column from which on a row's tokens are new. What
-            stands between is to be read from the prompt, a column at a time.
+            (rows, time) tokens to read first, and (rows,) the column of each row's first new token. The caller feeds
+            the prompt's tokens in between one column at a time.
         """
         ...
 
     def read(self, ids: Tensor) -> Tensor:
-        """Read what `begin` said to, at first, and then (rows, 1) tokens at a time.
+        """Read tokens: first those that `begin` returned, then (rows, 1) at a time.
 
         Returns:
-            (rows, vocabulary) logits of the token that follows.
+            (rows, vocabulary) logits of the next token.
         """
         ...
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with these (n,) rows alone, in this order."""
+        """Continue with these (n,) rows alone, in this order."""
         ...
 
 
 def open_decoder(lm: PreTrainedModel, rows: int, time: int) -> Decoder:
-    """A decoder with nothing read yet, in the autocast precision where one is on, without gradients.
+    """Open a decoder, in autocast's precision where autocast is on, without gradients.
 
     Args:
-        lm: the policy; its weights must stay as they are while the decoder is used.
-        rows: how many sequences are read side by side.
-        time: tokens at most.
+        lm: the policy; its weights must not change while the decoder is used.
+        rows: number of sequences decoded together.
+        time: largest number of tokens per row.
     """
     if gpt2.is_plain(lm.base_model):
         return GPT2Decoder(lm, rows, time)
@@ -61,19 +61,19 @@ def open_decoder(lm: PreTrainedModel, rows: int, time: int) -> Decoder:
 
 
 class CachedDecoder:
-    """Any model, by its own forward and transformers' growing cache."""
+    """Decodes any model by its own forward and transformers' growing cache."""
 
     def __init__(self, lm: PreTrainedModel) -> None:
         self.lm, self.cache = lm, DynamicCache()
 
     def begin(self, prompts: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """As in `Decoder`: no row waits for another length, and nothing is padded."""
+        """As in `Decoder`; reads as many tokens as the shortest prompt has, so that no row is padded."""
         return prompts[:, : int(lengths.min())], lengths
 
     def read(self, ids: Tensor) -> Tensor:
         """As in `Decoder`."""
-        found = self.lm.base_model(input_ids=ids, past_key_values=self.cache, use_cache=True)
-        state = found.last_hidden_state[:, -1]
+        output = self.lm.base_model(input_ids=ids, past_key_values=self.cache, use_cache=True)
+        state = output.last_hidden_state[:, -1]
         weight, bias = output_layer(self.lm)
         logits = state @ weight.to(state.dtype).t()
         return logits if bias is None else logits + bias
@@ -84,9 +84,9 @@ class CachedDecoder:
 
 
 class GPT2Decoder:
-    """GPT-2 with matrices laid out once for the whole completion and keys and values written in their places.
+    """Decodes GPT-2, with weights laid out once per completion, and keys and values written into a cache of full size.
 
-    Prompts are read at once and end in the same column; what stands before a shorter one is masked.
+    All prompts are read at once. The cache holds them right-aligned, and columns before a shorter prompt are masked.
     """
 
     def __init__(self, lm: PreTrainedModel, rows: int, time: int) -> None:
@@ -95,12 +95,12 @@ class GPT2Decoder:
         kind = weight.device.type
         self.dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
         self.model, self.heads, self.column = model, model.config.n_head, 0
-        self.lengths: Tensor | None = None  # of the prompts, until they are read
-        self.shift: Tensor | None = None  # (rows, 1) columns before a prompt, where they differ
+        self.lengths: Tensor | None = None  # (rows,) tokens of the prompts, until they are read
+        self.shift: Tensor | None = None  # (rows, 1) columns before each prompt, if the prompts differ in length
         self.mask: Tensor | None = None  # (rows, 1, 1, time), added to attention scores
         width = weight.shape[1] // self.heads
         blank = torch.zeros(rows, self.heads, time, width, dtype=self.dtype, device=weight.device)
-        self.cache = DynamicCache([(blank, blank) for _ in model.h])  # copied as it is taken in
+        self.cache = DynamicCache([(blank, blank) for _ in model.h])  # copies `blank`, so layers do not share it
         with torch.autocast(kind, enabled=False):
             self.layout = _layout(lm, rows, self.dtype)
 
@@ -110,9 +110,9 @@ class GPT2Decoder:
         self.lengths = lengths
         if int(lengths.min()) < longest:
             self.shift = (longest - lengths)[:, None]
-            before = torch.arange(time, device=lengths.device) < self.shift
-            self.mask = torch.zeros(before.shape, dtype=self.dtype, device=lengths.device)
-            self.mask = self.mask.masked_fill_(before, float("-inf"))[:, None, None]
+            empty = torch.arange(time, device=lengths.device) < self.shift
+            self.mask = torch.zeros(empty.shape, dtype=self.dtype, device=lengths.device)
+            self.mask = self.mask.masked_fill_(empty, float("-inf"))[:, None, None]
         return prompts, torch.full_like(lengths, longest)
 
     def read(self, ids: Tensor) -> Tensor:
@@ -121,10 +121,10 @@ class GPT2Decoder:
         first, self.column = self.column, self.column + time
         with torch.autocast(ids.device.type, enabled=False):
             if first and self.shift is not None:
-                places = self.model.wpe.weight[first - self.shift]
+                positions = self.model.wpe.weight[first - self.shift]
             else:
-                places = self.model.wpe.weight[first : self.column]
-            x = (F.embedding(ids, self.model.wte.weight) + places).view(rows * time, -1)
+                positions = self.model.wpe.weight[first : self.column]
+            x = (F.embedding(ids, self.model.wte.weight) + positions).view(rows * time, -1)
             for index, block in enumerate(self.model.h):
                 x = self._step(index, cast(GPT2Block, block), x, rows)
             ends = self.lengths - 1 if self.lengths is not None else torch.zeros_like(ids[:, 0])
@@ -133,28 +133,28 @@ class GPT2Decoder:
             return self.layout.output(gpt2.layer_norm(self.model.ln_f, last).to(self.dtype))
 
     def _step(self, index: int, block: GPT2Block, x: Tensor, rows: int) -> Tensor:
-        qkv_of, mixed_of, inner_of, outer_of = self.layout.layers[index]
-        qkv = qkv_of(gpt2.layer_norm(block.ln_1, x).to(self.dtype))
+        products = self.layout.layers[index]
+        qkv = products.qkv(gpt2.layer_norm(block.ln_1, x).to(self.dtype))
         mixed = self._attend(index, *split_heads(qkv, rows, self.heads))
-        x = x + mixed_of(mixed.transpose(1, 2).reshape(len(x), -1)).to(x.dtype)
-        inner = inner_of(gpt2.layer_norm(block.ln_2, x).to(self.dtype))
-        return x + outer_of(inner).to(x.dtype)
+        x = x + products.mixed(mixed.transpose(1, 2).reshape(len(x), -1)).to(x.dtype)
+        inner = products.inner(gpt2.layer_norm(block.ln_2, x).to(self.dtype))
+        return x + products.outer(inner).to(x.dtype)
 
     def _attend(self, index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attention of (rows, heads, time, width) queries to all that was read, themselves included."""
-        kept, time = self.cache.layers[index], query.shape[2]
-        at, seen = slice(self.column - time, self.column), slice(0, self.column)
-        if self.lengths is not None:  # prompts: they have nothing before them, and lie to the left as yet
-            for table, new in ((kept.keys, key), (kept.values, value)):
-                table[:, :, at] = new if self.shift is None else self._to_the_right(new, self.shift)
+        """Attention of (rows, heads, time, width) queries to every token read so far, their own included."""
+        cache, time = self.cache.layers[index], query.shape[2]
+        new, read = slice(self.column - time, self.column), slice(0, self.column)
+        if self.lengths is not None:  # the prompts: nothing is before them, and they are still left-aligned
+            for table, states in ((cache.keys, key), (cache.values, value)):
+                table[:, :, new] = states if self.shift is None else self._right_aligned(states, self.shift)
             return F.scaled_dot_product_attention(query, key, value, is_causal=True)
-        kept.keys[:, :, at], kept.values[:, :, at] = key, value
-        mask = None if self.mask is None else self.mask[..., seen]
-        return F.scaled_dot_product_attention(query, kept.keys[:, :, seen], kept.values[:, :, seen], attn_mask=mask)
+        cache.keys[:, :, new], cache.values[:, :, new] = key, value
+        mask = None if self.mask is None else self.mask[..., read]
+        return F.scaled_dot_product_attention(query, cache.keys[:, :, read], cache.values[:, :, read], attn_mask=mask)
 
     @staticmethod
-    def _to_the_right(table: Tensor, shift: Tensor) -> Tensor:
-        """Move (rows, heads, time, width) by (rows, 1) columns; what comes in on the left is masked, and finite."""
+    def _right_aligned(table: Tensor, shift: Tensor) -> Tensor:
+        """Move (rows, heads, time, width) right by (rows, 1) columns; the freed columns are masked, and stay finite."""
         time = torch.arange(table.shape[2], device=table.device)
         source = (time - shift).clamp(min=0)[:, None, :, None]
         return table.gather(2, source.expand(-1, table.shape[1], -1, table.shape[3]))
@@ -167,43 +167,53 @@ class GPT2Decoder:
 
 
 @dataclass(frozen=True)
+class _LayerProducts:
+    """The four products of a layer: to queries, keys and values, from attention, into the MLP, and out of it."""
+
+    qkv: Product
+    mixed: Product
+    inner: Product
+    outer: Product
+
+
+@dataclass(frozen=True)
 class _Layout:
-    """A model's products with their weights laid out, and what tells that the weights are still those."""
+    """A model's products with their weights laid out, and the fingerprint of the weights they were made from."""
 
-    sign: tuple[Any, ...]
+    fingerprint: tuple[Any, ...]
     output: Product
-    layers: list[tuple[Product, Product, Product, Product]]
+    layers: list[_LayerProducts]
 
 
-# Sampling goes through many batches with the same weights. A layout lives as long as its model.
+# Sampling runs many batches with the same weights, so a layout is kept as long as its model lives.
 _LAYOUTS: WeakKeyDictionary[PreTrainedModel, _Layout] = WeakKeyDictionary()
 
 
 def _layout(lm: PreTrainedModel, rows: int, dtype: torch.dtype) -> _Layout:
-    """The layout of the model's weights as they are now."""
-    sign = (dtype, *_sign(list(lm.parameters())))
-    found = _LAYOUTS.get(lm)
-    if found is None or found.sign != sign:
+    """The layout of the model's present weights."""
+    fingerprint = (dtype, *_fingerprint(list(lm.parameters())))
+    layout = _LAYOUTS.get(lm)
+    if layout is None or layout.fingerprint != fingerprint:
         weight, bias = output_layer(lm)
-        layers = [_layer_layout(cast(GPT2Block, block), rows, dtype) for block in cast(GPT2Model, lm.base_model).h]
-        found = _LAYOUTS[lm] = _Layout(sign, laid_out(weight, bias, rows, dtype), layers)
-    return found
+        layers = [_layer_products(cast(GPT2Block, block), rows, dtype) for block in cast(GPT2Model, lm.base_model).h]
+        layout = _LAYOUTS[lm] = _Layout(fingerprint, laid_out(weight, bias, rows, dtype), layers)
+    return layout
 
 
-def _sign(parameters: list[Tensor]) -> tuple[Any, ...]:
-    """What tells the weights of a model from those that it had: their places and two sums over each.
+def _fingerprint(parameters: list[Tensor]) -> tuple[Any, ...]:
+    """A model's weights in a few numbers, to notice a change: each one's address, shape and two sums.
 
-    The counts that torch keeps of changes are not enough: neither its fused AdamW nor edits through `.data` raise them.
+    Torch's own version counters do not notice every change: neither fused AdamW nor edits through `.data` raise them.
     """
     flats = [parameter.detach().flatten() for parameter in parameters]
     sums = torch.stack([part.float() for flat in flats for part in (torch.dot(flat, flat), flat[:SIGNED].sum())])
     return tuple((parameter.data_ptr(), parameter.shape) for parameter in parameters), tuple(sums.tolist())
 
 
-def _layer_layout(block: GPT2Block, rows: int, dtype: torch.dtype) -> tuple[Product, Product, Product, Product]:
+def _layer_products(block: GPT2Block, rows: int, dtype: torch.dtype) -> _LayerProducts:
     inner = block.mlp.c_fc
     qkv, mixed, outer = (
         laid_out(layer.weight.t(), layer.bias, rows, dtype)
         for layer in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_proj)
     )
-    return qkv, mixed, laid_out(inner.weight.t(), inner.bias, rows, dtype, gelu=True), outer
+    return _LayerProducts(qkv, mixed, laid_out(inner.weight.t(), inner.bias, rows, dtype, gelu=True), outer)

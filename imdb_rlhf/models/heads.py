@@ -1,4 +1,4 @@
-"""A scalar head on a causal LM: the learned reward's network."""
+"""The learned reward's network: a causal LM with a scalar head."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +16,8 @@ from imdb_rlhf.seeds import derive
 class RewardHead(nn.Module):
     """A one-label sequence classifier on a causal LM, read at the last token of right-padded rows.
 
-    Under causal attention no position looks to its right, so what stands behind a row cannot change its score. The
-    last token is known by the row's length, never by a padding token: one that was sampled may look like padding.
+    Under causal attention no position looks to its right, so padding cannot change a row's score. The last token is
+    found by the row's length and never by the padding token, which may also be a sampled token.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -31,7 +31,7 @@ class RewardHead(nn.Module):
 
     @torch.no_grad()
     def scale(self, gain: float) -> None:
-        """Multiply all scores by a gain, folded into the head's weights."""
+        """Multiply all scores by `gain`, by scaling the head's weights."""
         for parameter in self.layer.parameters():
             parameter.mul_(gain)
 
@@ -39,33 +39,33 @@ class RewardHead(nn.Module):
         """Score rows.
 
         Args:
-            ids: (rows, time) int64 tokens; what stands beyond `lengths` is not read.
+            ids: (rows, time) int64 tokens; those beyond `lengths` are not read.
             lengths: (rows,) int64, at least 1.
 
         Returns:
             (rows,) float32 scores.
         """
-        states, places = located_states(self.model.base_model, ids, lengths)
-        last = states.index_select(0, places.gather(1, lengths[:, None] - 1)[:, 0])
-        # bf16 has 8 bits: scores rounded to it would be equal where they differ by a hundredth
+        states, indices = located_states(self.model.base_model, ids, lengths)
+        last = states.index_select(0, indices.gather(1, lengths[:, None] - 1)[:, 0])
+        # in float32: bf16 has 8 significant bits, so scores that differ by a hundredth would become equal
         with torch.autocast(ids.device.type, enabled=False):
             return self.layer(last.float())[:, 0]
 
 
 def make_reward_head(folder: Path, attention: str, seed: int, pad_id: int) -> RewardHead:
-    """A reward head on the causal LM of a folder, on the CPU, in float32, with dropout off.
+    """Put a reward head on the causal LM of a folder: on the CPU, in float32, with dropout off.
 
     The head's weights are drawn from N(0, 1 / (width + 1)), as in lm-human-preferences, and are a function of the seed.
 
     Args:
-        folder: made by `save_pretrained`.
+        folder: written by `save_pretrained`.
         attention: transformers' attention implementation.
-        seed: of the head.
-        pad_id: written into the configuration for who loads the classifier in transformers; not used here.
+        seed: of the head's weights.
+        pad_id: is written into the configuration, for users who load the classifier in transformers; not used here.
     """
     config = AutoConfig.from_pretrained(folder, num_labels=1)
     config.pad_token_id = pad_id
-    with torch.random.fork_rng(devices=[]):  # transformers draws a head of its own
+    with torch.random.fork_rng(devices=[]):  # transformers draws a head from the global generator
         model = AutoModelForSequenceClassification.from_pretrained(
             folder, config=config, dtype=torch.float32, attn_implementation=attention
         )
@@ -82,20 +82,20 @@ def make_reward_head(folder: Path, attention: str, seed: int, pad_id: int) -> Re
 def score_rows(
     head: RewardHead, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], batch_size: int
 ) -> np.ndarray:
-    """Score token rows, sorted by length and batched so that little is padded, in the caller's autocast precision.
+    """Score token rows in the caller's autocast precision, in batches of similar length to avoid padding.
 
     Args:
         head: on any device.
         prompts: n lists of tokens.
-        completions: n lists of tokens; prompt and completion together are at least one.
-        batch_size: rows at once.
+        completions: n lists of tokens; prompt and completion together have at least one.
+        batch_size: rows per batch.
 
     Returns:
         (n,) float64 scores.
     """
     scores = np.zeros(len(prompts), dtype=np.float64)
     device = head.layer.weight.device
-    lengths = [len(prompt) + len(tail) for prompt, tail in zip(prompts, completions, strict=True)]
+    lengths = [len(prompt) + len(completion) for prompt, completion in zip(prompts, completions, strict=True)]
     order = np.argsort(lengths, kind="stable")
     for at in range(0, len(order), batch_size):
         part = order[at : at + batch_size]

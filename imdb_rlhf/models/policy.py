@@ -1,4 +1,4 @@
-"""Any Hugging Face causal LM as a policy: load, make from scratch, freeze, save."""
+"""Any Hugging Face causal LM as a policy: load, create with random weights, freeze, save."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from imdb_rlhf.errors import RunError
 from imdb_rlhf.models.logprobs import hidden_states, output_layer
 
 EOS, PAD = "<|endoftext|>", "<|pad|>"
-# Entries by which an embedding may exceed its tokenizer: models round it up for speed.
+# An embedding may have fewer than this many entries more than its tokenizer: models round its size up for speed.
 ROUNDING = 512
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 TOKENIZERS = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")
@@ -42,6 +42,12 @@ class Policy:
         return int(self.tokenizer.eos_token_id)
 
     @property
+    def pad_id(self) -> int:
+        """The token that fills rows up: the tokenizer's own, or else the one that ends a completion."""
+        pad_id = self.tokenizer.pad_token_id
+        return self.eos_id if pad_id is None else int(pad_id)
+
+    @property
     def context(self) -> int:
         """The longest row in tokens."""
         return context_length(self.lm.config)
@@ -56,12 +62,12 @@ def context_length(config: object) -> int:
 
 
 def train_tokenizer(texts: Iterable[str], size: int, vocabulary: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer with an EOS and a padding token of its own.
+    """Train a byte-level BPE tokenizer with an EOS and a separate padding token.
 
     Args:
-        texts: what it is trained on.
-        size: entries at most, special ones included.
-        vocabulary: entries after padding with unused ones, at least `size`.
+        texts: training texts.
+        size: largest number of entries, special ones included.
+        vocabulary: number of entries after padding with unused ones, at least `size`.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -81,10 +87,10 @@ def train_tokenizer(texts: Iterable[str], size: int, vocabulary: int) -> PreTrai
 
 
 def load_tokenizer(folder: Path, key: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder.
+    """Load the tokenizer of a model folder.
 
     Raises:
-        RunError: there is none, or it has no EOS.
+        RunError: there is none, it cannot be loaded, or it has no EOS.
     """
     if not any((folder / name).exists() for name in TOKENIZERS):
         raise RunError(f"{key}={folder} holds no tokenizer (one of {', '.join(TOKENIZERS)}); save it beside the model")
@@ -101,7 +107,7 @@ def check_folder(folder: Path, key: str) -> None:
     """Refuse a model folder without configuration or weights before anything is loaded.
 
     Raises:
-        RunError: naming what is missing.
+        RunError: naming the missing files.
     """
     if not (folder / "config.json").exists():
         raise RunError(f"{key}={folder} holds no config.json; give a folder made by save_pretrained")
@@ -112,15 +118,16 @@ def check_folder(folder: Path, key: str) -> None:
 
 
 def load(folder: Path, attention: str, key: str = "model.path") -> Policy:
-    """A causal LM in float32 with dropout off, on the CPU.
+    """Load a causal LM in float32 with dropout off, on the CPU.
 
     Args:
-        folder: made by `save_pretrained`, tokenizer included.
+        folder: written by `save_pretrained`, tokenizer included.
         attention: transformers' attention implementation.
         key: config key that messages name.
 
     Raises:
-        RunError: weights or tokenizer missing, of different vocabularies, or an output layer that is no plain product.
+        RunError: weights or tokenizer are missing, their vocabularies differ, or the model changes its logits after the
+            output layer.
     """
     check_folder(folder, key)
     tokenizer = load_tokenizer(folder, key)
@@ -139,7 +146,7 @@ def load(folder: Path, attention: str, key: str = "model.path") -> Policy:
 
 
 def check_vocabulary(rows: int, tokenizer: PreTrainedTokenizerBase, folder: Path, key: str) -> None:
-    """Refuse a tokenizer that does not belong to a model of so many embedding rows.
+    """Refuse a tokenizer whose size does not fit a model of `rows` embedding rows.
 
     Raises:
         RunError: naming both sizes.
@@ -154,31 +161,31 @@ def check_vocabulary(rows: int, tokenizer: PreTrainedTokenizerBase, folder: Path
 def check_same_tokens(
     tokenizer: PreTrainedTokenizerBase, reference: PreTrainedTokenizerBase, folder: Path, key: str
 ) -> None:
-    """Refuse a tokenizer in which an id of the reference's is another token, or that ends a text by another token.
+    """Refuse a tokenizer in which one of the reference's ids is another token, or whose EOS is another token.
 
     Raises:
         RunError: naming the first id whose token differs.
     """
-    mine = {number: token for token, number in tokenizer.get_vocab().items()}
+    tokens = {number: token for token, number in tokenizer.get_vocab().items()}
     for number, token in sorted((number, token) for token, number in reference.get_vocab().items()):
-        if mine.get(number) != token:
-            found = repr(mine[number]) if number in mine else "not there"
+        if tokens.get(number) != token:
+            other = repr(tokens[number]) if number in tokens else "missing"
             raise RunError(
-                f"{key}={folder} has another tokenizer than the reference: token {number} is {found}, and {token!r} "
+                f"{key}={folder} has another tokenizer than the reference: token {number} is {other}, but {token!r} "
                 "in the reference's; give a model with the reference's tokenizer"
             )
     if tokenizer.eos_token_id != reference.eos_token_id:
         raise RunError(
-            f"{key}={folder} ends a completion with {tokenizer.eos_token!r}, and the reference with "
+            f"{key}={folder} ends a completion with {tokenizer.eos_token!r}, but the reference with "
             f"{reference.eos_token!r}; give a model with the reference's EOS"
         )
 
 
 def drop_tokens(lm: PreTrainedModel, rows: int) -> int:
-    """Take from a model the entries of its vocabulary from `rows` on: it is then what it was, given none is sampled.
+    """Remove a model's vocabulary entries from `rows` on: its distribution is then the old one, given none is sampled.
 
     Returns:
-        How many were taken, 0 where it has no more than `rows`.
+        The number of entries removed, 0 if it has at most `rows`.
     """
     extra = len(output_layer(lm)[0]) - rows
     if extra > 0:
@@ -188,17 +195,17 @@ def drop_tokens(lm: PreTrainedModel, rows: int) -> int:
 
 @torch.no_grad()
 def _check_output_layer(lm: PreTrainedModel, key: str) -> None:
-    """Refuse models that do more to their logits than one product: log-probs would silently be others."""
+    """Refuse a model that scales or caps its logits after the output layer: its log-probs would be silently wrong."""
     ids = torch.arange(4)[None]
     lm.eval()
     weight, bias = output_layer(lm)
-    ours = nn.functional.linear(hidden_states(lm, ids), weight, bias)
-    if not torch.allclose(ours, lm(input_ids=ids).logits, atol=1e-3, rtol=1e-3):
+    logits = nn.functional.linear(hidden_states(lm, ids), weight, bias)
+    if not torch.allclose(logits, lm(input_ids=ids).logits, atol=1e-3, rtol=1e-3):
         raise RunError(f"{key}: {type(lm).__name__} changes its logits after the output layer, which is not supported")
 
 
 def scratch(config: ScratchModel, tokenizer: PreTrainedTokenizerBase) -> Policy:
-    """A GPT-2 with random weights, a function of the configuration alone."""
+    """Create a GPT-2 with random weights, which are a function of the configuration alone."""
     gpt2 = GPT2Config(
         vocab_size=config.vocabulary,
         n_positions=config.context,
@@ -220,21 +227,21 @@ def scratch(config: ScratchModel, tokenizer: PreTrainedTokenizerBase) -> Policy:
 
 
 def freeze(lm: PreTrainedModel) -> PreTrainedModel:
-    """The same model without gradients."""
+    """Turn off a model's gradients and dropout; returns the same model."""
     return cast(PreTrainedModel, lm.requires_grad_(False).eval())
 
 
 def parameters_of(folder: Path) -> int:
-    """Number of parameters of the model in a folder, without loading its weights."""
+    """Count the parameters of the model in a folder, without loading its weights."""
     config = AutoConfig.from_pretrained(folder)
     with torch.device("meta"):
         return sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
 
 
 def save(policy: Policy, folder: Path, card: str, temperature: float) -> None:
-    """Write weights, tokenizer and a model card; loads with `from_pretrained` and `pipeline("text-generation")`.
+    """Write weights, tokenizer and model card (README.md), for `from_pretrained` and `pipeline("text-generation")`.
 
-    The card is README.md; generation defaults are the sampler's own (the run's temperature, no top-k, no top-p).
+    The generation defaults are the sampler's: the run's temperature, no top-k, no top-p.
     """
     generation = policy.lm.generation_config
     if generation is not None:
@@ -253,5 +260,5 @@ def _first_line(error: Exception) -> str:
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, rows: Iterable[list[int]]) -> list[str]:
-    """Texts of token rows, special tokens left out: what a reward scores."""
+    """Decode token rows into the texts that a reward scores, without special tokens."""
     return cast(list[str], tokenizer.batch_decode(list(rows), skip_special_tokens=True))

@@ -1,7 +1,7 @@
-"""Matrix products with what follows them in the same pass: bias and tanh-GELU.
+"""Matrix products that apply bias and tanh-GELU in the same pass.
 
-On a CPU that multiplies bf16, torch's own oneDNN operators do it, those that its compiler uses for the same purpose;
-elsewhere, and in other precisions, plain ones.
+On a CPU with native bf16 products, the oneDNN operators that torch's compiler emits do all in one pass over the result;
+elsewhere, and in other precisions, plain operators do.
 """
 
 from collections.abc import Callable
@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Product = Callable[[Tensor], Tensor]
-# Below so many rows a size is left as it is.
-FEW = 256
+# A number of rows below this is not rounded up.
+SMALLEST_ROUNDED = 256
 
 
 def fuses(tensor: Tensor) -> bool:
-    """Whether products of this precision on this device take bias and activation in."""
+    """Whether a product of this precision on this device can apply bias and activation in the same pass."""
     operators = torch.ops.mkldnn
     return bool(
         tensor.device.type == "cpu"
@@ -30,7 +30,7 @@ def fuses(tensor: Tensor) -> bool:
 
 
 def outside_autocast(backward: Callable[[Any, Tensor], Any]) -> Callable[[Any, Tensor], Any]:
-    """A backward whose products are in the precision of their factors, also where it is called under autocast."""
+    """Run a backward with autocast off, so that its products keep the precision of their factors."""
 
     @wraps(backward)
     def plain(ctx: Any, gradient: Tensor) -> Any:
@@ -40,40 +40,42 @@ def outside_autocast(backward: Callable[[Any, Tensor], Any]) -> Callable[[Any, T
     return plain
 
 
-def few_sizes(count: int) -> int:
-    """A number of rows at least as large, by a sixteenth at most, of which there are few.
+def rounded_up(count: int) -> int:
+    """Round a number of rows up to one of a few sizes, at most 1/16 larger.
 
-    For every size of a product that it has not seen, oneDNN makes a program, and keeps it. Where each batch has another
-    size, that costs a small model more time and memory than its products.
+    oneDNN compiles and caches a program per size. If every batch had another size, compiling would cost a small model
+    more time and memory than the products themselves.
     """
-    grain = max(1, 1 << (count.bit_length() - 5)) if count >= FEW else 1
+    grain = max(1, 1 << (count.bit_length() - 5)) if count >= SMALLEST_ROUNDED else 1
     return -(-count // grain) * grain
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
-    """Returns x @ weight^T + bias, and tanh-GELU of it if wanted.
+    """Compute x @ weight^T + bias, or tanh-GELU of it.
 
     Args:
         x: (n, in).
-        weight: (out, in), of x's precision, in any layout.
-        bias: (out,) of x's precision, or None.
-        gelu: whether the activation follows.
+        weight: (out, in) in x's precision, with any strides.
+        bias: (out,) in x's precision, or None.
+        gelu: whether to apply the activation.
     """
     if fuses(x):
         return _fused(x, weight, bias, gelu)
-    found = F.linear(x, weight, bias)
-    return F.gelu(found, approximate="tanh") if gelu else found
+    out = F.linear(x, weight, bias)
+    return F.gelu(out, approximate="tanh") if gelu else out
 
 
 def laid_out(weight: Tensor, bias: Tensor | None, rows: int, dtype: torch.dtype, gelu: bool = False) -> Product:
-    """`product` with one weight, laid out once for the machine's matrix units: few rows are bound by how it lies.
+    """`product` with a fixed weight, reordered once for the CPU's matrix units.
+
+    With few rows the time of a product is the time of reading the weight, which the reordered layout makes faster.
 
     Args:
-        weight: (out, in), cast to `dtype`.
+        weight: (out, in), is cast to `dtype`.
         bias: (out,) or None.
         rows: about how many rows x will have.
-        dtype: of x and of what comes out.
-        gelu: whether the activation follows.
+        dtype: of x and of the result.
+        gelu: whether to apply the activation.
     """
     table = weight.detach().to(dtype)
     offset = None if bias is None else bias.detach().to(dtype)

@@ -15,9 +15,13 @@ have apostrophes inside; a hyphen separates words. Case does not matter.
 import math
 import re
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
+from imdb_rlhf.config.reward import LexiconReward as LexiconConfig
 from imdb_rlhf.data.embedded_words import (
     ADVERSATIVES,
     BOUND,
@@ -30,7 +34,7 @@ from imdb_rlhf.data.embedded_words import (
     VALENCE,
     WORDS_PER_OPINION,
 )
-from imdb_rlhf.rewards import Scores, sigmoid
+from imdb_rlhf.rewards import Reward, RewardKind, Scores, sigmoid
 
 _SENTENCE_END = re.compile(r"[.!?]")
 _PHRASE_END = re.compile(r"[,;:()]")
@@ -55,6 +59,18 @@ class LexiconReward:
         """Score n texts: logit (n,) holds `log_odds`, reward (n,) its sigmoid, p(positive)."""
         logit = np.array([log_odds(text) for text in texts], dtype=np.float64)
         return Scores(sigmoid(logit), logit)
+
+
+class Kind(RewardKind[LexiconConfig]):
+    """The lexicon: nothing to load, nothing to configure."""
+
+    def identity(self, key: str | None) -> Any:
+        """Its name."""
+        return {"name": self.config.name}
+
+    def open(self, device: torch.device, artifact: Path | None) -> Reward:
+        """Return the lexicon."""
+        return LexiconReward()
 
 
 def _sentence_sum(sentence: str, seen: set[str]) -> float:

@@ -15,7 +15,6 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from imdb_rlhf.algos.dpo import DPO
-from imdb_rlhf.algos.materials import Materials
 from imdb_rlhf.algos.preferences import PairBatch, RankingBatch
 from imdb_rlhf.config.algos import DPOConfig, DPOLoss, DPORun
 from imdb_rlhf.config.model import Attention, ScratchModel
@@ -25,6 +24,7 @@ from imdb_rlhf.data.preferences import to_trl
 from imdb_rlhf.data.rankings import Rankings, draw_rankings
 from imdb_rlhf.models.logprobs import Rows, sequence_logprobs
 from imdb_rlhf.models.policy import Policy, scratch, train_tokenizer
+from tests.tiny import FixedInputs
 
 BETA = 0.3
 
@@ -245,8 +245,8 @@ def test_steps_and_batches_are_functions_of_the_configuration() -> None:
     assert DPO(policy_of(gpt2(0)), groups, pairs, run(policy=wanted)).steps == 7
 
 
-def materials(folder: Path) -> Materials:
-    return cast(Materials, SimpleNamespace(policy=policy_of(gpt2(0)), groups=folder))
+def materials(folder: Path) -> FixedInputs:
+    return cast(FixedInputs, SimpleNamespace(policy=policy_of(gpt2(0)), groups=folder))
 
 
 # --- the other losses of a pair
@@ -382,9 +382,9 @@ def test_plackett_luce_draws_rankings_from_the_artifact(tmp_path: Path) -> None:
     groups = make_groups(10).assign(reward=0.0, prompt="", completion="", finished=True)
     groups.loc[[1, 2, 3, 7], "reward_logit"] = groups.loc[[0, 0, 0, 6], "reward_logit"].to_numpy()
     groups.to_parquet(tmp_path / "groups.parquet")
-    algorithm = DPO.from_materials(materials(tmp_path), run(4, dpo=family(DPOLoss.plackett_luce)))
+    algorithm = DPO.from_inputs(materials(tmp_path), run(4, dpo=family(DPOLoss.plackett_luce)))
     assert isinstance(algorithm.drawn, Rankings)
-    assert algorithm.remark() == "9 rankings, 3 steps; left out: 4 equal rewards, 1 ranking of one"
+    assert algorithm.summary_line() == "9 rankings, 3 steps; left out: 4 equal rewards, 1 ranking of one"
     every = [cast(RankingBatch, batch).rankings.tolist() for batch in algorithm.batches(0)]
     assert [cast(RankingBatch, batch).rankings.tolist() for batch in algorithm.batches(1)] == every[1:]
     epoch = [ranking for batch in every for ranking in batch][:9]

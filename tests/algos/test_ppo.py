@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
 
-from imdb_rlhf.algos.materials import Materials
 from imdb_rlhf.algos.ppo import PPO
 from imdb_rlhf.algos.rollout import Minibatch, Rollout
 from imdb_rlhf.config.algos import PPOConfig, PPORun, RewardSource, Scale, ValueNetwork, Whitening
@@ -25,6 +24,7 @@ from imdb_rlhf.models.policy import Policy
 from imdb_rlhf.seeds import generator
 from imdb_rlhf.training import checkpoint, loop
 from imdb_rlhf.training.runtime import Runtime
+from tests.tiny import FixedInputs
 
 BETA = 0.3
 NEW = 6
@@ -505,16 +505,16 @@ def test_dropout_is_off_and_all_weights_are_trained() -> None:
     assert all(parameter.requires_grad for parameter in algorithm.module.parameters())
 
 
-def test_it_is_made_from_materials() -> None:
+def test_it_is_made_from_inputs() -> None:
     policy = policy_of(gpt2(1))
-    made = Materials(policy, gpt2(2), make_runtime(), None, PROMPTS, score, 0.7)
-    algorithm = PPO.from_materials(made, ppo_run())
+    made = FixedInputs(policy, gpt2(2), make_runtime(), Path(), PROMPTS, score, 0.7)
+    algorithm = PPO.from_inputs(made, ppo_run())
     assert (algorithm.coefficient, algorithm.steps, algorithm.period) == (0.7, 12, 6)
     assert algorithm.actor_critic.lm is policy.lm
-    assert algorithm.remark() == (
+    assert algorithm.summary_line() == (
         "2 batches of 12 episodes, 12 steps; ground_truth reward; KL coefficient 0.7 to begin with, target 2 nats"
     )
-    assert "coefficient 0.7 fixed" in PPO.from_materials(made, ppo_run(target_kl=None, kl_coefficient=0.7)).remark()
+    assert "coefficient 0.7 fixed" in PPO.from_inputs(made, ppo_run(target_kl=None, kl_coefficient=0.7)).summary_line()
 
 
 # --- what is random

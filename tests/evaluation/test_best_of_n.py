@@ -9,9 +9,6 @@ import pytest
 from imdb_rlhf.evaluation.best_of_n import (
     blocks,
     curve,
-    exact_expected,
-    exact_kl,
-    exact_policy,
     expected,
     kl_bound,
     kl_bound_atom,
@@ -19,6 +16,7 @@ from imdb_rlhf.evaluation.best_of_n import (
     weights,
     win_rate,
 )
+from tests.enumeration import exact_expected, exact_kl, exact_policy
 
 LN2 = 0.6931471805599453
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from imdb_rlhf.models.embedding import Shared
+from imdb_rlhf.models.embedding import TiedEmbedding
 
 IDS = torch.tensor([3, 0, 3, 3, 6])
 
@@ -38,7 +38,7 @@ USES: dict[str, Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]] = {
 @pytest.mark.parametrize("use", USES)
 def test_the_gradient_is_autograds(use: str) -> None:
     mine, theirs = weight(), weight()
-    shared = Shared(mine)
+    shared = TiedEmbedding(mine)
     found = USES[use](shared.table, shared.rows)
     expected = USES[use](theirs, lambda ids: F.embedding(ids, theirs))
     assert torch.equal(found, expected)
@@ -56,9 +56,9 @@ def test_gradients_of_two_passes_add_up_together_or_one_by_one() -> None:
     together, apart = weight(), weight()
     losses = []
     for part in (IDS, IDS[1:3]):
-        shared = Shared(together)
+        shared = TiedEmbedding(together)
         losses.append(spread(shared.rows(part)) * layer(shared.table))
-        other = Shared(apart)
+        other = TiedEmbedding(apart)
         (spread(other.rows(part)) * layer(other.table)).backward()
     torch.stack(losses).sum().backward()
     for mine in (together, apart):
@@ -68,7 +68,7 @@ def test_gradients_of_two_passes_add_up_together_or_one_by_one() -> None:
 
 def test_a_second_backward_of_the_same_pass_gives_the_same() -> None:
     mine = weight()
-    shared = Shared(mine)
+    shared = TiedEmbedding(mine)
     loss = spread(shared.rows(IDS)) * layer(shared.table)
     (first,) = torch.autograd.grad(loss, mine, retain_graph=True)
     first = first.clone()
@@ -78,7 +78,7 @@ def test_a_second_backward_of_the_same_pass_gives_the_same() -> None:
 
 def test_a_frozen_weight_has_no_gradient() -> None:
     frozen = weight().detach()
-    shared = Shared(frozen)
+    shared = TiedEmbedding(frozen)
     assert not shared.rows(IDS).requires_grad
     assert not shared.table.requires_grad
     assert torch.equal(shared.rows(IDS), frozen[IDS])
@@ -86,7 +86,7 @@ def test_a_frozen_weight_has_no_gradient() -> None:
 
 def test_the_gradient_is_in_the_precision_of_the_weight() -> None:
     mine = weight(torch.bfloat16)
-    shared = Shared(mine)
+    shared = TiedEmbedding(mine)
     (shared.rows(IDS).float().sum() + shared.table.float().sum()).backward()
     assert mine.grad is not None
     assert mine.grad.dtype == torch.bfloat16
@@ -96,7 +96,7 @@ def test_the_gradient_is_in_the_precision_of_the_weight() -> None:
 @pytest.mark.parametrize(("dtype", "share"), [(torch.float32, 2e-6), (torch.bfloat16, 2**-6)])
 def test_many_small_gradients_of_one_row_are_summed_before_they_are_rounded(dtype: torch.dtype, share: float) -> None:
     mine = weight(dtype)
-    shared = Shared(mine)
+    shared = TiedEmbedding(mine)
     rows = 1e-4 * torch.randn(20_000, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64).abs()
     (shared.table.float().sum() * 8 + (shared.rows(torch.full((20_000,), 3)) * rows.to(dtype)).float().sum()).backward()
     assert mine.grad is not None

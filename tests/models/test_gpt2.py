@@ -175,7 +175,7 @@ class Shapes(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_batches_of_many_lengths_make_products_of_few_sizes(dtype: torch.dtype) -> None:
+def test_batches_of_many_lengths_make_products_of_rounded_up(dtype: torch.dtype) -> None:
     model, random = make(n_positions=64).transformer, torch.Generator().manual_seed(0)
     counts = []
     with Shapes() as shapes, torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype != torch.float32):

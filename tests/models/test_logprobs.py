@@ -11,8 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GPT2Config, GPT2LMHeadModel, GPTJConfig, GPTJForCausalLM, PreTrainedModel
 
 from imdb_rlhf.errors import RunError
-from imdb_rlhf.models import logprobs
-from imdb_rlhf.models.logprobs import LogProbs, Rows, compare, completion_mask, sequence_logprobs, token_logprobs
+from imdb_rlhf.models import blocks
+from imdb_rlhf.models.kl import compare
+from imdb_rlhf.models.logprobs import LogProbs, Rows, completion_mask, sequence_logprobs, token_logprobs
 
 EOS = 4
 
@@ -62,7 +63,7 @@ def plain_sequence(lm: PreTrainedModel, prompt: list[int], completion: list[int]
 def test_values_and_gradients_equal_plain_ones(
     monkeypatch: pytest.MonkeyPatch, count: int, chunk: int, with_bias: bool, temperature: float
 ) -> None:
-    monkeypatch.setitem(logprobs.CHUNK, "cpu", chunk)
+    monkeypatch.setitem(blocks.CHUNK, "cpu", chunk)
     random = torch.Generator().manual_seed(count)
     hidden, weight, bias, incoming = (
         torch.randn(*size, generator=random) for size in ((count, 6), (13, 6), (13,), (count,))
@@ -107,7 +108,7 @@ class Largest(TorchDispatchMode):
 def test_logits_are_never_held_for_all_tokens_and_made_for_completions_only(monkeypatch: pytest.MonkeyPatch) -> None:
     lm, vocabulary = gpt2(0, vocabulary=101, width=4), 101
     other = gpt2(1, vocabulary=101, width=4)
-    monkeypatch.setitem(logprobs.CHUNK, "cpu", 5 * vocabulary)
+    monkeypatch.setitem(blocks.CHUNK, "cpu", 5 * vocabulary)
     prompts, completions = [[1, 2, 3]] * 4, [[4] * 9, [5] * 20, [6], []]
     rows, tokens = Rows.of(prompts, completions), 30
 
@@ -133,7 +134,7 @@ def test_logits_are_never_held_for_all_tokens_and_made_for_completions_only(monk
 def test_a_models_values_and_gradients_equal_those_of_its_logits(
     monkeypatch: pytest.MonkeyPatch, kind: str, temperature: float
 ) -> None:
-    monkeypatch.setitem(logprobs.CHUNK, "cpu", 50)
+    monkeypatch.setitem(blocks.CHUNK, "cpu", 50)
     lm: PreTrainedModel = gpt2(0)  # output layer tied to the embedding, no bias
     if kind == "gptj":  # an output layer of its own with a bias
         sizes = {"n_positions": 32, "n_embd": 16, "n_layer": 1, "n_head": 2, "rotary_dim": 4}
@@ -262,7 +263,7 @@ def temperature(request: pytest.FixtureRequest) -> Iterator[float]:
 
 
 def test_the_exact_kl_has_the_enumerated_kl_as_its_mean(temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(logprobs.CHUNK, "cpu", 5 * 7)  # 7 tokens at a time
+    monkeypatch.setitem(blocks.CHUNK, "cpu", 5 * 7)  # 7 tokens at a time
     policy, reference, prompt = gpt2(0, vocabulary=5), gpt2(1, vocabulary=5), [2, 0]
     every = world()
     assert len(every) == 1 + 4 + 4 * 4 * 5
@@ -339,7 +340,7 @@ def test_completions_without_tokens_have_no_kl() -> None:
 def limit(monkeypatch: pytest.MonkeyPatch, chunk: int, tile: int) -> None:
     """Allow so many logits at once, of so many entries of the vocabulary."""
     for name, value in (("CHUNK", chunk), ("TILE", tile)):
-        monkeypatch.setattr(logprobs, name, dict.fromkeys(getattr(logprobs, name), value))
+        monkeypatch.setattr(blocks, name, dict.fromkeys(getattr(blocks, name), value))
 
 
 @pytest.mark.parametrize("tile", [1, 2, 7, 64, 1 << 20])  # none but 1 divides 101
@@ -590,7 +591,7 @@ def test_an_output_layer_that_is_more_than_a_weight_is_refused() -> None:
 
 
 def test_a_completion_needs_a_token_before_it() -> None:
-    with pytest.raises(ValueError, match="stands first in its row"):
+    with pytest.raises(ValueError, match="a completion begins its row"):
         sequence_logprobs(gpt2(0), Rows.of([[2], []], [[3], [1, 2]]))
 
 

@@ -228,7 +228,7 @@ def test_a_tokenizer_may_know_more_tokens_than_the_reference(policy: Policy, cop
     check_same_tokens(tokenizer, policy.tokenizer, copy, "own_model.path")
     tokenizer.add_tokens(["<|more|>"])
     check_same_tokens(tokenizer, policy.tokenizer, copy, "own_model.path")
-    with pytest.raises(RunError, match=r"token 310 is not there, and '<\|more\|>' in the reference's"):
+    with pytest.raises(RunError, match=r"token 310 is missing, but '<\|more\|>' in the reference's"):
         check_same_tokens(policy.tokenizer, tokenizer, copy, "own_model.path")
 
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from imdb_rlhf.models.products import few_sizes, laid_out, product
+from imdb_rlhf.models.products import laid_out, product, rounded_up
 
 DTYPES = {torch.float32: 1e-6, torch.bfloat16: 2.0**-8}  # and the share of a number that one rounding costs
 
@@ -58,7 +58,7 @@ def test_a_layout_is_of_the_weight_as_it_was_and_casts_it_once() -> None:
 
 
 def test_sizes_are_few_and_a_sixteenth_larger_at_most() -> None:
-    found = {count: few_sizes(count) for count in range(1, 5000)}
+    found = {count: rounded_up(count) for count in range(1, 5000)}
     assert all(count <= size <= count * 17 / 16 for count, size in found.items())
     assert all(found[count] == count for count in range(1, 256))
     assert len({size for count, size in found.items() if count >= 256}) <= 16 * 5  # of 4,744

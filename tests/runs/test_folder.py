@@ -61,5 +61,5 @@ def test_a_stopped_run_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
     assert process.returncode == 75, said
     assert list((tmp_path / "b").glob("runs/*/checkpoint/DONE"))
     again = run("policy.steps=40", outputs=tmp_path / "b")
-    assert again.returncode == 0 and "going on at step" in again.stdout, again.stderr
+    assert again.returncode == 0 and "resumed at step" in again.stdout, again.stderr
     assert rows(only_run(tmp_path / "a")) == rows(only_run(tmp_path / "b"))
