@@ -7,7 +7,6 @@ import pytest
 
 from imdb_rlhf.config.data import Br
 from imdb_rlhf.data import imdb
-from imdb_rlhf.data.prompts import divide
 from imdb_rlhf.errors import RunError
 from tests import tiny
 from tests.data.tables import imdb_data, write_split
@@ -180,7 +179,7 @@ def test_the_real_dataset():
 @pytest.mark.skipif(not (REAL / "plain_text").is_dir(), reason=f"no IMDb parquet in {REAL}")
 def test_the_real_dataset_divided():
     prompts = tiny.prompts(train=2000, validation=100, test=200, max_tokens=8)
-    reviews_by_role = divide(imdb_data(sft_reviews=5000, prompts=prompts), 500, REAL)
+    reviews_by_role = imdb.divide(imdb_data(sft_reviews=5000, prompts=prompts), 500, REAL)
     removed = reviews_by_role.report["duplicates_removed"]
     assert removed["test"]["within"] > 0 and removed["train"]["within"] > 0
     assert removed["train"]["also in an earlier split"] > 0
