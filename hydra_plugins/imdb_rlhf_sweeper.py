@@ -41,7 +41,7 @@ class GridsSweeper(Sweeper):
             RunError: something that a job needs is not there.
         """
         sweep.refuse_torchrun()
-        title, grids = grids_of([*cli.KEPT.overrides, *arguments], self._lines)
+        title, grids = grids_of([*cli.SWEEP_COMMAND.overrides, *arguments], self._lines)
         overrides = [job for grid in grids for job in product_of(grid)]
         runs = [self._run(job, alone=len(overrides) == 1) for job in overrides]
         first = sweep.distinct(runs)
@@ -52,8 +52,9 @@ class GridsSweeper(Sweeper):
         for position in first:
             run = sweep.in_group(runs[position], name)
             text = OmegaConf.to_yaml(OmegaConf.structured(run))
-            jobs.append(sweep.Job(run, text, overrides[position], cli.KEPT.options))
-        command = shlex.join(["python", "train.py", *cli.KEPT.words]) if cli.KEPT.words else ""
+            jobs.append(sweep.Job(run, text, overrides[position], cli.SWEEP_COMMAND.options))
+        arguments = cli.SWEEP_COMMAND.arguments
+        command = shlex.join(["python", "train.py", *arguments]) if arguments else ""
         if code := running.run_sweep(name, jobs, command):
             sys.exit(code)
 

@@ -15,9 +15,11 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTraine
 
 from imdb_rlhf.algos.ppo import PPO
 from imdb_rlhf.algos.rollout import Minibatch, Rollout
-from imdb_rlhf.config.algos import PPOConfig, PPORun, RewardSource, Scale, ValueNetwork, Whitening
+from imdb_rlhf.config.algos import PPORun
 from imdb_rlhf.config.machine import Device, Precision, TrainerConfig
 from imdb_rlhf.config.optim import AdamWConfig, Schedule
+from imdb_rlhf.config.ppo import PPOConfig, Scale, ValueNetwork, Whitening
+from imdb_rlhf.config.reward import RewardSource
 from imdb_rlhf.config.stages import GenerationConfig
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.models.policy import Policy
