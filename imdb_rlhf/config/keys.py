@@ -79,7 +79,7 @@ def _hint(key: str, names: Sequence[str], every: Sequence[str]) -> str:
     if key in every:
         return f"another choice of {place} has it; "
     # 1. spelt well, further down: `max_new_tokens`, `policy.lr`
-    below = [other for other in every if other.startswith(place) and f".{other}".endswith(f".{_plain(word)}")]
+    below = [other for other in every if other.startswith(f"{place}." if place else "") and f".{other}".endswith(f".{_plain(word)}")]
     if below:
         return f"did you mean {_either(below)}? "
     # 2. misspelt, in the right place: compared without the place, with which all begin

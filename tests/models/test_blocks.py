@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from imdb_rlhf.models.blocks import Blocks, Normaliser, places_in, slices
+from imdb_rlhf.models.blocks import Blocks, Normaliser, indices_in, slices
 
 NEVER = -torch.inf
 
@@ -64,7 +64,7 @@ def test_slices_cover_everything_once(total: int, size: int, first: int, expecte
 
 
 def test_targets_outside_a_block_are_told_apart() -> None:
-    places, inside = places_in(torch.tensor([3, 4, 6, 7, 0]), slice(4, 7))
+    places, inside = indices_in(torch.tensor([3, 4, 6, 7, 0]), slice(4, 7))
     assert inside[:, 0].tolist() == [False, True, True, False, False]
     assert places[inside].tolist() == [0, 2]
     assert places.min() >= 0
