@@ -228,7 +228,7 @@ class LearnedRun(GroupsRun):
 
 @dataclass
 class RewardModelRun(LearnedRun):
-    """`algo=reward_model`: the learned reward itself, held to account."""
+    """`algo=reward_model`: the learned reward itself, compared with the true one."""
 
     @property
     def has_policy(self) -> bool:

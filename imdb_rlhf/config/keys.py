@@ -79,14 +79,15 @@ def _hint(key: str, names: Sequence[str], every: Sequence[str]) -> str:
     if key in every:
         return f"another choice of {place} has it; "
     # 1. spelt well, further down: `max_new_tokens`, `policy.lr`
-    below = [other for other in every if other.startswith(f"{place}." if place else "") and f".{other}".endswith(f".{_plain(word)}")]
+    start = f"{place}." if place else ""
+    below = [other for other in every if other.startswith(start) and f".{other}".endswith(f".{_plain(word)}")]
     if below:
         return f"did you mean {_either(below)}? "
     # 2. misspelt, in the right place: compared without the place, with which all begin
     siblings = [_last(name) for name in names] + ([] if place else list(NOT_A_FIELD))
     near = closest(word, siblings) or next(iter(get_close_matches(word, siblings, 1, cutoff=0.75)), None)
     if near is not None:
-        return f"did you mean {f'{place}.' if place else ''}{near}? "
+        return f"did you mean {start}{near}? "
     # 3. in another place, misspelt perhaps
     near = closest(word, [_last(other) for other in every])
     if near is not None:

@@ -48,7 +48,7 @@ def check(node: Any, at: str = "") -> None:
     """Refuse a number that is not finite or out of its field's range, in `node` and in everything below it.
 
     A class with a `check(at)` of its own refuses values that do not go together; it is called after its ranges were
-    checked. `at` is what stands before the names of its fields: `policy.optim.` or nothing.
+    checked. `at` is the prefix of its fields' names: `policy.optim.` or nothing.
 
     Raises:
         ConfigError: naming the key, the value and the way out.
