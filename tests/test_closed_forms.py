@@ -24,21 +24,11 @@ from imdb_rlhf.algos.dpo import DPO
 from imdb_rlhf.algos.ppo import PPO
 from imdb_rlhf.algos.preferred_ft import PreferredFT
 from imdb_rlhf.algos.unlikelihood import Unlikelihood
-from imdb_rlhf.config.algos import (
-    DPOConfig,
-    DPOLoss,
-    DPORun,
-    PPOConfig,
-    PPORun,
-    PreferredFTRun,
-    RewardSource,
-    Scale,
-    UnlikelihoodRun,
-    ValueNetwork,
-    Whitening,
-)
+from imdb_rlhf.config.algos import DPOConfig, DPOLoss, DPORun, PPORun, PreferredFTRun, UnlikelihoodRun
 from imdb_rlhf.config.machine import Device, Precision, TrainerConfig
 from imdb_rlhf.config.optim import AdamWConfig, Schedule
+from imdb_rlhf.config.ppo import PPOConfig, Scale, ValueNetwork, Whitening
+from imdb_rlhf.config.reward import RewardSource
 from imdb_rlhf.config.stages import EvaluationConfig, GenerationConfig, Labels, Order, PairsConfig, Ties
 from imdb_rlhf.data.pairs import draw_pairs, flip
 from imdb_rlhf.evaluation import best_of_n

@@ -14,7 +14,8 @@ from transformers import GPT2Config, GPT2ForSequenceClassification
 
 from imdb_rlhf.algos.reward_model import RewardModel, choice_accuracy, held_out
 from imdb_rlhf.config.algos import LearnedRun
-from imdb_rlhf.config.stages import Labels, Objective, Order, PairsConfig, Ties
+from imdb_rlhf.config.reward import Objective
+from imdb_rlhf.config.stages import Labels, Order, PairsConfig, Ties
 from imdb_rlhf.data.groups import COLUMNS
 from imdb_rlhf.data.pairs import draw_pairs
 from imdb_rlhf.errors import RunError

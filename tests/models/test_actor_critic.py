@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from imdb_rlhf.config.algos import ValueNetwork
+from imdb_rlhf.config.ppo import ValueNetwork
 from imdb_rlhf.models.actor_critic import ActorCritic
 from imdb_rlhf.models.logprobs import LogProbs, Rows
 
