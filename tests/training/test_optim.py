@@ -28,10 +28,10 @@ def test_warm_up_is_linear_and_begins_above_zero() -> None:
     assert rates(5, warmup_steps=3) == pytest.approx([1 / 4, 2 / 4, 3 / 4, 1, 1])
     assert rates(3) == [1, 1, 1]
     # the paper's: 150 steps
-    found = rates(152, warmup_steps=150)
-    assert found[0] == pytest.approx(1 / 151)
-    assert found[149] == pytest.approx(150 / 151)
-    assert found[150:] == [1, 1]
+    lrs = rates(152, warmup_steps=150)
+    assert lrs[0] == pytest.approx(1 / 151)
+    assert lrs[149] == pytest.approx(150 / 151)
+    assert lrs[150:] == [1, 1]
 
 
 def test_linear_goes_to_zero_at_the_end() -> None:
