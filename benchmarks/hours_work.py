@@ -36,7 +36,7 @@ from imdb_rlhf.config.algos import (
 from imdb_rlhf.config.reward import ClassifierReward, TwoLabelReward
 from imdb_rlhf.config.run import Run
 from imdb_rlhf.config.stages import Objective, Order
-from imdb_rlhf.data.groups import Pairs, shuffled
+from imdb_rlhf.data.pairs import Pairs, shuffled
 from imdb_rlhf.errors import ConfigError
 from imdb_rlhf.pipeline import Pipeline
 from imdb_rlhf.stages import HELD_OUT_ROWS

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from benchmarks import flops
 from imdb_rlhf.algos.batches import Stream
 from imdb_rlhf.config.stages import PairsConfig
-from imdb_rlhf.data import groups, prompts
+from imdb_rlhf.data import pairs, prompts
 from imdb_rlhf.stages import HELD_OUT_ROWS
 
 Rows = Sequence[tuple[int, int]]  # tokens of prompt and of completion
@@ -175,13 +175,10 @@ def _distinct(made: Made, sizes: Sizes, steps: int, *, winners: bool) -> float:
     wanted = OmegaConf.to_object(settings)
     assert isinstance(wanted, PairsConfig)
     seed, batch = int(config["seed"]), int(config["policy"]["batch_size"])
-    frame, drawn = groups.read(made.folders["groups"])
-    if drawn is None:
-        drawn = groups.draw_pairs(frame, wanted, seed)
-    pairs = drawn
-    stream = Stream(len(pairs.rows), batch, lambda epoch: groups.shuffled(pairs, wanted.order, seed, epoch))
+    frame, drawn = pairs.load_pairs(made.folders["groups"], wanted, seed)
+    stream = Stream(len(drawn.rows), batch, lambda epoch: pairs.shuffled(drawn, wanted.order, seed, epoch))
     each = np.array([scored(sizes, [row]) for row in lengths(frame)])
-    rows = pairs.rows[:, :1] if winners else pairs.rows
+    rows = drawn.rows[:, :1] if winners else drawn.rows
     return float(sum(each[np.unique(rows[stream.at(step)])].sum() for step in range(steps)))
 
 

@@ -21,7 +21,6 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from imdb_rlhf.algos.dpo import DPO
-from imdb_rlhf.algos.materials import Materials
 from imdb_rlhf.algos.ppo import PPO
 from imdb_rlhf.algos.preferred_ft import PreferredFT
 from imdb_rlhf.algos.unlikelihood import Unlikelihood
@@ -41,7 +40,7 @@ from imdb_rlhf.config.algos import (
 from imdb_rlhf.config.machine import Device, Precision, TrainerConfig
 from imdb_rlhf.config.optim import AdamWConfig, Schedule
 from imdb_rlhf.config.stages import EvaluationConfig, GenerationConfig, Labels, Order, PairsConfig, Ties
-from imdb_rlhf.data.groups import draw_pairs, flip
+from imdb_rlhf.data.pairs import draw_pairs, flip
 from imdb_rlhf.evaluation import best_of_n
 from imdb_rlhf.evaluation.evaluate import evaluate
 from imdb_rlhf.models.kl import compare
@@ -52,6 +51,7 @@ from imdb_rlhf.rewards import Scores
 from imdb_rlhf.training.loop import Hooks, Settings, train
 from imdb_rlhf.training.runtime import Runtime
 from tests.enumeration import exact_kl
+from tests.tiny import FixedInputs
 
 TOKENS, LENGTH, TEMPERATURE, RANGE = 3, 3, 0.8, 4.0
 PROMPTS = [[1], [2, 0]]
@@ -171,8 +171,8 @@ def groups(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def materials(runtime: Runtime, groups: Path | None = None, kl_coefficient: float | None = None) -> Materials:
-    return Materials(policy(), REFERENCE, runtime, groups, PROMPTS, score, kl_coefficient)
+def inputs(runtime: Runtime, groups: Path = Path(), kl_coefficient: float = 1.0) -> FixedInputs:
+    return FixedInputs(policy(), REFERENCE, runtime, groups, PROMPTS, score, kl_coefficient)
 
 
 def adam(lr: float, clip: float | None = 1.0) -> AdamWConfig:
@@ -265,14 +265,14 @@ def test_dpo_reaches_the_optimum(
     beta: float, tau: float | None, runtime: Runtime, groups: Path, tmp_path: Path
 ) -> None:
     run = cast(DPORun, preferences(256, 250, beta=beta, pairs=pairs_config(tau=tau)))
-    algorithm = DPO.from_materials(materials(runtime, groups), run)
+    algorithm = DPO.from_inputs(inputs(runtime, groups), run)
     fit(algorithm, runtime, adam(2e-3), tmp_path)
     assert_optimal(algorithm, beta * (tau or 1.0))
 
 
 def test_plackett_luce_reaches_the_optimum(runtime: Runtime, groups: Path, tmp_path: Path) -> None:
     run = cast(DPORun, preferences(64, 250, beta=1.0, dpo=DPOConfig(DPOLoss.plackett_luce, 0.0, False)))
-    algorithm = DPO.from_materials(materials(runtime, groups), run)
+    algorithm = DPO.from_inputs(inputs(runtime, groups), run)
     fit(algorithm, runtime, adam(2e-3), tmp_path)
     assert_optimal(algorithm, 1.0)
 
@@ -290,14 +290,14 @@ def test_ipo_reaches_its_optimum(runtime: Runtime, groups: Path, tmp_path: Path)
     """Reference * exp(p / beta) / Z with p the chance to win against a sample of the reference (arXiv 2310.12036)."""
     wins = win_chances()
     run = cast(DPORun, preferences(256, 250, beta=0.3, dpo=DPOConfig(DPOLoss.ipo, 0.0, False)))
-    algorithm = DPO.from_materials(materials(runtime, groups), run)
+    algorithm = DPO.from_inputs(inputs(runtime, groups), run)
     fit(algorithm, runtime, adam(2e-3), tmp_path)
     assert_optimal(algorithm, 0.3, (wins * np.exp(LOG_REF)[:, None]).sum(2))
 
 
 def test_preferred_ft_reaches_the_law_of_the_winners(runtime: Runtime, groups: Path, tmp_path: Path) -> None:
     run = cast(PreferredFTRun, preferences(256, 300))
-    algorithm = PreferredFT.from_materials(materials(runtime, groups), run)
+    algorithm = PreferredFT.from_inputs(inputs(runtime, groups), run)
     fit(algorithm, runtime, adam(1e-3), tmp_path)
     # two different samples of the reference, and the first wins
     ref, different = np.exp(LOG_REF), 1 - np.eye(len(COMPLETIONS))
@@ -308,10 +308,8 @@ def test_preferred_ft_reaches_the_law_of_the_winners(runtime: Runtime, groups: P
 
 
 def test_unlikelihood_without_its_second_term_is_preferred_ft(runtime: Runtime, groups: Path, tmp_path: Path) -> None:
-    first = PreferredFT.from_materials(materials(runtime, groups), cast(PreferredFTRun, preferences(64, 10)))
-    other = Unlikelihood.from_materials(
-        materials(runtime, groups), cast(UnlikelihoodRun, preferences(64, 10, alpha=0.0))
-    )
+    first = PreferredFT.from_inputs(inputs(runtime, groups), cast(PreferredFTRun, preferences(64, 10)))
+    other = Unlikelihood.from_inputs(inputs(runtime, groups), cast(UnlikelihoodRun, preferences(64, 10, alpha=0.0)))
     for algorithm in (first, other):  # the sum over tokens and their mean differ by a factor, which Adam does not see
         fit(algorithm, runtime, adam(1e-3, clip=None), tmp_path)
     laws = [log_law(language_model(algorithm)) for algorithm in (first, other)]
@@ -324,7 +322,7 @@ def test_unlikelihood_without_its_second_term_is_preferred_ft(runtime: Runtime, 
 
 @pytest.mark.parametrize("value", list(ValueNetwork))
 def test_ppo_reaches_the_optimum(value: ValueNetwork, runtime: Runtime, tmp_path: Path) -> None:
-    algorithm = PPO.from_materials(materials(runtime, None, 1.0), ppo_run(kl_coefficient=1.0, value=value))
+    algorithm = PPO.from_inputs(inputs(runtime, Path(), 1.0), ppo_run(kl_coefficient=1.0, value=value))
     fit(algorithm, runtime, adam(1e-3), tmp_path)
     assert_optimal(algorithm, 1.0)
 
@@ -334,7 +332,7 @@ def test_the_controller_settles_at_its_target(runtime: Runtime, tmp_path: Path) 
     beta = coefficient_of(target)
     sizes = {"episodes": 60 * 512, "batch_size": 512, "minibatch_size": 512}
     run = ppo_run(target, value=ValueNetwork.shared, **sizes)
-    algorithm = PPO.from_materials(materials(runtime, None, 1.5 * beta), run)
+    algorithm = PPO.from_inputs(inputs(runtime, Path(), 1.5 * beta), run)
     fit(algorithm, runtime, adam(1e-3), tmp_path)
     reward, kl = reward_and_kl(log_law(language_model(algorithm)))
     last = np.array(algorithm.history[-len(algorithm.history) // 5 :])

@@ -32,7 +32,7 @@ from imdb_rlhf.config.algos import (
 from imdb_rlhf.config.machine import Device, Precision, TrainerConfig, check_processes
 from imdb_rlhf.config.optim import AdamWConfig, Schedule
 from imdb_rlhf.config.stages import GenerationConfig, Order, SFTConfig
-from imdb_rlhf.data.groups import Pairs
+from imdb_rlhf.data.pairs import Pairs
 from imdb_rlhf.errors import ConfigError
 from imdb_rlhf.models.policy import Policy
 from imdb_rlhf.training import loop

@@ -345,7 +345,7 @@ def test_a_signal_and_the_death_of_a_sweep(outputs):
     jobs = kept(outputs, title)["jobs"]
     assert code == 0, out + err
     assert [job["state"] for job in jobs] == ["done", "done"]
-    assert all("going on at step" in Path(job["log"]).read_text() for job in jobs)
+    assert all("resumed at step" in Path(job["log"]).read_text() for job in jobs)
     folder = Path(jobs[0]["log"]).parents[1]
     with FileLock(f"{folder}.lock"):
         code, out, err = whole(outputs, *arguments)

@@ -5,7 +5,7 @@ Every function takes what a test's numbers depend on as a keyword; what a test d
 
 import string
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from imdb_rlhf.algos.inputs import Score
 from imdb_rlhf.config.algos import (
     BestOfNConfig,
     DPOConfig,
@@ -327,9 +328,31 @@ def run(kind: type[R], **changes: Any) -> R:
         "best_of_n": BestOfNConfig(RewardSource.ground_truth),
         "own_model": OwnModelConfig("model", None, None),
     }
-    keys = {field.name for field in fields(kind)}
+    keys = {key.name for key in fields(kind)}
     assert changes.keys() <= keys, f"{kind.__name__} has no {changes.keys() - keys}"
     return kind(**{key: {**values, **changes}[key] for key in keys})
+
+
+# --- what an algorithm is made from
+
+
+@dataclass
+class FixedInputs:
+    """`algos.inputs.Inputs` of given values: `scores` is what `score` returns, `kl_coefficient` the first one."""
+
+    policy: Policy
+    reference: PreTrainedModel
+    runtime: Runtime
+    groups: Path = Path()
+    prompts: list[list[int]] = field(default_factory=list)
+    scores: Score = lambda prompt_ids, completion_ids: np.zeros(len(prompt_ids))
+    kl_coefficient: float = 1.0
+
+    def score(self, config: PPOConfig) -> Score:
+        return self.scores
+
+    def first_kl_coefficient(self, config: PPOConfig, target_kl: float | None) -> float:
+        return self.kl_coefficient
 
 
 # --- the loop

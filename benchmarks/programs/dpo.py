@@ -17,7 +17,7 @@ from benchmarks.programs.record import Record, begin, finish, parser, read, time
 from imdb_rlhf.algos.dpo import DPO
 from imdb_rlhf.algos.preferences import PairBatch, RankingBatch
 from imdb_rlhf.config.algos import DPORun
-from imdb_rlhf.data.groups import Pairs
+from imdb_rlhf.data.pairs import Pairs
 from imdb_rlhf.models.logprobs import Rows, sequence_logprobs
 from imdb_rlhf.models.policy import Policy, freeze
 from imdb_rlhf.training.loop import Algorithm

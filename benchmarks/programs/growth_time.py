@@ -20,7 +20,7 @@ from imdb_rlhf.algos.dpo import DPO
 from imdb_rlhf.config.algos import DPORun
 from imdb_rlhf.config.model import ScratchModel
 from imdb_rlhf.data import embedded
-from imdb_rlhf.data.groups import Pairs
+from imdb_rlhf.data.pairs import Pairs
 from imdb_rlhf.evaluation.evaluate import evaluate
 from imdb_rlhf.models.policy import Policy, freeze, scratch, train_tokenizer
 from imdb_rlhf.models.sampling import sample, uniforms

@@ -7,16 +7,16 @@ import numpy as np
 
 
 def steps_for(examples: int, batch_size: int, epochs: float) -> int:
-    """Optimizer steps of so many passes, at least 1; a last, partly filled step is completed from the next pass."""
+    """Optimizer steps for so many passes, at least 1; the next pass fills up a last step that would be too short."""
     return max(1, int(np.ceil(epochs * examples / batch_size - 1e-9)))
 
 
 class Stream:
-    """An endless run through epochs, read by position, so that any step can be had without those before it.
+    """An endless sequence of epochs, read by position: any step can be had without those before it.
 
     Args:
-        examples: how many there are.
-        batch_size: how many a step takes.
+        examples: number of examples in an epoch.
+        batch_size: number of examples per step.
         order: epoch -> (examples,) permutation.
     """
 
@@ -32,14 +32,14 @@ class Stream:
 
 
 def share(items: np.ndarray, rank: int, world: int, limit: int | None) -> Sequence[np.ndarray]:
-    """The contiguous slice of a global batch that a process has, in pieces of at most `limit`.
+    """The contiguous slice of a global batch that one process computes, in pieces of at most `limit`.
 
     Args:
-        items: (batch, ...) indices; batch is a multiple of `world` (the configuration sees to it).
-        rank: this process.
+        items: (batch, ...) indices; batch is a multiple of `world` (the configuration is checked for that).
+        rank: which process.
         world: number of processes.
-        limit: examples a forward pass, None for all.
+        limit: examples per forward pass, None for all.
     """
     size = len(items) // world
-    mine = items[rank * size : (rank + 1) * size]
-    return [mine[at : at + (limit or size)] for at in range(0, size, limit or size)]
+    local = items[rank * size : (rank + 1) * size]
+    return [local[at : at + (limit or size)] for at in range(0, size, limit or size)]

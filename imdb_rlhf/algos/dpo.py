@@ -4,7 +4,9 @@ The score of a completion is s = log pi(y|x) - log ref(y|x), and h = s_w - s_l i
 takes whole rankings instead of pairs (appendix A.3).
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -17,10 +19,11 @@ from imdb_rlhf.algos.preferences import (
     PreferenceMethod,
     RankingBatch,
     RankingPart,
-    load_pairs,
 )
 from imdb_rlhf.config.algos import DPOConfig, DPOLoss, DPORun
-from imdb_rlhf.data.groups import Pairs, Rankings, draw_rankings, read
+from imdb_rlhf.data.groups import read
+from imdb_rlhf.data.pairs import Pairs, load_pairs
+from imdb_rlhf.data.rankings import Rankings, draw_rankings
 from imdb_rlhf.losses import dpo_hinge, dpo_ipo, dpo_robust, dpo_sigmoid, log_ratio_margin, plackett_luce
 
 
@@ -28,13 +31,15 @@ class DPO(PreferenceMethod[DPORun]):
     """Minimises a loss of the log-ratios of preferred and other completions."""
 
     stage = "dpo"
+    title = "DPO"
+    colours: ClassVar[Mapping[str, int]] = {"DPO": 0, "DPO (ipo)": 7}
 
     @classmethod
     def draw(cls, folder: Path, run: DPORun) -> tuple[pd.DataFrame, Pairs | Rankings]:
-        """The groups of an artifact with their pairs, or with their rankings where the loss is of rankings."""
+        """The group table of an artifact, and its rankings for Plackett-Luce or its pairs for every other loss."""
         if run.dpo.loss != DPOLoss.plackett_luce:
             return load_pairs(folder, run.pairs, run.seed)
-        groups, _ = read(folder)
+        groups = read(folder)
         return groups, draw_rankings(groups, run.pairs, run.seed)
 
     def batch(self, chosen: np.ndarray) -> PairBatch | RankingBatch:
@@ -45,10 +50,11 @@ class DPO(PreferenceMethod[DPORun]):
         return PairBatch(self.completions, rows)
 
     def loss(self, module: nn.Module, part: PairPart | RankingPart) -> tuple[Tensor, dict[str, Tensor]]:
-        """Summed losses of a part, and what practitioners plot.
+        """Summed losses of a part, and the metrics that practitioners plot.
 
-        The metrics are of whole sequences (log-probs summed over tokens) whatever the loss reads. Of a ranking the
-        chosen completion is the best and the rejected one the worst; its accuracy is that of neighbours.
+        The metrics are of whole sequences (log-probs summed over tokens), whatever the loss reads. A ranking's chosen
+        completion is its best and its rejected one the worst; its accuracy is the share of neighbours in the right
+        order.
         """
         part = part.to(next(module.parameters()).device)
         logprob = module(part.rows.ids, part.rows.starts, part.rows.lengths).sum(-1)
@@ -73,14 +79,18 @@ class DPO(PreferenceMethod[DPORun]):
         }
 
     def _margin(self, logprob: Tensor, part: PairPart) -> Tensor:
-        """(pairs,) margins that the loss reads: of log-probs a sequence, or a token."""
+        """(pairs,) margins that the loss reads: of log-probs per sequence, or per token, in nats."""
         tokens = part.rows.lengths - part.rows.starts if self.run.dpo.average_logprobs else torch.ones_like(logprob)
         policy, reference = (logprob / tokens)[part.pairs], (part.ref_logprob / tokens)[part.pairs]
         return log_ratio_margin(policy[:, 0], policy[:, 1], reference[:, 0], reference[:, 1])
 
 
 def pair_losses(margin: Tensor, beta: float, config: DPOConfig) -> Tensor:
-    """(pairs,) losses of (pairs,) margins by the loss that is configured."""
+    """(pairs,) losses of (pairs,) margins under the configured loss.
+
+    Raises:
+        ValueError: the configured loss is not one of pairs.
+    """
     match config.loss:
         case DPOLoss.sigmoid:
             return dpo_sigmoid(margin, beta, config.label_smoothing)
@@ -91,4 +101,4 @@ def pair_losses(margin: Tensor, beta: float, config: DPOConfig) -> Tensor:
         case DPOLoss.hinge:
             return dpo_hinge(margin, beta)
         case _:
-            raise ValueError(f"{config.loss} is no loss of pairs")
+            raise ValueError(f"{config.loss} is not a loss of pairs")

@@ -12,9 +12,9 @@ Left out: dropout, an entropy bonus, Ziegler's fixed score for completions witho
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from imdb_rlhf.algos.batches import Stream
-from imdb_rlhf.algos.materials import Materials
+from imdb_rlhf.algos.inputs import Inputs, Score
+from imdb_rlhf.algos.method import Method
 from imdb_rlhf.algos.rollout import Minibatch, Rollout, aligned, padded
-from imdb_rlhf.config.algos import PPORun, Whitening
+from imdb_rlhf.config.algos import PPORun, RewardSource, Whitening
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.losses import (
     KL_ERROR_CLIP,
@@ -41,15 +42,16 @@ from imdb_rlhf.models.logprobs import LogProbs, Rows
 from imdb_rlhf.models.policy import Policy
 from imdb_rlhf.models.sampling import limits, sample, uniforms
 from imdb_rlhf.seeds import generator
-from imdb_rlhf.training.loop import Plain
 from imdb_rlhf.training.runtime import Runtime
 
+# How figures name the constants of other projects.
+PRESET_NAMES = {"trl_2023": " (TRL)", "ziegler": " (Ziegler)"}
 # How far a log-ratio of a token may be from 0 before the first step on a batch: the largest, and the mean size.
 # The batch is scored in other shapes than it is trained on, which bf16 rounds by some hundredths.
 ROUNDING = {"float32": (1e-3, 1e-4), "bf16": (0.5, 0.05)}
 
 
-class PPO(Plain):
+class PPO(Method):
     """Maximises the score minus beta times the KL, a minibatch a step.
 
     Args:
@@ -63,13 +65,15 @@ class PPO(Plain):
     """
 
     stage = "ppo"
+    title = "PPO"
+    colours: ClassVar[Mapping[str, int]] = {"PPO": 1, "PPO-GT (TRL)": 3, "PPO-GT": 4}
 
     def __init__(
         self,
         policy: Policy,
         reference: PreTrainedModel,
         prompts: Sequence[list[int]],
-        score: Callable[[list[list[int]], list[list[int]]], np.ndarray],
+        score: Score,
         run: PPORun,
         runtime: Runtime,
         kl_coefficient: float,
@@ -96,11 +100,22 @@ class PPO(Plain):
         self.history: list[list[float]] = []  # a batch: mean KL, beta
 
     @classmethod
-    def from_materials(cls, made: Materials, run: PPORun) -> "PPO":
+    def from_inputs(cls, inputs: Inputs, run: PPORun) -> Self:
         """PPO on training prompts."""
-        assert made.score is not None and made.kl_coefficient is not None
-        start = made.kl_coefficient
-        return cls(made.policy, made.reference, made.prompts, made.score, run, made.runtime, start)
+        score, start = inputs.score(run.ppo), inputs.first_kl_coefficient(run.ppo, run.target_kl)
+        return cls(inputs.policy, inputs.reference, inputs.prompts, score, run, inputs.runtime, start)
+
+    @classmethod
+    def method_name(cls, config: Mapping[str, Any], variant: str | None) -> str:
+        """PPO on the learned reward, PPO-GT on the true one; constants of other projects and a fixed coefficient."""
+        ppo = config["ppo"]
+        name = cls.title if ppo["reward"] == RewardSource.learned else f"{cls.title}-GT"
+        fixed = "" if ppo["kl_coefficient"] is None else " (fixed)"
+        return name + PRESET_NAMES.get(str(ppo["preset"]), "") + fixed
+
+    def log_every(self, steps: int) -> int:
+        """A row of metrics per batch of episodes."""
+        return self.period
 
     @property
     def horizon(self) -> float:
@@ -113,13 +128,13 @@ class PPO(Plain):
         derived = max(KL_ERROR_CLIP * episodes / config.coefficient_range, config.batch_size)
         return derived if config.horizon is None else config.horizon
 
-    def remark(self) -> str:
-        """What a person wants to know before it starts."""
+    def summary_line(self) -> str:
+        """Return its batches, its reward and its first coefficient."""
         config = self.config
-        how = "fixed" if self.run.target_kl is None else f"to begin with, target {self.run.target_kl:g} nats"
+        steering = "fixed" if self.run.target_kl is None else f"to begin with, target {self.run.target_kl:g} nats"
         return (
             f"{config.batches} batches of {config.batch_size} episodes, {self.steps} steps; {config.reward} reward; "
-            f"KL coefficient {self.coefficient:.4g} {how}"
+            f"KL coefficient {self.coefficient:.4g} {steering}"
         )
 
     # --- batches ---------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
-"""What is learnt from preferences: completions and the pairs or rankings over them, in batches.
+"""Learning from preferences: completions and the pairs or rankings over them in batches, and what all methods share.
 
-A batch is distinct completions and the indices of its pairs or rankings: each completion of a group of 4 stands in 3 of
-its 6 pairs and is scored once. The reference's log-probs are stored beside the completions, one number each.
+A batch is its distinct completions and the indices of its pairs or rankings into them: each completion of a group of 4
+occurs in 3 of its 6 pairs and is scored once. The reference's log-prob of each completion is stored beside it.
 """
 
 from abc import ABC, abstractmethod
@@ -16,20 +16,21 @@ import torch
 from torch import Tensor, nn
 
 from imdb_rlhf.algos.batches import Stream, share, steps_for
-from imdb_rlhf.algos.materials import Materials
+from imdb_rlhf.algos.inputs import Inputs
+from imdb_rlhf.algos.method import Method
 from imdb_rlhf.config.algos import PreferenceRun
-from imdb_rlhf.config.stages import PairsConfig
-from imdb_rlhf.data.groups import Pairs, Rankings, draw_pairs, flip, read, shuffled
+from imdb_rlhf.data.pairs import Pairs, load_pairs, shuffled
+from imdb_rlhf.data.rankings import Rankings
 from imdb_rlhf.models.logprobs import LogProbs, Rows
 from imdb_rlhf.models.policy import Policy
-from imdb_rlhf.training.loop import Batch, Plain
+from imdb_rlhf.training.loop import Batch
 
 R = TypeVar("R", bound=PreferenceRun)
 
 
 @dataclass(frozen=True)
 class PairPart:
-    """What one forward pass sees.
+    """Pairs and their completions: the input of one forward pass.
 
     Attributes:
         rows: the distinct completions.
@@ -48,13 +49,13 @@ class PairPart:
 
 @dataclass(frozen=True)
 class RankingPart:
-    """What one forward pass sees.
+    """Rankings and their completions: the input of one forward pass.
 
     Attributes:
         rows: the distinct completions.
         ref_logprob: (completions,) float32 log-prob of each under the reference, nats.
         rankings: (rankings, K) int64 indices into the completions, best first.
-        mask: (rankings, K) bool, true for the completions that are there, which stand first.
+        mask: (rankings, K) bool, true for the completions that are ranked, before all padding.
     """
 
     rows: Rows
@@ -70,21 +71,22 @@ class RankingPart:
 
 
 class Completions:
-    """The completions of all groups as token rows, with the reference's log-probs."""
+    """The prompts and completions of a group table as token rows, with the reference's log-probs."""
 
     def __init__(self, groups: pd.DataFrame) -> None:
-        self.prompts = [list(map(int, ids)) for ids in groups["prompt_ids"]]
-        self.completions = [list(map(int, ids)) for ids in groups["completion_ids"]]
+        self.prompt_ids = [list(map(int, ids)) for ids in groups["prompt_ids"]]
+        self.completion_ids = [list(map(int, ids)) for ids in groups["completion_ids"]]
         self.ref_logprob = groups["ref_logprob"].to_numpy()
 
     def take(self, rows: np.ndarray) -> tuple[Rows, Tensor, Tensor]:
-        """The distinct completions of (n, K) rows of the table.
+        """The distinct completions among (n, K) row numbers of the table.
 
         Returns:
-            Their token rows, their (completions,) log-probs under the reference, and (n, K) indices into both.
+            Their token rows, their (completions,) float32 log-probs under the reference in nats, and (n, K) indices
+            into both.
         """
         distinct, indices = np.unique(rows, return_inverse=True)
-        tokens = Rows.of([self.prompts[i] for i in distinct], [self.completions[i] for i in distinct])
+        tokens = Rows.of([self.prompt_ids[i] for i in distinct], [self.completion_ids[i] for i in distinct])
         reference = torch.tensor(self.ref_logprob[distinct], dtype=torch.float32)
         return tokens, reference, torch.as_tensor(indices.reshape(rows.shape))
 
@@ -103,7 +105,7 @@ class PairBatch:
         return float(len(self.pairs))
 
     def parts(self, rank: int, world: int, limit: int | None) -> list[PairPart]:
-        """This process's pairs, with the distinct completions of each piece."""
+        """This process's pairs in pieces, each with its distinct completions."""
         return [PairPart(*self.completions.take(piece)) for piece in share(self.pairs, rank, world, limit)]
 
 
@@ -114,7 +116,7 @@ class RankingBatch:
     Attributes:
         completions: of all groups.
         rankings: (batch, K) rows of the group table, best first.
-        mask: (batch, K) bool, true for the completions that are there.
+        mask: (batch, K) bool, true for the completions that are ranked.
     """
 
     notes: ClassVar[Mapping[str, float]] = {}
@@ -128,41 +130,22 @@ class RankingBatch:
         return float(len(self.rankings))
 
     def parts(self, rank: int, world: int, limit: int | None) -> list[RankingPart]:
-        """This process's rankings, with the distinct completions of each piece."""
+        """This process's rankings in pieces, each with its distinct completions."""
         pieces = zip(share(self.rankings, rank, world, limit), share(self.mask, rank, world, limit), strict=True)
         return [RankingPart(*self.completions.take(rows), torch.as_tensor(mask)) for rows, mask in pieces]
 
 
-def load_pairs(folder: Path, config: PairsConfig, seed: int) -> tuple[pd.DataFrame, Pairs]:
-    """The groups of an artifact and their pairs: drawn by the true reward, or those of a preference file.
-
-    Args:
-        folder: the artifact.
-        config: which pairs are drawn; of pairs that were brought, only labels are flipped.
-        seed: of labels and flips.
-
-    Raises:
-        RunError: no pair is left.
-    """
-    groups, pairs = read(folder)
-    if pairs is None:
-        pairs = draw_pairs(groups, config, seed)
-    elif config.noise is not None:
-        pairs = flip(pairs, config.noise, seed)
-    return groups, pairs
+def describe(examples: Pairs | Rankings, steps: int) -> str:
+    """The numbers of examples and steps, and how much was left out for which reason."""
+    name = "rankings" if isinstance(examples, Rankings) else "pairs"
+    left_out = ", ".join(f"{count} {reason}" for reason, count in examples.dropped.items() if count)
+    return f"{len(examples.rows)} {name}, {steps} steps" + (f"; left out: {left_out}" if left_out else "")
 
 
-def describe(drawn: Pairs | Rankings, steps: int) -> str:
-    """How many examples and steps there are, and what was left out."""
-    name = "rankings" if isinstance(drawn, Rankings) else "pairs"
-    left_out = ", ".join(f"{count} {reason}" for reason, count in drawn.dropped.items() if count)
-    return f"{len(drawn.rows)} {name}, {steps} steps" + (f"; left out: {left_out}" if left_out else "")
+class PreferenceMethod(Method, ABC, Generic[R]):
+    """A method that trains a policy on preferences: all but the loss, which the method adds."""
 
-
-class PreferenceMethod(Plain, ABC, Generic[R]):
-    """What all methods share that train a policy on preferences; a method adds its loss."""
-
-    stage: ClassVar[str]
+    stage: str
 
     def __init__(self, policy: Policy, groups: pd.DataFrame, drawn: Pairs | Rankings, run: R) -> None:
         policy.lm.requires_grad_(True)
@@ -173,23 +156,22 @@ class PreferenceMethod(Plain, ABC, Generic[R]):
         self.stream = Stream(examples, batch_size, lambda epoch: shuffled(drawn, run.pairs.order, run.seed, epoch))
 
     @classmethod
-    def from_materials(cls, made: Materials, run: R) -> Self:
+    def from_inputs(cls, inputs: Inputs, run: R) -> Self:
         """The method on the artifact of groups.
 
         Raises:
             RunError: no pair, or no ranking, is left.
         """
-        assert made.groups is not None
-        groups, drawn = cls.draw(made.groups, run)
-        return cls(made.policy, groups, drawn, run)
+        groups, drawn = cls.draw(inputs.groups, run)
+        return cls(inputs.policy, groups, drawn, run)
 
     @classmethod
     def draw(cls, folder: Path, run: R) -> tuple[pd.DataFrame, Pairs | Rankings]:
-        """The groups of an artifact, and what is drawn from them."""
+        """The group table of an artifact, and the examples drawn from it."""
         return load_pairs(folder, run.pairs, run.seed)
 
-    def remark(self) -> str:
-        """What a person wants to know before it starts."""
+    def summary_line(self) -> str:
+        """Return the number of examples and steps, and what was left out."""
         return describe(self.drawn, self.steps)
 
     def batches(self, first: int) -> Iterator[Batch]:
@@ -203,4 +185,4 @@ class PreferenceMethod(Plain, ABC, Generic[R]):
 
     @abstractmethod
     def loss(self, module: nn.Module, part: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """Summed losses of a part, and what practitioners plot."""
+        """Summed losses of a part, and the metrics that practitioners plot."""

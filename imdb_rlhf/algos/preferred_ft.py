@@ -1,7 +1,7 @@
 """Preferred-FT, a baseline of arXiv 2305.18290, section 6: supervised fine-tuning on the winners of the pairs.
 
-The pairs are those of the other methods, so a completion counts as often as it wins. Distinct winners are scored once
-and weighted.
+It trains on the same pairs as the other methods, so a completion counts as often as it wins. Each distinct winner is
+scored once and weighted by its count.
 """
 
 from collections.abc import Mapping
@@ -21,13 +21,13 @@ from imdb_rlhf.models.logprobs import Rows
 
 @dataclass(frozen=True)
 class WinnerPart:
-    """What one forward pass sees.
+    """The input of one forward pass.
 
     Attributes:
         rows: the distinct winners.
         ref_logprob: (winners,) float32 log-prob of each under the reference, nats.
-        counts: (winners,) float32, how often each stands in the part.
-        mean_tokens: tokens of an average example of the global batch.
+        counts: (winners,) float32, how often each occurs in the part.
+        mean_tokens: mean number of tokens per example of the global batch.
     """
 
     rows: Rows
@@ -46,11 +46,11 @@ class WinnerBatch:
 
     @property
     def size(self) -> float:
-        """Number of tokens, those of a completion counted as often as it stands here."""
-        return float(sum(len(self.completions.completions[row]) for row in self.winners))
+        """Number of tokens; a completion that occurs n times counts n times."""
+        return float(sum(len(self.completions.completion_ids[row]) for row in self.winners))
 
     def parts(self, rank: int, world: int, limit: int | None) -> list[WinnerPart]:
-        """This process's winners, the distinct ones of each piece."""
+        """This process's winners in pieces, each with its distinct ones."""
         mean_tokens, parts = self.size / len(self.winners), []
         for piece in share(self.winners, rank, world, limit):
             rows, reference, indices = self.completions.take(np.asarray(piece))
@@ -60,19 +60,21 @@ class WinnerBatch:
 
 
 class PreferredFT(PreferenceMethod[PreferredFTRun]):
-    """Minimises the mean negative log-likelihood of a winner's token, at the temperature of sampling."""
+    """Minimises the mean negative log-likelihood per token of the winners, at the temperature of sampling."""
 
     stage = "preferred_ft"
+    title = "Preferred-FT"
+    colours: ClassVar[Mapping[str, int]] = {"Preferred-FT": 5}
 
     def batch(self, chosen: np.ndarray) -> WinnerBatch:
         """The winners of these (batch,) pairs."""
         return WinnerBatch(self.completions, self.drawn.rows[chosen, 0])
 
     def loss(self, module: nn.Module, part: WinnerPart) -> tuple[Tensor, dict[str, Tensor]]:
-        """Summed negative log-likelihood of a part; the log-ratio is a mean over examples, nats a sequence."""
+        """Summed negative log-likelihood of a part, nats; the log-ratio is a mean over examples, nats per sequence."""
         device = next(module.parameters()).device
         rows, counts = part.rows.to(device), part.counts.to(device)
         losses = negative_log_likelihood(module(rows.ids, rows.starts, rows.lengths))
         ratio = -losses.detach() - part.ref_logprob.to(device)
-        # the loop divides by tokens; times the tokens of an example this is a mean over examples
+        # the loop divides by tokens; multiplied by the mean tokens per example, the metric is a mean over examples
         return (counts * losses).sum(), {"train/chosen_log_ratio": (counts * ratio).sum() * part.mean_tokens}

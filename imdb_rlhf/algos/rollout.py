@@ -10,23 +10,23 @@ from torch import Tensor
 
 from imdb_rlhf.algos.batches import share
 
-# A minibatch is computed in up to so many pieces of like length, none smaller than so many episodes.
-PIECES, PIECE = 4, 32
+# A process computes its share of a minibatch in at most 4 pieces of similar length, of at least 32 episodes each.
+MAX_PIECES, MIN_EPISODES = 4, 32
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """A batch of episodes, ready to be trained on; (episodes, tokens) tensors begin at the completion's first token.
+    """A batch of episodes, ready for training; the (episodes, tokens) tensors begin at the completion's first token.
 
     Attributes:
         ids: (episodes, time) int64, right-padded prompt + completion.
-        starts: (episodes,) int64, where completions begin.
+        starts: (episodes,) int64, position of the completion's first token.
         lengths: (episodes,) int64, tokens of prompt + completion.
-        mask: bool, which tokens there are.
-        logprob: float32, under the policy that sampled.
-        value: float32, V before each token.
-        advantage: float32, whitened if that is done over the batch.
-        returns: float32.
+        mask: (episodes, tokens) bool, true for completion tokens, false for padding.
+        logprob: (episodes, tokens) float32, log-prob under the policy that sampled, nats.
+        value: (episodes, tokens) float32, value of the state before each token.
+        advantage: (episodes, tokens) float32, already whitened if whitening is over the batch.
+        returns: (episodes, tokens) float32.
     """
 
     ids: Tensor
@@ -39,17 +39,17 @@ class Rollout:
     returns: Tensor
 
     def at(self, chosen: Tensor) -> "Rollout":
-        """The same of some episodes."""
+        """The rollout of some of its episodes."""
         return Rollout(*(getattr(self, f.name)[chosen] for f in fields(self)))
 
     def trimmed(self) -> "Rollout":
-        """The same without the columns that none of its episodes reaches."""
+        """The same rollout without the columns that none of its episodes reaches."""
         time, tokens = int(self.lengths.max()), int(self.mask.sum(-1).max())
         widths = {"ids": time, "starts": None, "lengths": None}
         return Rollout(*(getattr(self, f.name)[..., : widths.get(f.name, tokens)] for f in fields(self)))
 
     def to(self, device: torch.device) -> "Rollout":
-        """The same on another device."""
+        """The same rollout on another device."""
         return Rollout(*(getattr(self, f.name).to(device) for f in fields(self)))
 
 
@@ -59,9 +59,9 @@ class Minibatch:
 
     Attributes:
         rollout: those episodes, advantages whitened.
-        notes: numbers of the whole batch of episodes.
-        first: whether nothing was trained on this batch yet, so that every ratio has to be 1.
-        skipped: whether the step is left out (the policy has moved far enough).
+        notes: metrics of the whole batch of episodes.
+        first: whether this is the first step on the batch, where every ratio must be 1.
+        skipped: whether early stopping skips the step.
     """
 
     rollout: Rollout
@@ -75,24 +75,24 @@ class Minibatch:
         return float(self.rollout.mask.sum())
 
     def parts(self, rank: int, world: int, limit: int | None) -> Sequence[tuple[Rollout, bool]]:
-        """This process's episodes in pieces of like length, which pad little, and whether they are the first."""
+        """This process's episodes, sorted by length into pieces that pad little; with each piece `first`."""
         if self.skipped:
             return []
-        (mine,) = share(np.arange(len(self.rollout.ids)), rank, world, None)
-        mine = mine[np.argsort(self.rollout.lengths[mine].numpy(), kind="stable")]
-        size = min(limit or len(mine), max(PIECE, math.ceil(len(mine) / PIECES)))
-        pieces = [torch.as_tensor(mine[at : at + size]) for at in range(0, len(mine), size)]
+        (local,) = share(np.arange(len(self.rollout.ids)), rank, world, None)
+        local = local[np.argsort(self.rollout.lengths[local].numpy(), kind="stable")]
+        size = min(limit or len(local), max(MIN_EPISODES, math.ceil(len(local) / MAX_PIECES)))
+        pieces = [torch.as_tensor(local[at : at + size]) for at in range(0, len(local), size)]
         return [(self.rollout.at(piece).trimmed(), self.first) for piece in pieces]
 
 
 def aligned(values: Tensor, starts: Tensor, mask: Tensor) -> Tensor:
-    """(rows, tokens) what stands at the completions' tokens in (rows, time) values; 0 outside the mask."""
+    """(rows, tokens) the (rows, time) values shifted to begin at each completion; 0 outside the mask."""
     at = starts[:, None] + torch.arange(mask.shape[1], device=values.device)
     return values.gather(1, at.clamp(max=values.shape[1] - 1)) * mask
 
 
 def padded(rows: Sequence[np.ndarray], width: int) -> Tensor:
-    """(rows, width) float32, zeros where a row has ended."""
+    """(rows, width) float32 rows of different lengths, zeros after the end of each."""
     table = torch.zeros(len(rows), width)
     for index, row in enumerate(rows):
         table[index, : len(row)] = torch.from_numpy(np.asarray(row, dtype=np.float32))

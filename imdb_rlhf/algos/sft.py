@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: next-token prediction on reviews; its result is the reference policy."""
+"""Supervised fine-tuning (SFT): next-token prediction on reviews; the result is the reference policy."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ from imdb_rlhf.training.loop import Plain
 
 @dataclass(frozen=True)
 class RowsBatch:
-    """A global batch of token rows, every token but the first predicted.
+    """A global batch of token rows; every token but the first is predicted.
 
     Attributes:
-        rows: all rows of the data.
-        chosen: (batch,) indices of this batch.
-        size: number of predicted tokens, what the summed loss is divided by.
+        rows: all rows of the data, (tokens,) int32 each.
+        chosen: (batch,) indices of the rows of this batch.
+        size: number of predicted tokens, by which the loop divides the summed loss.
     """
 
     notes: ClassVar[Mapping[str, float]] = {}
@@ -41,7 +41,7 @@ class RowsBatch:
 
 
 class SFT(Plain):
-    """Minimises the mean negative log-likelihood of a token (temperature 1)."""
+    """Minimises the mean negative log-likelihood per token, in nats (temperature 1)."""
 
     stage = "sft"
 
@@ -70,7 +70,7 @@ class SFT(Plain):
 
 @torch.no_grad()
 def held_out_loss(policy: Policy, rows: Sequence[np.ndarray], batch_size: int) -> float:
-    """Mean negative log-likelihood of a token on rows that were not trained on, float32, nats."""
+    """Mean negative log-likelihood per token, in nats and float32, of rows that were not trained on."""
     total, tokens = 0.0, 0
     module = LogProbs(policy.lm)
     for at in range(0, len(rows), batch_size):

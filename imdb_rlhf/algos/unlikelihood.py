@@ -1,7 +1,10 @@
-"""The unlikelihood baseline of arXiv 2305.18290, section 6: winners made likelier, losers less likely.
+"""The unlikelihood baseline of arXiv 2305.18290, section 6: it makes winners likelier and losers less likely.
 
-Its loss knows no reference and is unbounded below; the reference's log-probs serve the metrics alone.
+Its loss has no reference and no lower bound; only the metrics use the reference's log-probs.
 """
+
+from collections.abc import Mapping
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -14,9 +17,11 @@ class Unlikelihood(PreferenceMethod[UnlikelihoodRun]):
     """Minimises -log pi(y_w) + alpha log pi(y_l) over preference pairs."""
 
     stage = "unlikelihood"
+    title = "Unlikelihood"
+    colours: ClassVar[Mapping[str, int]] = {"Unlikelihood": 2}
 
     def loss(self, module: nn.Module, part: PairPart) -> tuple[Tensor, dict[str, Tensor]]:
-        """Summed losses of a part, and what practitioners plot."""
+        """Summed losses of a part, and the metrics that practitioners plot."""
         part = part.to(next(module.parameters()).device)
         logprob = module(part.rows.ids, part.rows.starts, part.rows.lengths).sum(-1)
         chosen, rejected = (logprob - part.ref_logprob).detach()[part.pairs].unbind(1)

@@ -1,8 +1,9 @@
 """Each algorithm's run: its own keys, its knob and what it needs."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
+from typing import Any
 
 from imdb_rlhf.config.model import ScratchModel
 from imdb_rlhf.config.optim import OptimConfig
@@ -99,6 +100,11 @@ class OwnModelRun(Run):
         folder, last = os.path.split(os.path.abspath(os.path.expanduser(path)))
         return os.path.basename(folder) if last == "model" and os.path.basename(folder) else last
 
+    @property
+    def hashed_instead(self) -> dict[str, Any]:
+        """The model's name, which `summary.json` holds; its content is hashed in the artifact's key."""
+        return {"own_model": asdict(self.own_model) | {"path": None, "name": self.variant}}
+
 
 @dataclass
 class GroupsRun(Run):
@@ -128,9 +134,24 @@ class GroupsRun(Run):
         """They are what is learnt from."""
         return True
 
+    @property
+    def appends_eos(self) -> bool:
+        """As configured, where groups are used."""
+        return self.uses_groups and self.groups.eos == Eos.appended
+
 
 @dataclass
-class PreferenceRun(GroupsRun):
+class TrainedRun(Run):
+    """A run that trains a policy."""
+
+    @property
+    def optim(self) -> OptimConfig:
+        """The optimizer of the policy."""
+        raise NotImplementedError
+
+
+@dataclass
+class PreferenceRun(GroupsRun, TrainedRun):
     """What every algorithm that trains a policy on groups has."""
 
     policy: PolicyConfig
@@ -138,6 +159,11 @@ class PreferenceRun(GroupsRun):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._divides("policy.batch_size", self.policy.batch_size)
+
+    @property
+    def optim(self) -> OptimConfig:
+        """The optimizer of the policy."""
+        return self.policy.optim
 
 
 @dataclass
@@ -272,12 +298,18 @@ class BestOfNConfig:
 
 
 @dataclass
-class BestOfNRun(LearnedRun):
+class ReservoirRun(LearnedRun):
+    """What every algorithm that can use a reservoir has (`uses_reservoir` says whether this run does)."""
+
+    reservoir: ReservoirConfig
+
+
+@dataclass
+class BestOfNRun(ReservoirRun):
     """`algo=best_of_n`: the best of N reference samples; nothing is trained; the knob is n."""
 
     n: int
     best_of_n: BestOfNConfig
-    reservoir: ReservoirConfig
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -389,12 +421,11 @@ class PPOConfig:
 
 
 @dataclass
-class PPORun(LearnedRun):
+class PPORun(ReservoirRun, TrainedRun):
     """`algo=ppo`: proximal policy optimization; the knob is target_kl, or the fixed coefficient."""
 
     target_kl: float | None
     ppo: PPOConfig
-    reservoir: ReservoirConfig
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -413,6 +444,11 @@ class PPORun(LearnedRun):
         if self.target_kl is None and fixed is None:
             raise ConfigError("target_kl=null needs ppo.kl_coefficient, the fixed one; or give target_kl")
         self._divides("ppo.minibatch_size", self.ppo.minibatch_size)
+
+    @property
+    def optim(self) -> OptimConfig:
+        """The optimizer of the policy and of the value network."""
+        return self.ppo.optim
 
     @property
     def knob(self) -> tuple[str, float] | None:

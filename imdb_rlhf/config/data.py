@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import ClassVar
 
 from imdb_rlhf.config.ranges import number
 from imdb_rlhf.errors import ConfigError
@@ -37,8 +38,9 @@ class PromptsConfig:
 
 @dataclass
 class DataConfig:
-    """What every dataset has."""
+    """What every dataset has; `kind` is the module of `imdb_rlhf.data` that reads it."""
 
+    kind: ClassVar[str]
     name: str
     seed: int
     sft_reviews: int
@@ -55,6 +57,7 @@ class DataConfig:
 class EmbeddedData(DataConfig):
     """Generated film-review openings."""
 
+    kind = "embedded"
     labelled_reviews: int
 
     def check(self, at: str) -> None:
@@ -67,6 +70,7 @@ class EmbeddedData(DataConfig):
 class ImdbData(DataConfig):
     """The Large Movie Review Dataset in the Hub's parquet layout."""
 
+    kind = "imdb"
     hub_id: str
     revision: str
     path: str | None

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import ClassVar
 
 from imdb_rlhf.config.optim import OptimConfig
 from imdb_rlhf.config.ranges import number
@@ -32,8 +33,9 @@ class Positions(StrEnum):
 
 @dataclass
 class RewardConfig:
-    """What every true reward has."""
+    """What every true reward has; `kind` is the module of `imdb_rlhf.rewards` that computes it."""
 
+    kind: ClassVar[str]
     name: str
 
 
@@ -41,11 +43,14 @@ class RewardConfig:
 class LexiconReward(RewardConfig):
     """The log-odds of the generated world."""
 
+    kind = "lexicon"
+
 
 @dataclass
 class ClassifierReward(RewardConfig):
     """A Hugging Face sequence classifier by Hub id or folder."""
 
+    kind = "classifier"
     path: str
     revision: str | None
     positive_label: str | None
@@ -61,6 +66,7 @@ class ClassifierReward(RewardConfig):
 class TwoLabelReward(RewardConfig):
     """A two-label head that a stage fine-tunes on labelled reviews."""
 
+    kind = "two_label"
     seed: int
     init: Init
     epochs: float
@@ -87,6 +93,7 @@ class TwoLabelReward(RewardConfig):
 class OwnReward(RewardConfig):
     """A user's own function."""
 
+    kind = "own"
     function: str
 
 

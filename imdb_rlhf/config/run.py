@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from imdb_rlhf.config.data import DataConfig
 from imdb_rlhf.config.machine import LauncherConfig, LoggerConfig, PathsConfig, TrainerConfig
@@ -94,6 +95,16 @@ class Run:
     @property
     def uses_groups(self) -> bool:
         """Whether K completions of each training prompt are needed."""
+        return False
+
+    @property
+    def hashed_instead(self) -> dict[str, Any]:
+        """Sections that the run's hash holds in another form: without places, with names that are derived."""
+        return {}
+
+    @property
+    def appends_eos(self) -> bool:
+        """Whether a completion that was cut at the length limit is trained with an EOS that was never sampled."""
         return False
 
     @property

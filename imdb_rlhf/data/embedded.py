@@ -1,20 +1,26 @@
 """Embedded reviews: openings of film reviews from a small grammar, with their sentiment by construction.
 
-They stand in for IMDb where no network is wanted. A review has a hidden attitude; each sentence takes its polarity
-from it, so that praise and blame mix. The first words are neutral: a prompt of 2 to 8 tokens leaves the sentiment
-open. The log-odds are summed from what the grammar chose, by the rules in `embedded_words`, never read off the text.
+They replace IMDb where no network is wanted. A review has a hidden attitude, from which each sentence draws its
+polarity, so that praise and blame mix. The first words are neutral: a prompt of 2 to 8 tokens leaves the sentiment
+open. The log-odds are summed from the grammar's choices, by the rules in `embedded_words`, never read off the text.
 """
 
 import math
 import random
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TypeVar
 
-from imdb_rlhf.data import embedded_words as words
+import pandas as pd
 
-# Composition: what the calibration of the reviews rests on (mean and spread of p(positive), length).
+from imdb_rlhf.artifacts.files import hash_of
+from imdb_rlhf.config.data import EmbeddedData
+from imdb_rlhf.data import embedded_words as words
+from imdb_rlhf.data.prompts import PROMPT_ROLES
+from imdb_rlhf.data.reviews import DatasetKind, Reviews
+
+# Composition. These numbers set the calibration of the reviews: mean and spread of p(positive), and length.
 _ATTITUDES = (0.1, 0.5, 0.9)  # probability that a sentence praises: a pan, a mixed review, a rave
 _OPINION_OPENER = 0.4  # probability that the first sentence already holds an opinion
 _FILLER = 0.2  # probability that a later sentence is neutral
@@ -84,7 +90,7 @@ def generate(count: int, seed: int) -> list[Review]:
     if count < 0:
         raise ValueError(f"count must be at least 0, got {count}")
     uniform = random.Random(f"embedded reviews {seed}").random  # a string, since Random(-1) is Random(1)
-    reviews: dict[str, Review] = {}  # by text: one drawn again counts once
+    reviews: dict[str, Review] = {}  # by text, so that one drawn twice counts once
     while len(reviews) < count:
         text, total = _compose(uniform)
         log_odds = words.BOUND * math.tanh(total / words.BOUND)
@@ -98,7 +104,7 @@ def _compose(uniform: Callable[[], float]) -> tuple[str, float]:
     attitude = _ATTITUDES[int(uniform() * len(_ATTITUDES))]
     low, high = _TARGET_WORDS
     target = low + uniform() * (high - low)
-    used: set[object] = set()  # words, phrases and shapes: none but "film" and its kin comes twice in a review
+    used: set[object] = set()  # words, phrases and shapes; only "film" and its synonyms may come twice in a review
     sentences: list[str] = []
     length, total = 0, 0.0
     while len(sentences) < _MIN_SENTENCES or (length < target and len(sentences) < _MAX_SENTENCES):
@@ -151,8 +157,8 @@ def _fresh(options: tuple[_T, ...], used: set[object], uniform: Callable[[], flo
 
 
 def _opinions(kind: str, polarity: int, negated: bool) -> tuple[_Opinion, ...]:
-    """List the opinion words of a kind and polarity; a negated slot takes no word of the highest grade."""
-    found = []
+    """The opinion words of a part of speech and polarity; a negated slot takes none of the highest grade."""
+    opinions: list[_Opinion] = []
     for grade, row in enumerate((words.POSITIVE if polarity > 0 else words.NEGATIVE)[kind]):
         if negated and grade == 3:
             continue
@@ -160,21 +166,23 @@ def _opinions(kind: str, polarity: int, negated: bool) -> tuple[_Opinion, ...]:
             pool = words.NEGATED_INTENSIFIERS if negated else words.INTENSIFIERS_BY_GRADE[polarity][grade]
         else:
             pool = "" if negated else words.INTENSIFIERS_BY_KIND.get(kind, "")
-        found += [_Opinion(word, polarity * words.STRENGTHS[grade], tuple(pool.split())) for word in row.split()]
-    return tuple(found)
+        opinions += [_Opinion(word, polarity * words.STRENGTHS[grade], tuple(pool.split())) for word in row.split()]
+    return tuple(opinions)
 
 
 def _slot(article: bool, marks: str, name: str) -> _OpinionSlot | _NeutralSlot:
+    """A slot as the templates write it: `{a:~!name}`."""
     if name in words.NEUTRAL:
         return _NeutralSlot(words.NEUTRAL[name], article, name == "film")
     negated, conceded = "!" in marks, "~" in marks
-    turned = -1 if negated != conceded else 1  # either mark asks for a word of the opposite polarity, both for none
+    turned = -1 if negated != conceded else 1  # each mark asks for the opposite polarity; two of them cancel
     weight = (words.NEGATION if negated else 1.0) * (words.CONCESSION if conceded else 1.0)
     by_polarity = {polarity: _opinions(name, polarity * turned, negated) for polarity in (1, -1)}
     return _OpinionSlot(by_polarity, weight, article)
 
 
 def _compile(templates: tuple[str, ...]) -> tuple[_Shape, ...]:
+    """Sentence templates as sequences of fixed text and slots."""
     shapes = []
     for template in templates:
         parts: list[str | _OpinionSlot | _NeutralSlot] = []
@@ -191,3 +199,35 @@ _OPINION_OPENERS = _compile(words.OPINION_OPENERS)
 _FILLERS = _compile(words.FILLERS)
 _BODIES = _compile(words.BODIES)
 _VERDICTS = _compile(words.VERDICTS)
+
+
+class Kind(DatasetKind[EmbeddedData]):
+    """Generated reviews: no network, no files."""
+
+    label_keys = ("labelled_reviews",)
+    labelled_bytes = 5_000_000
+
+    def content(self) -> str:
+        """A hash of the first 50 reviews: it changes when the generator does."""
+        return hash_of([asdict(review) for review in generate(50, self.config.seed)])
+
+    def divide(self, held_out: int) -> Reviews:
+        """Generate as many reviews as are needed, and hand them out in order."""
+        config = self.config
+        sizes = {
+            "test": config.prompts.test,
+            "validation": config.prompts.validation,
+            "train": config.prompts.train,
+            "sft": config.sft_reviews,
+            "held_out": held_out,
+            "labelled": config.labelled_reviews if held_out else 0,
+        }
+        generated = iter(generate(sum(sizes.values()), config.seed))
+        taken = {role: [next(generated) for _ in range(size)] for role, size in sizes.items()}
+        frames = {
+            role: pd.DataFrame({"text": [r.text for r in taken[role]], "label": [r.label for r in taken[role]]})
+            for role in ("labelled", "held_out")
+        }
+        texts = {role: [r.text for r in taken[role]] for role in ("sft", *PROMPT_ROLES)}
+        counts = {role: len(reviews) for role, reviews in taken.items()}
+        return Reviews(texts, frames["labelled"], frames["held_out"], {"reviews": counts})

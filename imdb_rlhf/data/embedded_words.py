@@ -1,7 +1,7 @@
 """Words, strengths and sentence shapes of the embedded reviews; no code that composes or parses.
 
-What an opinion is worth (log-odds of a positive review), shared by the generator (`data.embedded`) and the
-lexicon reward (`rewards.lexicon`):
+The generator (`data.embedded`) and the lexicon reward (`rewards.lexicon`) share these rules for the worth of an
+opinion, in log-odds of a positive review:
 
 1. A word of grade 1 to 4 is worth 0.4, 0.8, 1.2 or 1.6, with the sign of its polarity (`VALENCE`).
 2. An intensifier directly before it multiplies by 0.5, 0.8, 1.25 or 1.5 (`INTENSIFIERS`).
@@ -9,9 +9,9 @@ lexicon reward (`rewards.lexicon`):
    punctuation and at "and", "but", "yet", "because", "although", "though", "while", "despite" (`CLAUSE_BREAKS`).
 4. A conceded word counts half, once: one between "although", "though", "while" or "despite" and the next
    punctuation mark (`CONCESSIVES`), or one before "but" or "yet" in its sentence (`ADVERSATIVES`).
-5. A word counts once a text, whatever its polarity there: its first mention settles it.
+5. A word counts once per text, whatever its polarity there: its first mention decides.
 6. Between two punctuation marks only the first n // 2 opinion words count, n being the number of distinct words
-   there that are neither opinions nor intensifiers: a pile of praise is worth nothing without sentences around it.
+   there that are neither opinions nor intensifiers: heaped praise is worth nothing without sentences around it.
 7. The sum s over the text becomes the log-odds 6 tanh(s / 6).
 
 All words are lower case but for names. The tables are hand-written; no corpus or published lexicon went into them.
@@ -27,7 +27,7 @@ CONCESSION = 0.5
 """Factor of a conceded opinion word."""
 
 WORDS_PER_OPINION = 2
-"""Distinct other words that one opinion word needs beside it between two punctuation marks."""
+"""Distinct other words that each opinion word needs between the same two punctuation marks."""
 
 STRENGTHS = (0.4, 0.8, 1.2, 1.6)
 """Worth of an opinion word of grade 1, 2, 3, 4, before its sign."""
@@ -53,7 +53,7 @@ POSITIVE = {
     "does": ("pleases", "charms entertains satisfies amuses", "delights impresses shines", "dazzles astonishes soars"),
     "do": ("please", "charm entertain satisfy amuse", "delight impress shine", "dazzle astonish soar"),
 }
-"""Praise: part of speech -> words of grade 1, 2, 3, 4. "verb", "base": what "I" do; "does", "do": what films do."""
+"""Praise: part of speech -> words of grade 1 to 4. "verb" and "base" follow "I"; "does" and "do" follow a film."""
 
 NEGATIVE = {
     "adj": (
@@ -102,13 +102,13 @@ NEGATORS = frozenset(
         for verb in ("is", "was", "are", "were", "do", "does", "did", "has", "have", "had", "could", "would")
     }
 )
-"""Words that turn the opinion words after them, to the end of the clause."""
+"""Words that negate the opinion words after them, to the end of the clause."""
 
 CONCESSIVES = frozenset({"although", "though", "while", "despite"})
 """Words that open a conceded clause."""
 
 ADVERSATIVES = frozenset({"but", "yet"})
-"""Words that make all before them in the sentence conceded."""
+"""Words that concede everything before them in the sentence."""
 
 CLAUSE_BREAKS = CONCESSIVES | ADVERSATIVES | {"and", "because"}
 """Words that end the scope of a negator."""
@@ -121,7 +121,7 @@ INTENSIFIERS_BY_GRADE = {
 """Polarity -> the intensifiers that go with an adjective of grade 1, 2, 3, 4."""
 
 INTENSIFIERS_BY_KIND = {"adv": "very rather", "verb": "really truly thoroughly"}
-"""Part of speech -> the intensifiers that go with it, for other words than adjectives."""
+"""Part of speech other than adjectives -> the intensifiers that go with it."""
 
 NEGATED_INTENSIFIERS = "very really particularly"
 """The intensifiers of a negated adjective ("not very good")."""
@@ -181,8 +181,9 @@ NEUTRAL: dict[str, tuple[str, ...]] = {
 }
 """Slot name -> neutral words or phrases. None holds an opinion word, an intensifier or a negator."""
 
-# Sentence shapes. {slot} takes a neutral phrase, {adj} and its kin an opinion of the sentence's polarity;
-# "~" marks a conceded opinion (opposite polarity), "!" a negated one (opposite word), "a:" asks for "a" or "an".
+# Sentence shapes. A slot named in NEUTRAL takes a neutral phrase; {adj}, {noun} and the other parts of speech take an
+# opinion of the sentence's polarity. "~" marks a conceded opinion (opposite polarity), "!" a negated one (opposite
+# word); "a:" puts "a" or "an" before the word.
 
 NEUTRAL_OPENERS = (
     "I saw this {film} {when}",

@@ -1,4 +1,4 @@
-"""A Hub id or a folder to a folder: everything that is loaded from the Hub goes through here."""
+"""From a Hub id or a folder to a folder: everything that is loaded from the Hub passes through this module."""
 
 import os
 from collections.abc import Callable
@@ -10,21 +10,21 @@ from typing import Literal, TypeVar, cast
 from imdb_rlhf.artifacts.files import hash_folder
 from imdb_rlhf.errors import RunError
 
-TIMEOUT = 4.0  # seconds until a Hub that does not answer is given up: 10 with the start of the process
+TIMEOUT = 4.0  # seconds to wait for the Hub's answer; with the start of the process that makes at most 10
 
 T = TypeVar("T")
 
 
 def is_folder(path: str) -> bool:
-    """Whether `path` means a folder here rather than an id on the Hub (`name` or `owner/name`)."""
+    """Whether `path` means a local folder rather than an id on the Hub (`name` or `owner/name`)."""
     return Path(path).expanduser().is_dir() or path.startswith((".", "/", "~")) or path.count("/") > 1
 
 
 def identity(path: str, revision: str | None, key: str) -> str:
-    """What an artifact's key holds of `path`: a folder's content, or the Hub's id and commit.
+    """How an artifact's key names `path`: the hash of a folder's content, or the Hub's id and commit.
 
     Raises:
-        RunError: the folder is not there.
+        RunError: the folder does not exist.
     """
     if not is_folder(path):
         return f"hub:{path}@{revision or 'main'}"
@@ -32,14 +32,14 @@ def identity(path: str, revision: str | None, key: str) -> str:
 
 
 def local_folder(path: str, key: str) -> Path:
-    """An existing folder.
+    """The folder that `path` names, `~` expanded.
 
     Raises:
-        RunError: there is none.
+        RunError: it does not exist; the message names `key`.
     """
     folder = Path(path).expanduser()
     if not folder.is_dir():
-        raise RunError(f"{key}={path}: no such folder; give one that exists, or an id of the Hub")
+        raise RunError(f"{key}={path}: no such folder; give one that exists, or a Hub id")
     return folder
 
 
@@ -47,58 +47,68 @@ def fetch(path: str, revision: str | None, key: str, kind: Literal["model", "dat
     """The local folder of a Hub id at a commit, downloaded if it is not in the cache; a folder is returned as it is.
 
     Args:
-        path: folder, or Hub id.
+        path: a folder or a Hub id.
         revision: the Hub's commit, branch or tag.
         key: the config key that a message names as the way out, e.g. `model.path`.
-        kind: what the id is of.
+        kind: what the id names.
 
     Raises:
-        RunError: no such folder; the Hub out of reach (told within 10 seconds); no such repository.
+        RunError: no such folder; no such repository; or the Hub is out of reach (reported within 10 seconds).
     """
     if is_folder(path):
         return local_folder(path, key)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from huggingface_hub import HfApi, constants, snapshot_download
-    from huggingface_hub.errors import (
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
-    constants.HF_HUB_DISABLE_TELEMETRY = True  # or the Hub is asked one thing more first, for up to 3 seconds
-    wanted = ["*.json", "*.txt", "*.model", "*.safetensors"] if kind == "model" else ["plain_text/*.parquet"]
-    here: Path | None = None
-    try:
-        cached = Path(snapshot_download(path, repo_type=kind, revision=revision, local_files_only=True))
-        if any(cached.glob(wanted[-1])) or any(cached.glob("*.bin")):
-            here = cached  # whole or not: the Hub knows, and what is there is not downloaded again
-    except HFValidationError as error:
-        raise RunError(f"{key}={path}: no such folder, and no id of the Hub; give one that exists") from error
-    except (LocalEntryNotFoundError, FileNotFoundError):
-        pass
+    constants.HF_HUB_DISABLE_TELEMETRY = True  # otherwise a telemetry request comes first and takes up to 3 seconds
+    patterns = ["*.json", "*.txt", "*.model", "*.safetensors"] if kind == "model" else ["plain_text/*.parquet"]
+    cached = _cached(path, revision, key, kind, patterns[-1])
     try:
         info = _in_time(lambda: HfApi().repo_info(path, repo_type=kind, revision=revision, timeout=TIMEOUT))
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise RunError(f"{key}={path} (revision {revision or 'main'}): the Hub has no such {kind}") from error
     except Exception as error:
-        if here is not None:
-            return here
+        if cached is not None:
+            return cached
         raise RunError(
             f"the Hub cannot be reached for {path} ({type(error).__name__}); "
             f"set {key}=DIR to a folder that holds it, or try again with a network"
         ) from error
     files = [sibling.rfilename for sibling in getattr(info, "siblings", None) or []]
     if kind == "model" and not any(name.endswith(".safetensors") and "/" not in name for name in files):
-        wanted.append("pytorch_model*.bin")
+        patterns.append("pytorch_model*.bin")
     try:
-        return Path(snapshot_download(path, repo_type=kind, revision=revision, allow_patterns=wanted))
+        return Path(snapshot_download(path, repo_type=kind, revision=revision, allow_patterns=patterns))
     except Exception as error:
         raise RunError(f"downloading {path} failed ({error}); run again to go on, or set {key}=DIR") from error
 
 
+def _cached(path: str, revision: str | None, key: str, kind: Literal["model", "dataset"], weights: str) -> Path | None:
+    """The cache's snapshot of a Hub id if it holds weights, or rows; None if not.
+
+    It may be incomplete: only the Hub knows. Files that it holds are not downloaded again.
+
+    Raises:
+        RunError: the id is not a valid one.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        snapshot = Path(snapshot_download(path, repo_type=kind, revision=revision, local_files_only=True))
+    except HFValidationError as error:
+        raise RunError(f"{key}={path}: no such folder, and not a Hub id; give one that exists") from error
+    except (LocalEntryNotFoundError, FileNotFoundError):
+        return None
+    return snapshot if any(snapshot.glob(weights)) or any(snapshot.glob("*.bin")) else None
+
+
 def _in_time(ask: Callable[[], T]) -> T:
-    """What `ask` returns or raises within TIMEOUT; a socket's own limit counts anew for every address of a name."""
+    """Return or raise what `ask` does, or raise TimeoutError after TIMEOUT seconds.
+
+    A socket's own limit is not enough: it starts again for each address that a host name resolves to.
+    """
     answers: SimpleQueue[tuple[T | None, Exception | None]] = SimpleQueue()
 
     def put() -> None:

@@ -42,6 +42,12 @@ class Policy:
         return int(self.tokenizer.eos_token_id)
 
     @property
+    def pad_id(self) -> int:
+        """The token that fills rows up: the tokenizer's own, or else the one that ends a completion."""
+        pad_id = self.tokenizer.pad_token_id
+        return self.eos_id if pad_id is None else int(pad_id)
+
+    @property
     def context(self) -> int:
         """The longest row in tokens."""
         return context_length(self.lm.config)

@@ -1,10 +1,20 @@
-"""Rewards: texts to scores. Nothing in this room trains anything."""
+"""Rewards: texts to scores. Nothing in this room trains anything.
 
+A kind of reward is a module of this room whose name is the `kind` of its configuration class (`config/reward.py`); it
+has a class `Kind`.
+"""
+
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from importlib import import_module
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Protocol, TypeVar, cast
 
 import numpy as np
+import torch
+
+from imdb_rlhf.config.reward import RewardConfig
 
 
 @dataclass(frozen=True)
@@ -26,6 +36,62 @@ class Reward(Protocol):
     def score(self, texts: Sequence[str]) -> Scores:
         """Score each text; deterministic, and independent of the other texts up to rounding."""
         ...
+
+
+C = TypeVar("C", bound=RewardConfig)
+
+
+class RewardKind(ABC, Generic[C]):
+    """What the rest of the package knows of a kind of true reward.
+
+    Attributes:
+        trained: whether a stage trains it from labelled reviews.
+        range: infimum and supremum of the reporting scale; infinite where nothing is known.
+        config: its configuration.
+    """
+
+    trained: ClassVar[bool] = False
+    range: ClassVar[tuple[float, float]] = (0.0, 1.0)
+
+    def __init__(self, config: C) -> None:
+        self.config = config
+
+    @property
+    def held_out(self) -> int:
+        """Labelled reviews that a trained reward is measured on."""
+        return 0
+
+    def check(self) -> None:  # noqa: B027 (most have nothing to do)
+        """Refuse a reward that cannot be found or read, before any work.
+
+        Raises:
+            RunError: naming the key and the way out.
+        """
+
+    @abstractmethod
+    def identity(self, key: str | None) -> Any:
+        """Return everything that scores depend on: what the keys of scored artifacts hash.
+
+        Args:
+            key: of the artifact that holds a trained reward; None for one that no stage trains.
+        """
+
+    @abstractmethod
+    def open(self, device: torch.device, artifact: Path | None) -> Reward:
+        """Return the reward, ready to score.
+
+        Args:
+            device: where its model goes.
+            artifact: the folder of a trained reward; None for one that no stage trains.
+
+        Raises:
+            RunError: it cannot be loaded.
+        """
+
+
+def kind_of(config: RewardConfig) -> RewardKind[Any]:
+    """Return the kind of reward that a configuration is of."""
+    return cast(RewardKind[Any], import_module(f"{__name__}.{config.kind}").Kind(config))
 
 
 def sigmoid(logit: np.ndarray) -> np.ndarray:

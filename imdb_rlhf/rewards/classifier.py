@@ -2,14 +2,18 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from imdb_rlhf.config.reward import ClassifierReward as ClassifierConfig
 from imdb_rlhf.config.reward import Ranking
+from imdb_rlhf.data import hub
 from imdb_rlhf.errors import RunError
-from imdb_rlhf.rewards import Scores, sigmoid
+from imdb_rlhf.models import policy as policies
+from imdb_rlhf.rewards import Reward, RewardKind, Scores, sigmoid
 
 
 def positive_index(id2label: dict[int, str], wanted: str | None, key: str) -> int:
@@ -27,20 +31,20 @@ def positive_index(id2label: dict[int, str], wanted: str | None, key: str) -> in
     if len(names) != 2:
         raise RunError(f"{key} has {len(names)} labels ({', '.join(names.values())}); give a two-label classifier")
     if wanted is not None:
-        found = [index for index, name in names.items() if name == wanted]
+        matches = [index for index, name in names.items() if name == wanted]
     else:
-        found = [index for index, name in names.items() if "pos" in name.lower()]
-    if len(found) != 1:
+        matches = [index for index, name in names.items() if "pos" in name.lower()]
+    if len(matches) != 1:
         raise RunError(
             f"{key}: which of {', '.join(names.values())} is positive? set reward.positive_label to its name"
         )
-    return found[0]
+    return matches[0]
 
 
 class ClassifierReward:
     """p(positive) and the log-odds logit(positive) - logit(other) of whole texts, in float32.
 
-    With `ranking=positive_logit` the positive logit alone stands on the ranking scale.
+    With `ranking=positive_logit` the ranking scale is the positive logit alone.
     """
 
     def __init__(
@@ -75,7 +79,7 @@ class ClassifierReward:
         self.positive = positive_index(self.model.config.id2label, positive_label, key)
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
-        # a head that reads the last token finds it by this; the configuration's own may differ from the tokenizer's
+        # heads that read the last token locate it by this id; the configuration's own may differ from the tokenizer's
         self.model.config.pad_token_id = self.tokenizer.pad_token_id
         self.model.to(device).eval()
         self.batch_size = batch_size
@@ -109,3 +113,29 @@ class ClassifierReward:
         with torch.autocast(device.type, enabled=False):
             logits = self.model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits.float()
         return logits[:, [self.positive, 1 - self.positive]].double().cpu().numpy()
+
+
+class Kind(RewardKind[ClassifierConfig]):
+    """p(positive) of a classifier from a folder or the Hub."""
+
+    def check(self) -> None:
+        """Refuse a local folder that holds no model."""
+        config = self.config
+        if hub.is_folder(config.path):
+            policies.check_folder(hub.fetch(config.path, config.revision, "reward.path"), "reward.path")
+
+    def identity(self, key: str | None) -> Any:
+        """The model's content or commit, how its logits are read, and the batch size, on which rounding depends."""
+        config = self.config
+        return {
+            "classifier": hub.identity(config.path, config.revision, "reward.path"),
+            "positive": config.positive_label,
+            "ranking": config.ranking,
+            "batch": config.batch_size,
+        }
+
+    def open(self, device: torch.device, artifact: Path | None) -> Reward:
+        """Load the classifier, downloaded if need be."""
+        config = self.config
+        folder = hub.fetch(config.path, config.revision, "reward.path")
+        return ClassifierReward(folder, config.positive_label, config.batch_size, device, ranking=config.ranking)

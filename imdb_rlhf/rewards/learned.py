@@ -1,4 +1,4 @@
-"""A reward model as a reward: normalised scores of token rows."""
+"""A trained reward model as a reward: normalised scores of token rows."""
 
 import json
 import math
@@ -18,8 +18,8 @@ class LearnedReward:
 
     Attributes:
         head: the network, frozen.
-        mean: of the network's own scores on those samples.
-        std: their standard deviation; a score's difference times `std` is on the Bradley-Terry scale.
+        mean: mean of the network's own scores on those samples.
+        std: their standard deviation; the difference of two scores times `std` is on the Bradley-Terry scale.
     """
 
     def __init__(self, folder: Path, device: torch.device, batch_size: int) -> None:
@@ -33,13 +33,13 @@ class LearnedReward:
         self.head = RewardHead(model).to(device).requires_grad_(False).eval()
         self.batch_size = batch_size
 
-    def score_ids(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> np.ndarray:
-        """(n,) float64 normalised scores of n token rows as they were sampled, in the caller's autocast precision."""
-        return (score_rows(self.head, prompts, completions, self.batch_size) - self.mean) / self.std
+    def score_ids(self, prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]]) -> np.ndarray:
+        """(n,) float64 normalised scores of n prompts with their completions, in the caller's autocast precision."""
+        return (score_rows(self.head, prompt_ids, completion_ids, self.batch_size) - self.mean) / self.std
 
 
 def _normalisation(path: Path) -> tuple[float, float]:
-    """Mean and standard deviation of a file."""
+    """Mean and standard deviation, from `normalisation.json`."""
     try:
         values = json.loads(path.read_text())
         mean, std = float(values["mean"]), float(values["std"])
@@ -65,7 +65,7 @@ def _classifier(folder: Path) -> PreTrainedModel:
     except Exception as error:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise RunError(f"reward_model: {folder} cannot be loaded as a sequence classifier: {reason}") from error
-    if loaded["missing_keys"]:  # transformers would draw them at random
+    if loaded["missing_keys"]:  # transformers draws these at random instead of refusing
         missing = ", ".join(sorted(loaded["missing_keys"])[:3])
         raise RunError(f"reward_model: {folder} has no weights for {missing}; make the reward model again")
     if model.config.num_labels != 1:

@@ -4,20 +4,24 @@ The parser knows the tables and the rules of `data.embedded_words`, not the gram
 1. an opinion word has a signed worth of 0.4 to 1.6; an intensifier directly before it multiplies the worth;
 2. a negator earlier in the clause multiplies by -0.5; punctuation and words such as "and" and "but" end a clause;
 3. a conceded word ("although ...", or before "but") counts half;
-4. a word counts once a text: its first mention settles it, even where that mention is worth nothing by rule 5;
-5. between two punctuation marks one opinion word counts for every two distinct ordinary words, the first ones first;
+4. a word counts once per text: its first mention decides, even where that mention is worth nothing by rule 5;
+5. between two punctuation marks one opinion word counts per two distinct ordinary words, the first ones first;
 6. the sum s becomes the log-odds 6 tanh(s / 6).
-So neither "great great great" nor a bare list of praise pays; a text of varied sentences that praise does.
-Punctuation is . ! ? (these also end a sentence) and , ; : ( and ). A word is a run of letters or digits, with
-apostrophes inside; a hyphen separates words. Case does not matter.
+So neither "great great great" nor a bare list of praise scores; varied sentences of praise do.
+Punctuation is . ! ? (these also end a sentence) and , ; : ( and ). A word is a run of letters or digits, which may
+have apostrophes inside; a hyphen separates words. Case does not matter.
 """
 
 import math
 import re
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
+from imdb_rlhf.config.reward import LexiconReward as LexiconConfig
 from imdb_rlhf.data.embedded_words import (
     ADVERSATIVES,
     BOUND,
@@ -30,7 +34,7 @@ from imdb_rlhf.data.embedded_words import (
     VALENCE,
     WORDS_PER_OPINION,
 )
-from imdb_rlhf.rewards import Scores, sigmoid
+from imdb_rlhf.rewards import Reward, RewardKind, Scores, sigmoid
 
 _SENTENCE_END = re.compile(r"[.!?]")
 _PHRASE_END = re.compile(r"[,;:()]")
@@ -38,13 +42,13 @@ _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
 
 
 def log_odds(text: str) -> float:
-    """Return the natural log-odds that a text is positive, in [-6, 6]; 0 where it holds no opinion.
+    """Natural log-odds that a text is positive, in [-6, 6]; 0 where it holds no opinion.
 
     Defined for every string. On a generated review it equals `Review.log_odds` up to rounding.
     """
     seen: set[str] = set()
-    plain = text.lower().replace("\u2019", "'")
-    total = sum(_sentence_sum(sentence, seen) for sentence in _SENTENCE_END.split(plain))
+    normalised = text.lower().replace("\u2019", "'")
+    total = sum(_sentence_sum(sentence, seen) for sentence in _SENTENCE_END.split(normalised))
     return BOUND * math.tanh(total / BOUND)
 
 
@@ -57,11 +61,23 @@ class LexiconReward:
         return Scores(sigmoid(logit), logit)
 
 
+class Kind(RewardKind[LexiconConfig]):
+    """The lexicon: nothing to load, nothing to configure."""
+
+    def identity(self, key: str | None) -> Any:
+        """Its name."""
+        return {"name": self.config.name}
+
+    def open(self, device: torch.device, artifact: Path | None) -> Reward:
+        """Return the lexicon."""
+        return LexiconReward()
+
+
 def _sentence_sum(sentence: str, seen: set[str]) -> float:
-    """Sum the opinions of a sentence; adds its opinion words to `seen`."""
+    """Sum of the opinions of a sentence; adds its opinion words to `seen`."""
     worths: list[float] = []
-    factors: list[float] = []  # CONCESSION after "although" and its kin
-    granted = 0  # how many opinions came before the last "but"
+    factors: list[float] = []  # per opinion: CONCESSION after "although" and other concessives, else 1
+    granted = 0  # number of opinions before the last "but"
     for phrase in _PHRASE_END.split(sentence):
         start = len(worths)
         ordinary: set[str] = set()
@@ -86,7 +102,7 @@ def _sentence_sum(sentence: str, seen: set[str]) -> float:
                 conceded = conceded or word in CONCESSIVES
                 if word in ADVERSATIVES:
                     granted = len(worths)
-        # The guard: what a phrase has too few ordinary words for is worth nothing.
+        # rule 5: opinions beyond those that the ordinary words of the phrase allow are worth nothing
         for index in range(start + len(ordinary) // WORDS_PER_OPINION, len(worths)):
             worths[index] = 0.0
     factors[:granted] = [CONCESSION] * granted

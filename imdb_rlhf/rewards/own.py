@@ -1,15 +1,19 @@
 """A user's own reward: `reward.function=file.py:name`, a list of texts to a list of floats."""
 
 import importlib.util
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
 from imdb_rlhf.artifacts.files import hash_file
+from imdb_rlhf.config.reward import OwnReward as OwnConfig
 from imdb_rlhf.errors import RunError
-from imdb_rlhf.rewards import Scores
+from imdb_rlhf.rewards import Reward, RewardKind, Scores
 
 
 def locate(function: str) -> tuple[Path, str]:
@@ -28,7 +32,7 @@ def locate(function: str) -> tuple[Path, str]:
 
 
 class OwnReward:
-    """Scores by a function of the user's; its numbers stand on both scales as they are."""
+    """Scores by a function of the user's; its numbers are used on both scales as they are."""
 
     def __init__(self, function: str) -> None:
         file, self.name = locate(function)
@@ -58,7 +62,8 @@ class OwnReward:
             raise RunError(f"reward.function {self.name} raised {type(error).__name__}: {error}") from error
         if values.shape != (len(texts),):
             raise RunError(
-                f"reward.function {self.name} gave shape {values.shape} for {len(texts)} texts; return one float a text"
+                f"reward.function {self.name} gave shape {values.shape} for {len(texts)} texts; "
+                "return one float per text"
             )
         bad = np.flatnonzero(~np.isfinite(values))
         if len(bad):
@@ -67,3 +72,22 @@ class OwnReward:
                 "return finite numbers"
             )
         return Scores(values, values)
+
+
+class Kind(RewardKind[OwnConfig]):
+    """A function of the user's: nothing is known of its range."""
+
+    range = (-math.inf, math.inf)
+
+    def check(self) -> None:
+        """Refuse a function whose file does not exist."""
+        locate(self.config.function)
+
+    def identity(self, key: str | None) -> Any:
+        """The bytes of its file, and its name."""
+        file, name = locate(self.config.function)
+        return {"own": hash_file(file), "name": name}
+
+    def open(self, device: torch.device, artifact: Path | None) -> Reward:
+        """Import the function."""
+        return OwnReward(self.config.function)

@@ -1,9 +1,15 @@
 """The whole experiment of one configuration, from reviews to a finished run folder."""
 
+import time
+
 from imdb_rlhf.config.run import Run
+from imdb_rlhf.errors import Stopped
 from imdb_rlhf.pipeline import Pipeline
 from imdb_rlhf.runs.folder import RunFolder
+from imdb_rlhf.runs.kinds import RunKind, kind_of
+from imdb_rlhf.runs.show import show, show_again, trackers_of
 from imdb_rlhf.tracking.console import Console
+from imdb_rlhf.training import checkpoint
 from imdb_rlhf.training.runtime import Runtime
 
 
@@ -12,11 +18,11 @@ def run_experiment(run: Run, config_yaml: str, overrides: list[str]) -> None:
 
     Args:
         run: the typed and checked configuration.
-        config_yaml: the same as text, kept in the run's folder.
-        overrides: what the command line changed, kept beside it.
+        config_yaml: the same as text, for the run's folder.
+        overrides: what the command line changed, for the run's folder.
 
     Raises:
-        RunError: something that a user can mend.
+        RunError: a failure that a user can mend.
         Stopped: a signal came and a checkpoint is written.
     """
     runtime = Runtime(run.trainer)
@@ -30,9 +36,25 @@ def run_experiment(run: Run, config_yaml: str, overrides: list[str]) -> None:
     if not folder.finished():
         pipeline.fetch()  # before anything is written, so that a refusal leaves nothing behind
     with folder.held():
+        kind = kind_of(run)(folder)
         if folder.finished():
-            folder.show_again()
+            show_again(kind)
             return
         folder.begin()
         pipeline.build()
-        folder.train_and_evaluate()
+        _work(kind)
+
+
+def _work(kind: RunKind) -> None:
+    """Do the run's own work with its trackers, and show the results."""
+    began, folder = time.perf_counter(), kind.folder
+    resumed = checkpoint.load(folder.path)
+    start = 0 if resumed is None else resumed.step
+    trackers = trackers_of(folder, start)
+    try:
+        result, table = kind.work(trackers, start, began)
+    except BaseException as error:
+        trackers.finish({}, exit_code=75 if isinstance(error, Stopped) else 1)
+        raise
+    if folder.leader:
+        show(kind, result, table)

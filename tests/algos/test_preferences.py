@@ -11,13 +11,14 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from imdb_rlhf.algos import ALGOS
-from imdb_rlhf.algos.materials import Materials
-from imdb_rlhf.algos.preferences import Completions, PairBatch, RankingBatch, describe, load_pairs
+from imdb_rlhf.algos.preferences import Completions, PairBatch, RankingBatch, describe
 from imdb_rlhf.config.algos import DPOConfig, DPOLoss
 from imdb_rlhf.config.stages import Labels, Order, PairsConfig, Ties
-from imdb_rlhf.data.groups import Pairs, Rankings
+from imdb_rlhf.data.pairs import Pairs, load_pairs
+from imdb_rlhf.data.rankings import Rankings
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.models.policy import Policy
+from tests.tiny import FixedInputs
 
 
 def config(**changes: Any) -> PairsConfig:
@@ -118,7 +119,7 @@ def test_what_is_left_out_is_told() -> None:
 
 
 @pytest.mark.parametrize("name", ["dpo", "unlikelihood", "preferred_ft"])
-def test_every_method_is_made_from_materials_and_read_by_step(name: str, tmp_path: Path) -> None:
+def test_every_method_is_made_from_inputs_and_read_by_step(name: str, tmp_path: Path) -> None:
     table(3).to_parquet(tmp_path / "groups.parquet")
     torch.manual_seed(0)
     lm = GPT2LMHeadModel(GPT2Config(vocab_size=19, n_positions=16, n_embd=8, n_layer=1, n_head=1, resid_pdrop=0.5))
@@ -132,11 +133,11 @@ def test_every_method_is_made_from_materials_and_read_by_step(name: str, tmp_pat
         pairs=config(),
         dpo=DPOConfig(DPOLoss.sigmoid, 0.0, False),
     )
-    algorithm = ALGOS[name].from_materials(
-        cast(Materials, SimpleNamespace(policy=policy, groups=tmp_path)), cast(Any, run)
+    algorithm = ALGOS[name].from_inputs(
+        cast(FixedInputs, SimpleNamespace(policy=policy, groups=tmp_path)), cast(Any, run)
     )
     assert algorithm.stage == name
-    assert algorithm.remark() == "18 pairs, 5 steps"
+    assert algorithm.summary_line() == "18 pairs, 5 steps"
     assert not algorithm.module.training  # no dropout
     assert all(parameter.requires_grad for parameter in algorithm.module.parameters())
     assert (algorithm.state(), algorithm.report()) == ({}, {})

@@ -13,7 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTraine
 from imdb_rlhf.algos.preferred_ft import PreferredFT, WinnerBatch
 from imdb_rlhf.config.algos import PreferredFTRun
 from imdb_rlhf.config.stages import Order
-from imdb_rlhf.data.groups import Pairs, shuffled
+from imdb_rlhf.data.pairs import Pairs, shuffled
 from imdb_rlhf.models.policy import Policy
 
 # 0 wins three times, 2 twice, 1 once; 7 wins twice

@@ -1,7 +1,6 @@
 """The reward model's choices, its split, and its losses against naive sums over pairs and groups."""
 
 import math
-from collections import Counter
 from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,10 +12,11 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
-from imdb_rlhf.algos.reward_model import RewardModel, as_sampled, choice_accuracy, draw_choices, held_out
+from imdb_rlhf.algos.reward_model import RewardModel, choice_accuracy, held_out
 from imdb_rlhf.config.algos import LearnedRun
 from imdb_rlhf.config.stages import Labels, Objective, Order, PairsConfig, Ties
-from imdb_rlhf.data.groups import COLUMNS, draw_pairs
+from imdb_rlhf.data.groups import COLUMNS
+from imdb_rlhf.data.pairs import draw_pairs
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.models.heads import RewardHead
 
@@ -66,60 +66,6 @@ def alone(network: RewardHead, groups: pd.DataFrame, row: int) -> torch.Tensor:
     """The score of one row of the table without padding."""
     ids = [*groups["prompt_ids"][row], *groups["completion_ids"][row]]
     return network(torch.tensor([ids]), torch.tensor([len(ids)]))[0]
-
-
-# --- choices
-
-
-def test_the_choice_is_the_best_of_its_group() -> None:
-    groups = table([[0.0, 3.0, 1.0], [5.0, 4.0], [2.0, 2.0, 1.0], [1.0, 1.0, 2.0]])
-    drawn = draw_choices(groups, pairs_of(), 0)
-    # rows 0-2, 3-4, 5-7, 8-10; the third group's best is tied, the fourth's is not
-    assert drawn.rows[drawn.mask].tolist() == [1, 0, 2, 3, 4, 10, 8, 9]
-    assert drawn.mask.tolist() == [[True] * 3, [True, True, False], [True] * 3]
-    assert drawn.prompts.tolist() == [0, 1, 3]
-    assert drawn.dropped == {"same completion": 0, "equal rewards": 1, "below min_margin": 0}
-
-
-def test_tied_best_are_drawn_evenly_if_wanted() -> None:
-    groups = table([[2.0, 1.0, 2.0]] * 900)
-    drawn = draw_choices(groups, pairs_of(ties=Ties.random), 0)
-    places = Counter((drawn.rows[:, 0] % 3).tolist())
-    assert places.keys() == {0, 2} and abs(places[0] - 450) < 60  # 4 standard deviations of 15
-    assert draw_choices(groups, pairs_of(ties=Ties.random), 0).rows.tolist() == drawn.rows.tolist()
-    assert draw_choices(groups, pairs_of(ties=Ties.random), 1).rows.tolist() != drawn.rows.tolist()
-
-
-def test_the_margin_is_that_of_the_best_over_the_next() -> None:
-    drawn = draw_choices(table([[0.0, 1.0, 1.4], [0.0, 0.1, 2.0]]), pairs_of(min_margin=0.5), 0)
-    assert drawn.prompts.tolist() == [1]
-    assert drawn.dropped["below min_margin"] == 1
-
-
-def test_identical_completions_count_as_one() -> None:
-    groups = table([[3.0, 3.0, 1.0], [2.0, 2.0]])
-    tails = groups["completion_ids"].tolist()
-    groups["completion_ids"] = [tails[0], tails[0], tails[2], tails[3], tails[3]]
-    drawn = draw_choices(groups, pairs_of(), 0)
-    assert drawn.rows.tolist() == [[0, 2]]  # no tie: the best was sampled twice
-    assert drawn.dropped["same completion"] == 1
-
-
-@pytest.mark.parametrize("tau", [None, 2.0])
-def test_drawn_choices_are_a_softmax_of_the_rewards(tau: float | None) -> None:
-    rewards, count = [0.0, 1.0, 2.0], 3000
-    drawn = draw_choices(table([rewards] * count), pairs_of(labels=Labels.bradley_terry, tau=tau), 0)
-    weights = np.exp(np.array(rewards) / (tau or 1.0))
-    expected = weights / weights.sum()
-    found = np.bincount(drawn.rows[:, 0] % 3, minlength=3) / count
-    assert np.abs(found - expected).max() < 4 * math.sqrt(0.25 / count)
-
-
-def test_a_choice_is_a_function_of_seed_and_prompt() -> None:
-    groups = table([[0.0, 1.0, 2.0]] * 60)
-    config = pairs_of(labels=Labels.bradley_terry)
-    whole, half = (draw_choices(part, config, 0) for part in (groups, groups.iloc[90:].reset_index(drop=True)))
-    assert (whole.rows[30:, 0] - 90).tolist() == half.rows[:, 0].tolist()
 
 
 @pytest.mark.parametrize("objective", list(Objective))
@@ -189,16 +135,6 @@ def test_the_accuracy_of_a_choice() -> None:
     scores = np.array([[2.0, 1.0, 9.0], [1.0, 2.0, 0.0], [3.0, 3.0, 9.0], [1.0, 1.0, 1.0]])
     mask = np.array([[True, True, False], [True] * 3, [True, True, False], [True] * 3])
     assert choice_accuracy(scores, mask).tolist() == pytest.approx([1, 0, 1 / 2, 1 / 3])
-
-
-# --- what is scored
-
-
-def test_an_eos_that_was_appended_is_not_scored() -> None:
-    groups = pd.DataFrame(
-        {"completion_ids": [[5, 6, EOS], [5, 6, EOS], [5, 6], [EOS]], "finished": [True, False, False, False]}
-    )
-    assert as_sampled(groups, EOS)["completion_ids"].tolist() == [[5, 6, EOS], [5, 6], [5, 6], [EOS]]
 
 
 # --- the loss

@@ -10,10 +10,12 @@ import torch
 import torch.nn.functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from imdb_rlhf.algos.two_label import Head, LabelledBatch, TwoLabel, crop, make_head, ngram_accuracy, position_weights
+from imdb_rlhf.algos.ngram import ngram_accuracy
+from imdb_rlhf.algos.two_label import LabelledBatch, TwoLabel, crop, position_weights
 from imdb_rlhf.config.data import PromptsConfig
 from imdb_rlhf.config.reward import Crop, Positions, TwoLabelReward
 from imdb_rlhf.errors import RunError
+from imdb_rlhf.models.label_head import LabelHead, make_head
 
 PAD = 18
 PROMPTS = PromptsConfig(train=1, validation=1, test=1, min_tokens=2, max_tokens=4)
@@ -33,7 +35,7 @@ def config(**changes: object) -> TwoLabelReward:
     return cast(TwoLabelReward, SimpleNamespace(**{**values, "dropout": 0.0, "lm_weight": 0.0, **changes}))
 
 
-def head_of(folder: Path, **changes: object) -> Head:
+def head_of(folder: Path, **changes: object) -> LabelHead:
     """A head whose linear map is far from 0."""
     head = make_head(folder, "eager", config(**changes), PAD)
     torch.manual_seed(2)
@@ -82,7 +84,7 @@ def test_a_crop_is_a_function_of_seed_and_names() -> None:
 # --- the head
 
 
-def logits_of(head: Head, row: list[int]) -> torch.Tensor:
+def logits_of(head: LabelHead, row: list[int]) -> torch.Tensor:
     """The head's linear map of the last position's state of a text, by hand and alone."""
     model = head.model
     return model.score(model.transformer(input_ids=torch.tensor([row])).last_hidden_state[0, -1])

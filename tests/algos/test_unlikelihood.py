@@ -14,7 +14,7 @@ from imdb_rlhf.algos.preferences import PairBatch
 from imdb_rlhf.algos.unlikelihood import Unlikelihood
 from imdb_rlhf.config.algos import UnlikelihoodRun
 from imdb_rlhf.config.stages import Order
-from imdb_rlhf.data.groups import Pairs
+from imdb_rlhf.data.pairs import Pairs
 from imdb_rlhf.models.policy import Policy
 
 PAIRS = np.array([[0, 1], [2, 1], [0, 2], [4, 3], [5, 3], [5, 4]])

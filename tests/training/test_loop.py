@@ -22,7 +22,7 @@ from imdb_rlhf.config.algos import DPOConfig, DPOLoss, DPORun
 from imdb_rlhf.config.machine import Device, Precision, TrainerConfig
 from imdb_rlhf.config.optim import AdamWConfig, OptimConfig, RMSpropConfig, Schedule
 from imdb_rlhf.config.stages import Order, SFTConfig
-from imdb_rlhf.data.groups import Pairs
+from imdb_rlhf.data.pairs import Pairs
 from imdb_rlhf.errors import RunError, Stopped
 from imdb_rlhf.models.policy import Policy
 from imdb_rlhf.training import checkpoint, loop

@@ -1,44 +1,19 @@
-"""What a run leaves in its folder: evaluations, samples, summary, model card."""
+"""`summary.json` and `samples.parquet`: the results of a run."""
 
-from pathlib import Path
+import math
 from typing import Any
 
 import pandas as pd
 
 from imdb_rlhf.config.run import Run
-from imdb_rlhf.evaluation.evaluate import COLUMNS, interval, metrics
+from imdb_rlhf.evaluation.evaluate import interval, metrics
 from imdb_rlhf.evaluation.stats import bootstrap_mean, win_rates
-
-PARTS = "evaluations"
-
-
-def keep_point(folder: Path, frame: pd.DataFrame, step: int) -> None:
-    """Write one evaluation point aside, texts included, until the run is finished."""
-    (folder / PARTS).mkdir(exist_ok=True)
-    part = folder / PARTS / f"step-{step:08d}.parquet"
-    frame.to_parquet(part.with_suffix(".part"), index=False)
-    part.with_suffix(".part").replace(part)
+from imdb_rlhf.rewards import kind_of
 
 
-def points(folder: Path) -> dict[int, pd.DataFrame]:
-    """The evaluation points of an unfinished run by step."""
-    return {_step_of(part): pd.read_parquet(part) for part in sorted((folder / PARTS).glob("step-*.parquet"))}
-
-
-def drop_points(folder: Path, after: int) -> None:
-    """Delete the evaluation points after a step: the run goes on from there and makes them again."""
-    for part in (folder / PARTS).glob("step-*.parquet"):
-        if _step_of(part) > after:
-            part.unlink(missing_ok=True)
-
-
-def _step_of(part: Path) -> int:
-    return int(part.stem.removeprefix("step-"))
-
-
-def best_step(found: dict[int, pd.DataFrame]) -> int:
-    """The step with the highest mean reward on validation prompts; the earliest of equals."""
-    return max(sorted(found), key=lambda step: metrics(found[step])["eval/validation_reward"])
+def reward_range(run: Run) -> list[float | None]:
+    """[infimum, supremum] of the true reward's reporting scale; None where nothing is known."""
+    return [end if math.isfinite(end) else None for end in kind_of(run.reward).range]
 
 
 def summary(
@@ -51,7 +26,7 @@ def summary(
     stage_seconds: dict[str, float],
     base: pd.DataFrame | None = None,
 ) -> dict[str, Any]:
-    """`summary.json`: what a run came to, on test prompts.
+    """`summary.json`: the results of a run, on test prompts.
 
     Args:
         run: its configuration.
@@ -95,15 +70,16 @@ def summary(
             "eos_rate": start["eval/eos_rate"],
             "distinct_2": start["eval/distinct_2"],
         },
-        **_won("win_rate", test, before, run),
+        **_win_rate("win_rate", test, before, run),
         "reward_name": run.reward.name,
+        "reward_range": reward_range(run),
         "data_name": run.data.name,
         "seconds": seconds,
         "stage_seconds": stage_seconds,
         "config_hash": config_hash,
     }
     if base is not None:
-        result |= _won("win_rate_base", test, base[base["split"] == "test"], run)
+        result |= _win_rate("win_rate_base", test, base[base["split"] == "test"], run)
         result["base"] = {
             "reward": metrics(base)["eval/reward"],
             "reward_ci": interval(base, "reward", config),
@@ -113,20 +89,20 @@ def summary(
     return result
 
 
-def _won(key: str, mine: pd.DataFrame, other: pd.DataFrame, run: Run) -> dict[str, Any]:
+def _win_rate(key: str, own: pd.DataFrame, other: pd.DataFrame, run: Run) -> dict[str, Any]:
     """How often a sample has the higher log-odds than one of another policy, with its interval over prompts."""
-    wins, config = win_rates(mine, other), run.evaluation
+    wins, config = win_rates(own, other), run.evaluation
     ends = bootstrap_mean(wins, config.bootstrap, config.confidence, config.seed)
     return {key: float(wins.mean()), f"{key}_ci": list(ends)}
 
 
 def learned_reward(report: dict[str, Any]) -> dict[str, Any]:
-    """What a run that used a reward model says of it."""
+    """The account of the reward model that a run used."""
     return {"accuracy": report["accuracy"], "accuracy_ci": report["accuracy_ci"], "pearson": report["pearson"]}
 
 
 def reward_model(run: Run, name: str, report: dict[str, Any], config_hash: str, seconds: float) -> dict[str, Any]:
-    """`summary.json` of `algo=reward_model`: its account on the reference's samples of test prompts."""
+    """`summary.json` of `algo=reward_model`: its account, on the reference's samples of test prompts."""
     return {
         "name": name,
         "algo": run.algo,
@@ -143,7 +119,7 @@ def reward_model(run: Run, name: str, report: dict[str, Any], config_hash: str, 
 
 
 def samples(frame: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
-    """`samples.parquet`: before and after, a row a sample of a test prompt, with the same random numbers.
+    """`samples.parquet`: before and after, a row per sample of a test prompt, with the same random numbers.
 
     `log_ratio` is log pi - log ref of the policy's completion, nats.
     """
@@ -161,17 +137,12 @@ def samples(frame: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
             "kl_k1": "log_ratio",
         }
     )
-    joined = after.merge(before, on=keys, validate="one_to_one")  # inner: best-of-N may have fewer draws a prompt
+    joined = after.merge(before, on=keys, validate="one_to_one")  # inner: best-of-N may have fewer draws per prompt
     return joined[joined["split"] == "test"].drop(columns="split").reset_index(drop=True)
 
 
 def shown(table: pd.DataFrame, count: int = 6) -> list[dict[str, Any]]:
-    """The first sample of evenly spaced prompts, for the table that a person reads."""
+    """The first sample of evenly spaced prompts, for the console's table."""
     first = table[table["sample_id"] == 0]
     rows = first.iloc[:: max(1, len(first) // count)].head(count).to_dict("records")
     return [{str(key): value for key, value in row.items()} for row in rows]
-
-
-def evaluations(found: dict[int, pd.DataFrame]) -> pd.DataFrame:
-    """`evaluations.parquet`: the rows of every point, without texts."""
-    return pd.concat([found[step][COLUMNS] for step in sorted(found)], ignore_index=True)

@@ -1,0 +1,55 @@
+"""What an algorithm is made from: models, data and scores, which a run provides."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from imdb_rlhf.config.algos import PPOConfig
+from imdb_rlhf.models.policy import Policy
+from imdb_rlhf.training.runtime import Runtime
+
+# (prompt_ids, completion_ids) as token rows -> (n,) float rewards
+Score = Callable[[list[list[int]], list[list[int]]], np.ndarray]
+
+
+class Inputs(Protocol):
+    """What every algorithm may take from; each takes what it needs, and nothing else is read.
+
+    Attributes:
+        policy: a fresh copy of the reference, to be trained.
+        reference: frozen.
+        runtime: device, precision and processes.
+    """
+
+    policy: Policy
+    reference: PreTrainedModel
+    runtime: Runtime
+
+    @property
+    def groups(self) -> Path:
+        """The folder of the artifact of groups."""
+        ...
+
+    @property
+    def prompts(self) -> list[list[int]]:
+        """Training prompts as token rows, for an algorithm that samples its own completions."""
+        ...
+
+    def score(self, config: PPOConfig) -> Score:
+        """Return the reward that is optimised, as `config` scales it.
+
+        Raises:
+            RunError: it is to be normalised, and does not vary.
+        """
+        ...
+
+    def first_kl_coefficient(self, config: PPOConfig, target_kl: float | None) -> float:
+        """Return the coefficient of the first batch, in reward per nat.
+
+        Raises:
+            RunError: it follows from the reservoir, and the rewards of no prompt differ.
+        """
+        ...

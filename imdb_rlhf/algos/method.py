@@ -1,0 +1,65 @@
+"""What an algorithm that trains a policy must have beyond what the training loop needs."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol, Self
+
+from imdb_rlhf.algos.inputs import Inputs
+from imdb_rlhf.training.loop import Algorithm, Plain
+
+
+class PolicyMethod(Algorithm, Protocol):
+    """An entry of `ALGOS`.
+
+    Attributes:
+        title: its display name in figures and tables.
+        colours: name of a method of this algorithm, as `method_name` gives it -> its place in the palette. A method
+            without a place gets a free colour.
+        period: optimizer steps per batch of fresh episodes, 1 where there are none; `evaluation.every` counts these.
+    """
+
+    title: ClassVar[str]
+    colours: ClassVar[Mapping[str, int]]
+    period: int
+
+    @classmethod
+    def from_inputs(cls, inputs: Inputs, run: Any) -> Self:
+        """Make the algorithm for a run.
+
+        Raises:
+            RunError: there is nothing to train on.
+        """
+        ...
+
+    @classmethod
+    def method_name(cls, config: Mapping[str, Any], variant: str | None) -> str:
+        """Return what figures and tables call a finished run.
+
+        Args:
+            config: its `config.yaml`.
+            variant: what sets it apart from other runs of the algorithm (`Run.variant`).
+        """
+        ...
+
+    def log_every(self, steps: int) -> int:
+        """Return the steps between rows of metrics, where the trainer is configured to `steps`."""
+        ...
+
+    def summary_line(self) -> str:
+        """Return what the console says before training starts."""
+        ...
+
+
+class Method(Plain):
+    """The usual answers."""
+
+    title: ClassVar[str]
+    colours: ClassVar[Mapping[str, int]] = {}
+
+    @classmethod
+    def method_name(cls, config: Mapping[str, Any], variant: str | None) -> str:
+        """Return the title, with the variant if there is one."""
+        return cls.title if variant is None else f"{cls.title} ({variant})"
+
+    def log_every(self, steps: int) -> int:
+        """Return `steps`."""
+        return steps

@@ -1,0 +1,79 @@
+"""A two-label head on a causal LM: the network of the two-label reward."""
+
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+
+from imdb_rlhf.config.reward import TwoLabelReward
+from imdb_rlhf.errors import RunError
+from imdb_rlhf.models.logprobs import completion_mask, located_states, token_logprobs
+
+# The names under which transformers' configurations keep rates of dropout.
+DROPOUTS = ["resid_pdrop", "embd_pdrop", "attn_pdrop", "dropout", "attention_dropout", "hidden_dropout"]
+DROPOUTS += ["hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"]
+
+
+class LabelHead(nn.Module):
+    """A sequence classifier on a causal LM, read at every position of right-padded rows.
+
+    The logits at a position depend on nothing to its right: they are the logits of the text cut off there.
+    """
+
+    def __init__(self, model: PreTrainedModel, lm_weight: float = 0.0) -> None:
+        super().__init__()
+        self.model, self.lm_weight = model, lm_weight
+
+    def forward(self, ids: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Score rows at every position.
+
+        Args:
+            ids: (rows, time) int64, right-padded.
+            lengths: (rows,) int64, at least 1.
+
+        Returns:
+            (rows, time, 2) float32 logits of negative and positive, and the (rows,) mean log-prob per next token in
+            nats, 0 where `lm_weight` is 0.
+        """
+        states, places = located_states(self.model.base_model, ids, lengths)
+        inside = completion_mask(ids, torch.zeros_like(lengths), lengths)
+        logits = cast(Tensor, self.model.score(states))[torch.where(inside, places, 0)]
+        if not self.lm_weight:
+            return logits, torch.zeros(len(ids), device=ids.device)
+        mask = completion_mask(ids, torch.ones_like(lengths), lengths)
+        table = self.model.get_input_embeddings().weight  # tied to the output layer, as `make_head` ensures
+        values = token_logprobs(states.index_select(0, places[mask] - 1), table, None, ids[mask])
+        owner = mask.nonzero()[:, 0]
+        sums = torch.zeros(len(ids), device=ids.device).index_add(0, owner, values)
+        return logits, sums / (lengths - 1).clamp(min=1)
+
+
+def make_head(folder: Path, attention: str, wanted: TwoLabelReward, pad_id: int) -> LabelHead:
+    """A two-label head on the causal LM of a folder, on the CPU, in float32; the head's weights come from the seed.
+
+    Args:
+        folder: made by `save_pretrained`.
+        attention: transformers' attention implementation.
+        wanted: seed, dropout and weight of the next-token loss.
+        pad_id: padding token, written into the configuration.
+
+    Raises:
+        RunError: a next-token loss is asked of a model whose output layer is not its embedding.
+    """
+    config = AutoConfig.from_pretrained(
+        folder, num_labels=2, id2label={0: "negative", 1: "positive"}, label2id={"negative": 0, "positive": 1}
+    )
+    config.pad_token_id = pad_id
+    for name in DROPOUTS:
+        if getattr(config, name, None) is not None:
+            setattr(config, name, wanted.dropout)
+    if wanted.lm_weight and not config.tie_word_embeddings:
+        raise RunError("reward.lm_weight needs a model whose output layer is its embedding; set reward.lm_weight=0")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(wanted.seed)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            folder, config=config, dtype=torch.float32, attn_implementation=attention
+        )
+    return LabelHead(model, wanted.lm_weight)

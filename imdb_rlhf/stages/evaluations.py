@@ -1,0 +1,161 @@
+"""Stages `reference`, `base` and `own_model`: policies that nothing is trained on, evaluated as every policy is."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import pandas as pd
+
+from imdb_rlhf.artifacts.files import write_json
+from imdb_rlhf.config.algos import OwnModelRun
+from imdb_rlhf.evaluation.evaluate import COLUMNS, TEXTS, evaluate
+from imdb_rlhf.models import policy as policies
+from imdb_rlhf.models.logprobs import output_layer
+from imdb_rlhf.models.policy import Policy
+from imdb_rlhf.stages.reference import Reference, open_base
+from imdb_rlhf.stages.reviews import Reviews
+from imdb_rlhf.stages.sources import Base, ModelSource
+from imdb_rlhf.stages.stage import Flow, Stage
+from imdb_rlhf.stages.true_reward import TrueReward
+
+
+class Evaluation(Stage):
+    """Reward and KL of one policy on the evaluation prompts."""
+
+    name: ClassVar[str]
+
+    def inputs(self) -> dict[str, Any]:
+        """The evaluation's configuration, the reference, the true reward, the prompts and the machine."""
+        config = asdict(self.flow.run.evaluation)
+        return {
+            "evaluation": {key: config[key] for key in ("seed", "samples", "batch_size")},
+            "reference": self.flow.get(Reference).identity,
+            "reward": self.flow.get(TrueReward).identity,
+            "data": self.flow.key(Reviews),
+            "generation": self.flow.generation,
+            "machine": self.flow.float32_facts,
+            "columns": COLUMNS + TEXTS,
+        }
+
+    def evaluate(self, folder: Path, policy: Policy, reference: Policy) -> None:
+        """Evaluate a policy and write its rows."""
+        run = self.flow.run
+        for model in (policy, reference):
+            policies.freeze(model.lm)
+        prompts = self.flow.get(Reviews).evaluation_prompts
+        total = sum(len(rows) for rows in prompts.values()) * run.evaluation.samples
+        with self.console.progress(self.name, total, "sample") as progress:
+            frame = evaluate(
+                policy,
+                reference.lm,
+                self.flow.get(TrueReward).reward,
+                prompts,
+                run.evaluation,
+                run.generation,
+                self.runtime,
+                0,
+                lambda count: progress.advance(count * self.runtime.world),
+            )
+        if self.runtime.rank == 0:
+            frame.to_parquet(folder / "evaluation.parquet", index=False)
+
+    def size(self) -> int:
+        """About 500 bytes per sample."""
+        run = self.flow.run
+        return 500 * (run.data.prompts.test + run.data.prompts.validation) * run.evaluation.samples
+
+    def rows(self) -> pd.DataFrame:
+        """The rows of its built artifact: `COLUMNS` and `TEXTS` of `evaluation.evaluate`."""
+        return pd.read_parquet(self.path / "evaluation.parquet")
+
+
+class ReferenceEvaluation(Evaluation):
+    """The reference itself: KL 0, the reward that every policy starts from."""
+
+    name = "reference"
+
+    def make(self, folder: Path) -> None:
+        """Evaluate the reference."""
+        policy = self.flow.get(Reference).policy()
+        self.evaluate(folder, policy, policy)
+
+
+class BaseEvaluation(Evaluation):
+    """The pretrained model before SFT."""
+
+    name = "base"
+
+    @classmethod
+    def of(cls, flow: Flow) -> Self | None:
+        """Only where a pretrained model is fine-tuned."""
+        return cls(flow) if flow.get(Base).pretrained else None
+
+    def inputs(self) -> dict[str, Any]:
+        """An evaluation's, and the model."""
+        return super().inputs() | {"base": self.flow.get(Base).identity}
+
+    def make(self, folder: Path) -> None:
+        """Evaluate the model before SFT."""
+        policy = open_base(self.flow)
+        policy.lm.to(self.runtime.device)
+        self.evaluate(folder, policy, self.flow.get(Reference).policy())
+
+
+class OwnModel(Evaluation):
+    """A model that exists, with the reference's tokenizer."""
+
+    name = "own_model"
+
+    def __init__(self, flow: Flow, run: OwnModelRun) -> None:
+        super().__init__(flow)
+        own, attention = run.own_model, str(run.model.attention)
+        self.source = ModelSource(own.path, own.revision, "own_model.path", attention)
+        self.compared = False  # whether its tokenizer was compared with the reference's
+
+    @classmethod
+    def of(cls, flow: Flow) -> Self | None:
+        """Only for `algo=own_model`."""
+        return cls(flow, flow.run) if isinstance(flow.run, OwnModelRun) else None
+
+    def inputs(self) -> dict[str, Any]:
+        """An evaluation's, and the model."""
+        own = {"model": self.source.identity, "attention": self.flow.run.model.attention}
+        return super().inputs() | {"own_model": own}
+
+    def check(self) -> None:
+        """Refuse a local folder that cannot be used."""
+        self.source.check(self.flow.run, trained=False)
+
+    def fetch(self) -> None:
+        """Download the model, and compare its tokenizer with the reference's if that is known."""
+        self.source.fetch(self.flow.run, trained=False)
+        self._compare_tokenizers()
+
+    def check_after(self, built: Stage) -> None:
+        """Compare the tokenizers as soon as the reference's is trained."""
+        self._compare_tokenizers()
+
+    def _compare_tokenizers(self) -> None:
+        """Refuse another tokenizer than the reference's, naming the first token that differs."""
+        reference = None if self.compared else self.flow.get(Reviews).known_tokenizer()
+        if reference is not None:
+            own = self.source.tokenizer()
+            policies.check_same_tokens(own, reference, self.source.folder, self.source.key)
+            self.compared = True
+
+    def make(self, folder: Path) -> None:
+        """Evaluate the model, without the entries of its vocabulary that the reference does not have."""
+        own = policies.load(self.source.folder, self.source.attention, self.source.key)
+        reference = self.flow.get(Reference).policy()
+        left_out = policies.drop_tokens(own.lm, len(output_layer(reference.lm)[0]))
+        own.lm.to(self.runtime.device)
+        # the reference's tokenizer: both end a completion with the same token, and the reward reads the same texts
+        self.evaluate(folder, Policy(own.lm, reference.tokenizer), reference)
+        if self.runtime.rank == 0:
+            write_json(folder / "report.json", {"tokens_left_out": left_out})
+
+    def summary_line(self, folder: Path) -> str:
+        """How many entries of its vocabulary are left out, if any."""
+        left_out = json.loads((folder / "report.json").read_text())["tokens_left_out"]
+        return f"{left_out} entries that the reference does not have are never sampled" if left_out else ""

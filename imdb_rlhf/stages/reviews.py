@@ -1,0 +1,179 @@
+"""Stages `data` and `labelled`: which review serves what, the tokenizer, SFT rows and prompts."""
+
+import json
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+from transformers import PreTrainedTokenizerBase
+
+from imdb_rlhf.artifacts.files import write_json
+from imdb_rlhf.data import prompts
+from imdb_rlhf.data.reviews import dataset_of
+from imdb_rlhf.models import policy as policies
+from imdb_rlhf.rewards import kind_of
+from imdb_rlhf.stages.sources import Base, encoder
+from imdb_rlhf.stages.stage import Flow, Stage
+
+EVALUATED_SPLITS = ("validation", "test")
+# The text that a tokenizer is trained on: characters per review, and reviews.
+TOKENIZER_CHARACTERS, TOKENIZER_REVIEWS = 1000, 20_000
+
+
+def data_config(flow: Flow) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The keys of `data` that every stage depends on, and those that only labels depend on.
+
+    Where the reviews are stored is in neither: their content is hashed instead.
+    """
+    dataset = dataset_of(flow.run.data)
+    data = asdict(flow.run.data)
+    labels = {key: data.pop(key) for key in dataset.label_keys}
+    for key in (*dataset.place_keys, "preferences", "preferences_eos"):
+        data.pop(key)
+    return data, labels
+
+
+class Reviews(Stage):
+    """Disjoint reviews, the tokenizer, SFT rows and prompts."""
+
+    name = "data"
+
+    def inputs(self) -> dict[str, Any]:
+        """The dataset's content and division, and the tokenizer."""
+        run, base = self.flow.run, self.flow.get(Base)
+        model = base.scratch
+        return {
+            "config": data_config(self.flow)[0],
+            "content": dataset_of(run.data).content(),
+            "tokenizer": base.identity
+            if model is None
+            else {"size": model.tokenizer_size, "vocabulary": model.vocabulary},
+            "sft_tokens": None if run.sft.path else run.sft.max_tokens,
+        }
+
+    def check(self) -> None:
+        """Refuse a dataset or a model folder that cannot be used."""
+        source = self.flow.get(Base).source
+        if source is not None:
+            source.check(self.flow.run)
+        dataset_of(self.flow.run.data).check()
+
+    def fetch(self) -> None:
+        """Download the model that SFT starts from, and the reviews."""
+        source = self.flow.get(Base).source
+        if source is not None:
+            source.fetch(self.flow.run)
+        dataset_of(self.flow.run.data).fetch()
+
+    def make(self, folder: Path) -> None:
+        """Divide the reviews and encode them."""
+        run, base = self.flow.run, self.flow.get(Base)
+        if self.runtime.rank:
+            return
+        reviews = dataset_of(run.data).divide(held_out=0)
+        if base.scratch is None:
+            tokenizer: Any = self.tokenizer()
+        else:
+            texts = [text[:TOKENIZER_CHARACTERS] for text in reviews.texts["sft"][:TOKENIZER_REVIEWS]]
+            tokenizer = policies.train_tokenizer(texts, base.scratch.tokenizer_size, base.scratch.vocabulary)
+            tokenizer.save_pretrained(folder / "tokenizer")
+        encode = encoder(tokenizer)
+        prompt_ids = {
+            role: prompts.encode_prompts(reviews.texts[role], role, run.data.prompts, run.data.seed, encode)
+            for role in prompts.PROMPT_ROLES
+        }
+        rows = prompts.encode_reviews(reviews.texts["sft"], run.sft.max_tokens, int(tokenizer.eos_token_id), encode)
+        prompts.write(folder, reviews, prompt_ids, rows)
+
+    def summary_line(self, folder: Path) -> str:
+        """Duplicates, and how many test prompts are training prompts too."""
+        report = json.loads((folder / "report.json").read_text())
+        duplicates = sum(sum(counts.values()) for counts in report.get("duplicates_removed", {}).values())
+        empty = sum(report.get("empty_texts_skipped", {}).values())
+        shared = report["test_prompts_also_training_prompts"]
+        return (
+            f"{duplicates} duplicate and {empty} empty reviews left out, {shared:.0%} of test prompts also in training"
+        )
+
+    def size(self) -> int:
+        """About 400 bytes per SFT review."""
+        return 400 * self.flow.run.data.sft_reviews
+
+    # --- how it is opened ------------------------------------------------------------------------------------------
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The reference's tokenizer: the source's own, or the one that is trained here, which needs the artifact."""
+        source = self.flow.get(Base).source
+        return self.trained_tokenizer(self.path) if source is None else source.tokenizer()
+
+    def known_tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """The reference's tokenizer, or None while it is still to be trained."""
+        if self.flow.get(Base).source is not None or self.name in self.flow.artifacts:
+            return self.tokenizer()
+        folder = self.flow.find(Reviews)
+        return None if folder is None else self.trained_tokenizer(folder)
+
+    @staticmethod
+    def trained_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+        """The tokenizer of an artifact."""
+        return policies.load_tokenizer(folder / "tokenizer", "data")
+
+    def sft_rows(self) -> list[np.ndarray]:
+        """The rows that SFT trains on, (tokens,) int32 each."""
+        return prompts.read_rows(self.path)
+
+    @cached_property
+    def training_prompts(self) -> list[list[int]]:
+        """The training prompts as token rows."""
+        return prompts.read_prompts(self.path, "train")
+
+    @cached_property
+    def evaluation_prompts(self) -> dict[str, list[list[int]]]:
+        """Split -> prompts as token rows, of the splits that are evaluated."""
+        return {split: prompts.read_prompts(self.path, split) for split in EVALUATED_SPLITS}
+
+
+class Labelled(Stage):
+    """Labelled reviews that a two-label reward is trained on, and others that it is held to account on."""
+
+    name = "labelled"
+
+    @classmethod
+    def of(cls, flow: Flow) -> Self | None:
+        """Only where the true reward is trained."""
+        return cls(flow) if kind_of(flow.run.reward).trained else None
+
+    def inputs(self) -> dict[str, Any]:
+        """The dataset's content and division, labels included."""
+        data, labels = data_config(self.flow)
+        return {
+            "config": data | labels,
+            "content": dataset_of(self.flow.run.data).content(),
+            "held_out": kind_of(self.flow.run.reward).held_out,
+        }
+
+    def make(self, folder: Path) -> None:
+        """Keep the labelled reviews and the held-out ones."""
+        if self.runtime.rank:
+            return
+        reviews = dataset_of(self.flow.run.data).divide(kind_of(self.flow.run.reward).held_out)
+        reviews.labelled.to_parquet(folder / "labelled.parquet", index=False)
+        reviews.held_out.to_parquet(folder / "held_out.parquet", index=False)
+        counts = {"labelled": len(reviews.labelled), "held_out": len(reviews.held_out)}
+        write_json(folder / "report.json", counts)
+
+    def summary_line(self, folder: Path) -> str:
+        """How many there are."""
+        report = json.loads((folder / "report.json").read_text())
+        return f"{report['labelled']} reviews with labels, {report['held_out']} held out"
+
+    def size(self) -> int:
+        """The dataset's own estimate."""
+        return dataset_of(self.flow.run.data).labelled_bytes
+
+    def reviews(self) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Labelled and held-out reviews: columns `text` and `label` (0 or 1)."""
+        return pd.read_parquet(self.path / "labelled.parquet"), pd.read_parquet(self.path / "held_out.parquet")

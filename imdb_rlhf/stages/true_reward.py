@@ -1,0 +1,132 @@
+"""The true reward, and stage `two_label`, which trains it where it is a two-label classifier of one's own."""
+
+import json
+import shutil
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from imdb_rlhf.algos.ngram import ngram_accuracy
+from imdb_rlhf.algos.two_label import TwoLabel, crop
+from imdb_rlhf.artifacts.files import write_json
+from imdb_rlhf.config.reward import Crop, TwoLabelReward
+from imdb_rlhf.models import policy as policies
+from imdb_rlhf.models.label_head import make_head
+from imdb_rlhf.models.policy import decode
+from imdb_rlhf.rewards import Reward, kind_of
+from imdb_rlhf.rewards.classifier import ClassifierReward
+from imdb_rlhf.stages.reference import WEIGHTS_AND_MOMENTS, identity_of, open_start
+from imdb_rlhf.stages.reviews import Labelled
+from imdb_rlhf.stages.sources import Base, encoder
+from imdb_rlhf.stages.stage import Flow, Stage
+from imdb_rlhf.stages.training import settings, train
+from imdb_rlhf.training import checkpoint
+
+
+class TrainedReward(Stage):
+    """A two-label head, fine-tuned on labelled reviews."""
+
+    name = "two_label"
+    resumable = True
+
+    def __init__(self, flow: Flow, config: TwoLabelReward) -> None:
+        super().__init__(flow)
+        self.config = config
+
+    @classmethod
+    def of(cls, flow: Flow) -> Self | None:
+        """Only where the true reward is trained."""
+        return cls(flow, flow.run.reward) if isinstance(flow.run.reward, TwoLabelReward) else None
+
+    def inputs(self) -> dict[str, Any]:
+        """The reward's configuration, the labelled reviews, the weights that it starts from and the machine."""
+        return {
+            "config": {key: value for key, value in asdict(self.config).items() if key != "score_batch_size"},
+            "data": self.flow.key(Labelled),
+            "base": identity_of(self.flow, self.config.init),
+            "new_tokens": self.flow.run.generation.max_new_tokens,
+            "machine": self.flow.training_facts,
+        }
+
+    def make(self, folder: Path) -> None:
+        """Fine-tune the head, and measure it beside an n-gram classifier."""
+        config, run = self.config, self.flow.run
+        policy = open_start(self.flow, config.init)
+        encode = encoder(policy.tokenizer)
+        labelled, held_out = self.flow.get(Labelled).reviews()
+        start = folder / "start"
+        if self.runtime.rank == 0:
+            policies.save(policy, start, "", 1.0)
+        self.runtime.barrier()
+        head = make_head(start, str(run.model.attention), config, policy.pad_id)
+        labels = labelled["label"].astype(int).tolist()
+        sizes = (run.data.prompts, run.generation.max_new_tokens)
+        algorithm = TwoLabel(head, encode(list(labelled["text"])), labels, config, *sizes)
+        train(self.flow, algorithm, settings(self.flow, config.seed, config.optim), folder)
+        if self.runtime.rank:
+            return
+        head.model.save_pretrained(folder / "model")
+        policy.tokenizer.save_pretrained(folder / "model")
+        # 1. accuracy on openings of unseen reviews, as long as the texts that it will score
+        crops = [
+            crop(tokens, Crop.opening, *sizes, config.seed, "held_out", index)
+            for index, tokens in enumerate(encode(list(held_out["text"])))
+        ]
+        texts, truth = decode(policy.tokenizer, crops), held_out["label"].to_numpy(dtype=int)
+        scores = ClassifierReward(folder / "model", None, config.score_batch_size, self.runtime.device).score(texts)
+        # 2. the n-gram classifier: trained on the same crops, measured on the same texts
+        passes = range(max(1, int(np.ceil(config.epochs))))
+        training_crops = [algorithm.crop_of(index, epoch) for epoch in passes for index in range(len(labels))]
+        training_texts = decode(policy.tokenizer, training_crops)
+        report = {
+            "accuracy": float(np.mean((scores.logit > 0) == (truth == 1))),
+            "ngram_accuracy": ngram_accuracy(training_texts, labels * len(passes), texts, truth.tolist()),
+            "held_out": len(truth),
+            "mean_p_positive": float(scores.reward.mean()),
+            "steps": algorithm.steps,
+        }
+        write_json(folder / "report.json", report)
+        shutil.rmtree(start)
+        checkpoint.remove(folder)
+
+    def summary_line(self, folder: Path) -> str:
+        """Its accuracy beside the n-gram classifier's."""
+        report = json.loads((folder / "report.json").read_text())
+        return (
+            f"held-out accuracy {report['accuracy']:.1%}, n-gram logistic regression on the same crops "
+            f"{report['ngram_accuracy']:.1%}"
+        )
+
+    def size(self) -> int:
+        """Weights and a checkpoint."""
+        return WEIGHTS_AND_MOMENTS * self.flow.get(Base).parameters()
+
+
+class TrueReward:
+    """The true reward of a run, whatever its kind."""
+
+    def __init__(self, flow: Flow) -> None:
+        self.flow, self.kind = flow, kind_of(flow.run.reward)
+
+    @property
+    def identity(self) -> Any:
+        """What keys hash of it."""
+        return self.kind.identity(self.flow.key(TrainedReward) if self.kind.trained else None)
+
+    def check(self) -> None:
+        """Refuse a reward that cannot be found or read, before any work."""
+        self.kind.check()
+
+    def fetch(self) -> None:
+        """Open a reward that no stage trains, so that one that cannot be used is refused before the first stage."""
+        if not self.kind.trained:
+            _ = self.reward
+
+    @cached_property
+    def reward(self) -> Reward:
+        """The reward, ready to score; where a stage trains it, that stage must be built."""
+        artifact = self.flow.get(TrainedReward).path if self.kind.trained else None
+        return self.kind.open(self.flow.runtime.device, artifact)
