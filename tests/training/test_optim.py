@@ -1,23 +1,20 @@
 """Optimizers and learning rates by hand."""
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from imdb_rlhf.config.optim import AdamWConfig, OptimConfig, RMSpropConfig, Schedule
+from imdb_rlhf.config.optim import OptimConfig, Schedule
 from imdb_rlhf.training.optim import learning_rate, make
+from tests import tiny
 
-
-def adamw(**changes: Any) -> AdamWConfig:
-    values = {"name": "adamw", "lr": 0.1, "warmup_steps": 0, "schedule": Schedule.constant, "max_grad_norm": None}
-    return AdamWConfig(**{**values, "beta1": 0.9, "beta2": 0.98, "eps": 1e-8, "weight_decay": 0.5, **changes})
-
-
-def rmsprop(**changes: Any) -> RMSpropConfig:
-    values = {"name": "rmsprop", "lr": 0.1, "warmup_steps": 0, "schedule": Schedule.constant, "max_grad_norm": None}
-    return RMSpropConfig(**{**values, "alpha": 0.99, "eps": 1e-8, **changes})
+adamw = partial(
+    tiny.adamw, lr=0.1, schedule=Schedule.constant, max_grad_norm=None, beta2=0.98, eps=1e-8, weight_decay=0.5
+)
+rmsprop = partial(tiny.rmsprop, lr=0.1)
 
 
 def rates(total: int, **changes: Any) -> list[float]:
