@@ -12,7 +12,7 @@ import torch
 
 from imdb_rlhf.algos.reward_model import RewardModel, choice_accuracy, held_out
 from imdb_rlhf.config.algos import LearnedRun
-from imdb_rlhf.config.stages import Objective
+from imdb_rlhf.config.reward import Objective
 from imdb_rlhf.data.groups import COLUMNS
 from imdb_rlhf.data.pairs import draw_pairs
 from imdb_rlhf.errors import RunError

@@ -1,27 +1,31 @@
-"""Prompts: exact prefixes of 2 to 8 tokens, a function of the seed; SFT rows; both written and read."""
+"""Reviews as tokens: prompts are exact prefixes, their lengths a function of the seed; SFT rows."""
 
 import json
 import re
 import zlib
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
 
-from imdb_rlhf.config.data import PromptsConfig
+from imdb_rlhf.config.data import EmbeddedData, PromptsConfig
 from imdb_rlhf.data import prompts
 from imdb_rlhf.data.reviews import dataset_of
 from imdb_rlhf.errors import RunError
 from tests import tiny
 
 LENGTHS = PromptsConfig(train=20, validation=5, test=10, min_tokens=2, max_tokens=8)
-EMBEDDED = tiny.data(sft_reviews=30, labelled_reviews=12, prompts=LENGTHS)
 
 
 def encode(texts: list[str]) -> list[list[int]]:
     """A tokenizer for tests: pieces of at most four characters, none of which spans two words."""
     pieces = [re.findall(r"\s*\S{1,4}", text) for text in texts]
     return [[zlib.crc32(piece.encode()) >> 2 for piece in row] for row in pieces]
+
+
+def embedded_config(**changes: Any) -> EmbeddedData:
+    return tiny.data(**{"sft_reviews": 30, "labelled_reviews": 12, "prompts": LENGTHS, **changes})
 
 
 # --- prompts
@@ -74,7 +78,7 @@ def test_sft_rows_begin_at_the_beginning_and_end_in_eos_if_they_fit():
 
 
 def test_write_and_read(tmp_path):
-    reviews = dataset_of(EMBEDDED).divide(6)
+    reviews = dataset_of(embedded_config()).divide(6)
     parts = {
         role: prompts.encode_prompts(reviews.texts[role], role, LENGTHS, 0, encode) for role in prompts.PROMPT_ROLES
     }
@@ -89,7 +93,7 @@ def test_write_and_read(tmp_path):
 
 
 def test_the_share_of_test_prompts_that_are_training_prompts_too(tmp_path):
-    reviews = dataset_of(EMBEDDED).divide(0)
+    reviews = dataset_of(embedded_config()).divide(0)
     parts = {
         "train": [[1, 2], [3, 4, 5], [6, 7]],
         "validation": [[8, 9]],
