@@ -106,7 +106,7 @@ def test_the_worked_algorithm_runs_through_the_loop(tree):
     assert (summary["algo"], summary["knob"], summary["step"]) == ("simpo", {"name": "beta", "value": 2.0}, 4)
     assert summary["kl"] > 0.01  # it was trained
     refused = run(tree, "train.py", "algo=simpo", "gamma=-1", code=2)
-    assert refused.stderr == "refused: gamma=-1.0 is out of range; give a number of at least 0\n"
+    assert refused.stderr == "refused: gamma=-1.0 is out of range; give a number of at least 0 and at most 1000000\n"
 
 
 def test_the_own_reward_is_what_is_reported(tree):
