@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from imdb_rlhf.config.algos import RewardSource
+from imdb_rlhf.config.reward import RewardSource
 from imdb_rlhf.evaluation import reservoir
 from imdb_rlhf.evaluation.stats import percentile
 from imdb_rlhf.frontier.bounds import Band, band, needed_kl, optimum_of

@@ -63,7 +63,7 @@ def test_wandb_is_shown_every_frontier(drawn, tmp_path, monkeypatch):
 
 
 def test_a_file_is_hashed_once_unless_it_changes(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "_remembered", None)  # and None again after the test
+    monkeypatch.setattr(files, "_cached_hash", None)  # and None again after the test
     file = tmp_path / "file"
     file.write_text("one")
     plain = files.hash_file(file)
