@@ -31,11 +31,11 @@ from imdb_rlhf.config.algos import (
     PPORun,
     PreferenceRun,
     PreferredFTRun,
-    ValueNetwork,
 )
-from imdb_rlhf.config.reward import ClassifierReward, TwoLabelReward
+from imdb_rlhf.config.ppo import ValueNetwork
+from imdb_rlhf.config.reward import ClassifierReward, Objective, TwoLabelReward
 from imdb_rlhf.config.run import Run
-from imdb_rlhf.config.stages import Objective, Order
+from imdb_rlhf.config.stages import Order
 from imdb_rlhf.data.pairs import Pairs, shuffled
 from imdb_rlhf.errors import ConfigError
 from imdb_rlhf.pipeline import Pipeline

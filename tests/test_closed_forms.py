@@ -24,16 +24,9 @@ from imdb_rlhf.algos.dpo import DPO
 from imdb_rlhf.algos.ppo import PPO
 from imdb_rlhf.algos.preferred_ft import PreferredFT
 from imdb_rlhf.algos.unlikelihood import Unlikelihood
-from imdb_rlhf.config.algos import (
-    DPOLoss,
-    DPORun,
-    PPORun,
-    PreferredFTRun,
-    Scale,
-    UnlikelihoodRun,
-    ValueNetwork,
-)
+from imdb_rlhf.config.algos import DPOLoss, DPORun, PPORun, PreferredFTRun, UnlikelihoodRun
 from imdb_rlhf.config.optim import AdamWConfig
+from imdb_rlhf.config.ppo import Scale, ValueNetwork
 from imdb_rlhf.config.run import Run
 from imdb_rlhf.config.stages import Labels
 from imdb_rlhf.data.pairs import draw_pairs, flip

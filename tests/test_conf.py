@@ -14,14 +14,15 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from imdb_rlhf import cli
-from imdb_rlhf.config.algos import ALGO_OF_GROUP, DPOLoss, DPORun, PPOConfig, PPORun, RewardSource, SFTRun
+from imdb_rlhf.config.algos import ALGO_OF_GROUP, DPOLoss, DPORun, PPORun, SFTRun
 from imdb_rlhf.config.data import EmbeddedData, ImdbData, PromptsConfig
 from imdb_rlhf.config.machine import NoLogger, TrainerConfig, WandbLogger
 from imdb_rlhf.config.model import Attention, PretrainedModel, ScratchModel
 from imdb_rlhf.config.optim import AdamWConfig, RMSpropConfig
-from imdb_rlhf.config.reward import ClassifierReward, LexiconReward, OwnReward, TwoLabelReward
+from imdb_rlhf.config.ppo import PPOConfig
+from imdb_rlhf.config.reward import ClassifierReward, LexiconReward, Objective, OwnReward, RewardSource, TwoLabelReward
 from imdb_rlhf.config.run import Run
-from imdb_rlhf.config.stages import Labels, Objective, ReservoirConfig
+from imdb_rlhf.config.stages import Labels, ReservoirConfig
 from imdb_rlhf.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]

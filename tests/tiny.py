@@ -23,36 +23,33 @@ from transformers import (
 )
 
 from imdb_rlhf.algos.inputs import Score
-from imdb_rlhf.config.algos import (
-    BestOfNConfig,
-    DPOConfig,
-    DPOLoss,
-    OwnModelConfig,
-    PPOConfig,
-    RewardSource,
-    Scale,
-    ValueNetwork,
-    Whitening,
-)
+from imdb_rlhf.config.algos import BestOfNConfig, DPOConfig, DPOLoss, OwnModelConfig
 from imdb_rlhf.config.data import EmbeddedData, PromptsConfig
 from imdb_rlhf.config.machine import Device, LauncherConfig, NoLogger, PathsConfig, Precision, TrainerConfig
 from imdb_rlhf.config.model import Attention, ScratchModel
 from imdb_rlhf.config.optim import AdamWConfig, RMSpropConfig, Schedule
-from imdb_rlhf.config.reward import Crop, LexiconReward, Positions, TwoLabelReward
+from imdb_rlhf.config.ppo import PPOConfig, Scale, ValueNetwork, Whitening
+from imdb_rlhf.config.reward import (
+    Crop,
+    Init,
+    LexiconReward,
+    Objective,
+    Positions,
+    RewardModelConfig,
+    RewardSource,
+    TwoLabelReward,
+)
 from imdb_rlhf.config.run import KeepModel, Run
 from imdb_rlhf.config.stages import (
     Eos,
     EvaluationConfig,
     GenerationConfig,
     GroupsConfig,
-    Init,
     Labels,
-    Objective,
     Order,
     PairsConfig,
     PolicyConfig,
     ReservoirConfig,
-    RewardModelConfig,
     SFTConfig,
     Ties,
 )

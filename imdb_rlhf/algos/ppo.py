@@ -25,7 +25,9 @@ from imdb_rlhf.algos.batches import Stream
 from imdb_rlhf.algos.inputs import Inputs, Score
 from imdb_rlhf.algos.method import Method
 from imdb_rlhf.algos.rollout import Minibatch, Rollout, aligned, padded
-from imdb_rlhf.config.algos import PPORun, RewardSource, Whitening
+from imdb_rlhf.config.algos import PPORun
+from imdb_rlhf.config.ppo import Whitening
+from imdb_rlhf.config.reward import RewardSource
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.losses import (
     KL_ERROR_CLIP,

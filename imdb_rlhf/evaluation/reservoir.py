@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from imdb_rlhf.config.algos import RewardSource
+from imdb_rlhf.config.reward import RewardSource
 from imdb_rlhf.config.stages import EvaluationConfig
 from imdb_rlhf.evaluation import best_of_n
 from imdb_rlhf.evaluation.evaluate import COLUMNS, TEXTS

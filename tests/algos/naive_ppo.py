@@ -13,7 +13,8 @@ from transformers import GPT2LMHeadModel, PreTrainedModel
 
 from imdb_rlhf.algos.ppo import PPO
 from imdb_rlhf.algos.rollout import Minibatch, Rollout
-from imdb_rlhf.config.algos import PPORun, Whitening
+from imdb_rlhf.config.algos import PPORun
+from imdb_rlhf.config.ppo import Whitening
 from imdb_rlhf.seeds import generator
 from imdb_rlhf.training.runtime import Runtime
 from tests import tiny

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from imdb_rlhf.algos.ppo import PPO
-from imdb_rlhf.config.algos import ValueNetwork, Whitening
+from imdb_rlhf.config.ppo import ValueNetwork, Whitening
 from tests import tiny
 from tests.algos.naive_ppo import (
     BETA,

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from imdb_rlhf.algos.ppo import PPO
-from imdb_rlhf.config.algos import PPORun, ValueNetwork
+from imdb_rlhf.config.algos import PPORun
 from imdb_rlhf.config.machine import Precision
+from imdb_rlhf.config.ppo import ValueNetwork
 from imdb_rlhf.training import checkpoint
 from tests import tiny
 from tests.algos.naive_ppo import disturb, first_batch, make, ppo_run, rollout_of, same, train

@@ -7,7 +7,6 @@ import pytest
 
 from imdb_rlhf.config.data import Br
 from imdb_rlhf.data import imdb
-from imdb_rlhf.data.prompts import divide
 from imdb_rlhf.errors import RunError
 from tests import tiny
 from tests.data.tables import imdb_data, write_split
@@ -165,22 +164,27 @@ def test_a_split_without_rows(tmp_path):
 
 
 @pytest.mark.skipif(not (REAL / "plain_text").is_dir(), reason=f"no IMDb parquet in {REAL}")
-def test_the_real_dataset():
+@pytest.mark.parametrize(
+    ("name", "size", "labels"),
+    [
+        ("train", 25_000, {0, 1}),
+        ("test", 25_000, {0, 1}),
+        pytest.param("unsupervised", 50_000, {-1}, marks=pytest.mark.slow),
+    ],
+)
+def test_a_split_of_the_real_dataset(name, size, labels):
     imdb.check_folder(REAL, imdb_data())
-    sizes, labels = {}, {}
-    for name in ("train", "test", "unsupervised"):
-        frame, skipped = imdb.read_split(REAL, name, Br.newline, labels=name != "unsupervised")
-        sizes[name], labels[name] = len(frame) + skipped, set(frame["label"])
-        assert not frame["text"].str.contains("<br />", regex=False).any()
-    assert sizes == {"train": 25_000, "test": 25_000, "unsupervised": 50_000}
-    assert labels == {"train": {0, 1}, "test": {0, 1}, "unsupervised": {-1}}
+    frame, skipped = imdb.read_split(REAL, name, Br.newline, labels=name != "unsupervised")
+    assert len(frame) + skipped == size
+    assert set(frame["label"]) == labels
+    assert not frame["text"].str.contains("<br />", regex=False).any()
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not (REAL / "plain_text").is_dir(), reason=f"no IMDb parquet in {REAL}")
 def test_the_real_dataset_divided():
     prompts = tiny.prompts(train=2000, validation=100, test=200, max_tokens=8)
-    reviews_by_role = divide(imdb_data(sft_reviews=5000, prompts=prompts), 500, REAL)
+    reviews_by_role = imdb.divide(imdb_data(sft_reviews=5000, prompts=prompts), 500, REAL)
     removed = reviews_by_role.report["duplicates_removed"]
     assert removed["test"]["within"] > 0 and removed["train"]["within"] > 0
     assert removed["train"]["also in an earlier split"] > 0

@@ -18,7 +18,7 @@ from imdb_rlhf.evaluation.evaluate import COLUMNS, completion_text, evaluate, me
 from imdb_rlhf.models import policy as policies
 from imdb_rlhf.models.policy import Policy
 from imdb_rlhf.rewards import Scores
-from imdb_rlhf.runs import record
+from imdb_rlhf.runs import points
 from imdb_rlhf.training.runtime import Runtime
 
 TEXTS = ["the film is good. the film is bad. a good cast in a bad film."] * 20
@@ -135,7 +135,7 @@ def test_the_best_step_is_chosen_on_validation_prompts() -> None:
         frame = pd.DataFrame(rows, columns=["split", "reward"])
         return frame.assign(prompt_id=0, reward_logit=0.0, kl=0.0, kl_k1=0.0, length=1, finished=True, completion="a b")
 
-    assert record.best_step({10: point(0.5, 0.9), 20: point(0.7, 0.1), 30: point(0.7, 0.2)}) == 20
+    assert points.best_step({10: point(0.5, 0.9), 20: point(0.7, 0.1), 30: point(0.7, 0.2)}) == 20
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from imdb_rlhf.config.algos import RewardSource
+from imdb_rlhf.config.reward import RewardSource
 from imdb_rlhf.config.stages import EvaluationConfig
 from imdb_rlhf.evaluation import reservoir
 from imdb_rlhf.evaluation.evaluate import COLUMNS, TEXTS

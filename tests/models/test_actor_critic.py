@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from imdb_rlhf.config.algos import ValueNetwork
+from imdb_rlhf.config.ppo import ValueNetwork
 from imdb_rlhf.models.actor_critic import ActorCritic
 from imdb_rlhf.models.logprobs import LogProbs, Rows
 from tests import tiny
