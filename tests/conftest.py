@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.command import train
 from tests.experiments import (
     METHODS,
     REWARD,
@@ -14,7 +15,6 @@ from tests.experiments import (
     First,
     reused_keys,
     runs,
-    train,
     well,
 )
 

@@ -1,19 +1,15 @@
 """Tiny runs of the whole experiment: how tests start them, and what they read of their folders."""
 
-import io
 import json
-import sys
-from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pytest
 
-from imdb_rlhf import cli
 from imdb_rlhf.tracking.jsonl import read
+from tests.command import Answer, train
 
 # The last token decides: so small a policy says nothing that the lexicon knows.
 REWARD = """
@@ -32,30 +28,6 @@ TINY = [
     "evaluation.bootstrap=100",
 ]
 STEPS = ["policy.steps=3", "evaluation.every=2"]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a command came to."""
-
-    code: int
-    out: str
-    err: str
-
-
-def train(*arguments: str) -> Answer:
-    """`python train.py ARGUMENTS`, in this process."""
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        patch.setenv("HYDRA_FULL_ERROR", "0")  # main sets it; gone again afterwards
-        patch.setattr(sys, "argv", ["train.py", *arguments])
-        patch.setattr(cli, "_OUTCOMES", [])
-        try:
-            cli.main()
-        except SystemExit as left:
-            assert left.code is None or isinstance(left.code, int)
-            code = left.code or 0
-    return Answer(code, out.getvalue(), err.getvalue())
 
 
 def well(answer: Answer) -> Answer:

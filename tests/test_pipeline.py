@@ -10,6 +10,7 @@ import pytest
 
 from imdb_rlhf.artifacts.files import check_manifest
 from imdb_rlhf.tracking.jsonl import read
+from tests.command import train
 from tests.experiments import (
     PLAIN,
     STEPS,
@@ -23,7 +24,6 @@ from tests.experiments import (
     rows_of,
     runs,
     summary_of,
-    train,
     well,
     win_rates,
 )

@@ -18,7 +18,7 @@ CLASSES: dict[str, type] = {
     name: value
     for module in _MODULES
     for name, value in vars(module).items()
-    if isinstance(value, type) and is_dataclass(value)
+    if isinstance(value, type) and is_dataclass(value) and value.__module__ == module.__name__
 }
 NOT_A_FIELD = ("experiment", "sweep")  # chosen on the command line as a key is, but no part of a run
 

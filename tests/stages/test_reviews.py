@@ -8,13 +8,13 @@ import pandas as pd
 import pytest
 
 from imdb_rlhf.artifacts.files import check_manifest
+from tests.command import train
 from tests.experiments import (
     PLAIN,
     STEPS,
     made,
     one_line,
     runs,
-    train,
     well,
 )
 
