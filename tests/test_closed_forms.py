@@ -217,14 +217,14 @@ def test_dpo_reaches_the_optimum(
 ) -> None:
     run = preferences(DPORun, 256, 250, beta=beta, pairs=pairs_config(tau=tau))
     algorithm = DPO.from_inputs(inputs(runtime, groups), run)
-    fit(algorithm, runtime, adam(2e-3), tmp_path)
+    fit(algorithm, runtime, adam(lr=2e-3), tmp_path)
     assert_optimal(algorithm, beta * (tau or 1.0))
 
 
 def test_plackett_luce_reaches_the_optimum(runtime: Runtime, groups: Path, tmp_path: Path) -> None:
     run = preferences(DPORun, 64, 250, beta=1.0, dpo=tiny.dpo(DPOLoss.plackett_luce))
     algorithm = DPO.from_inputs(inputs(runtime, groups), run)
-    fit(algorithm, runtime, adam(2e-3), tmp_path)
+    fit(algorithm, runtime, adam(lr=2e-3), tmp_path)
     assert_optimal(algorithm, 1.0)
 
 
@@ -233,7 +233,7 @@ def test_the_robust_loss_undoes_flipped_labels(runtime: Runtime, groups: Path, t
     flipped = flip(draw_pairs(frame, pairs_config(), 0), 0.25, 0)
     run = preferences(DPORun, 256, 300, beta=1.0, dpo=tiny.dpo(DPOLoss.robust, 0.25))
     algorithm = DPO(policy(), frame, flipped, run)
-    fit(algorithm, runtime, adam(1e-3), tmp_path)
+    fit(algorithm, runtime, adam(lr=1e-3), tmp_path)
     assert_optimal(algorithm, 1.0)
 
 
@@ -242,14 +242,14 @@ def test_ipo_reaches_its_optimum(runtime: Runtime, groups: Path, tmp_path: Path)
     wins = win_chances()
     run = preferences(DPORun, 256, 250, beta=0.3, dpo=tiny.dpo(DPOLoss.ipo))
     algorithm = DPO.from_inputs(inputs(runtime, groups), run)
-    fit(algorithm, runtime, adam(2e-3), tmp_path)
+    fit(algorithm, runtime, adam(lr=2e-3), tmp_path)
     assert_optimal(algorithm, 0.3, (wins * np.exp(LOG_REF)[:, None]).sum(2))
 
 
 def test_preferred_ft_reaches_the_law_of_the_winners(runtime: Runtime, groups: Path, tmp_path: Path) -> None:
     run = preferences(PreferredFTRun, 256, 300)
     algorithm = PreferredFT.from_inputs(inputs(runtime, groups), run)
-    fit(algorithm, runtime, adam(1e-3), tmp_path)
+    fit(algorithm, runtime, adam(lr=1e-3), tmp_path)
     # two different samples of the reference, and the first wins
     ref, different = np.exp(LOG_REF), 1 - np.eye(len(COMPLETIONS))
     winners = ref * (win_chances() * different * ref[:, None]).sum(2)
@@ -262,7 +262,7 @@ def test_unlikelihood_without_its_second_term_is_preferred_ft(runtime: Runtime, 
     first = PreferredFT.from_inputs(inputs(runtime, groups), preferences(PreferredFTRun, 64, 10))
     other = Unlikelihood.from_inputs(inputs(runtime, groups), preferences(UnlikelihoodRun, 64, 10, alpha=0.0))
     for algorithm in (first, other):  # the sum over tokens and their mean differ by a factor, which Adam does not see
-        fit(algorithm, runtime, adam(1e-3, clip=None), tmp_path)
+        fit(algorithm, runtime, adam(lr=1e-3, max_grad_norm=None), tmp_path)
     laws = [log_law(language_model(algorithm)) for algorithm in (first, other)]
     assert np.abs(laws[0] - LOG_REF).max() > 0.1
     assert laws[0] == pytest.approx(laws[1], abs=1e-3)
@@ -274,7 +274,7 @@ def test_unlikelihood_without_its_second_term_is_preferred_ft(runtime: Runtime, 
 @pytest.mark.parametrize("value", list(ValueNetwork))
 def test_ppo_reaches_the_optimum(value: ValueNetwork, runtime: Runtime, tmp_path: Path) -> None:
     algorithm = PPO.from_inputs(inputs(runtime, Path(), 1.0), ppo_run(kl_coefficient=1.0, value=value))
-    fit(algorithm, runtime, adam(1e-3), tmp_path)
+    fit(algorithm, runtime, adam(lr=1e-3), tmp_path)
     assert_optimal(algorithm, 1.0)
 
 
@@ -284,7 +284,7 @@ def test_the_controller_settles_at_its_target(runtime: Runtime, tmp_path: Path) 
     sizes = {"episodes": 60 * 512, "batch_size": 512, "minibatch_size": 512}
     run = ppo_run(target, value=ValueNetwork.shared, **sizes)
     algorithm = PPO.from_inputs(inputs(runtime, Path(), 1.5 * beta), run)
-    fit(algorithm, runtime, adam(1e-3), tmp_path)
+    fit(algorithm, runtime, adam(lr=1e-3), tmp_path)
     reward, kl = reward_and_kl(log_law(language_model(algorithm)))
     last = np.array(algorithm.history[-len(algorithm.history) // 5 :])
     assert kl == pytest.approx(target, rel=0.1)
