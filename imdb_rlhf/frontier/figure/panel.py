@@ -58,7 +58,7 @@ class Panel:
     def estimate(
         self, kl: float, of: Mapping[str, Any], gid: str, *, marker: str, color: str, edge: str, size: float
     ) -> None:
-        """Draw a point at a KL and the `reward` of a mapping, with the intervals `kl_ci` and `reward_ci` if it has any."""
+        """Draw a point at a KL and the `reward` of a mapping, with its `kl_ci` and `reward_ci` if it has them."""
         reward = of["reward"]
         ends = of.get("kl_ci")
         if ends is not None and finite(*ends):

@@ -50,7 +50,7 @@ def optimum(panel: Panel, frontier: Mapping[str, Any]) -> None:
 def _optimum_curves(
     panel: Panel, optimum: Mapping[str, Any], reference: Mapping[str, Any]
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """(n,) KLs across the panel and, at each, both curves and their intervals' outer ends; all start at the reference."""
+    """(n,) KLs across the panel and, at each, both curves and their intervals' outer ends, from the reference on."""
     curves = {
         "low": (optimum["lower_ci"][0], reference["reward_ci"][0]),
         "lower": (optimum["lower"], reference["reward"]),
