@@ -353,7 +353,7 @@ def test_every_type_is_made_by_some_command():
 
 def test_a_field_has_no_default_so_a_file_must_set_it():
     for name, schema in CLASSES.items():
-        for field in fields(schema):  # type: ignore[arg-type]
+        for field in fields(schema):
             assert field.default is MISSING and field.default_factory is MISSING, f"{name}.{field.name}"
 
 
@@ -375,7 +375,7 @@ def test_every_field_is_read_somewhere():
         for node in ast.walk(part)
         if isinstance(node, ast.Attribute)
     }
-    names = {(name, field.name) for name, schema in CLASSES.items() for field in fields(schema)}  # type: ignore[arg-type]
+    names = {(name, field.name) for name, schema in CLASSES.items() for field in fields(schema)}
     assert not {f"{schema}.{name}" for schema, name in names if name not in read}
 
 
