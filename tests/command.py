@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from copy import deepcopy
 from dataclasses import dataclass
@@ -80,19 +81,24 @@ def refusal(*overrides: str, then: str | None = None) -> str:
 # --- running
 
 
-def train(*arguments: str) -> Answer:
-    """`python train.py ARGUMENTS`, in this process."""
+def answer_of(command: Callable[[], object], *arguments: str) -> Answer:
+    """What a command line in this process answers to arguments."""
     out, err, code = io.StringIO(), io.StringIO(), 0
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.setenv("HYDRA_FULL_ERROR", "0")  # main sets it; gone again afterwards
         patch.setattr(sys, "argv", ["train.py", *arguments])
         patch.setattr(cli, "_FAILURES", [])
         try:
-            cli.main()
+            command()
         except SystemExit as left:
             assert left.code is None or isinstance(left.code, int)
             code = left.code or 0
     return Answer(code, out.getvalue(), err.getvalue())
+
+
+def train(*arguments: str) -> Answer:
+    """`python train.py ARGUMENTS`, in this process."""
+    return answer_of(cli.main, *arguments)
 
 
 def start(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.Popen[str]:

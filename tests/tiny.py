@@ -75,16 +75,30 @@ def gpt2_config(
     dropout: float = 0.0,
     **changes: Any,
 ) -> GPT2Config:
-    """A tiny GPT-2; with this spread of weights its next-token distributions are far from uniform."""
+    """A tiny GPT-2 whose next-token distributions, at this spread of weights, are far from uniform.
+
+    `changes` are GPT2Config's own keys; they win over the sizes above.
+    """
     sizes = {"vocab_size": vocabulary, "n_positions": context, "n_embd": width, "n_layer": layers, "n_head": heads}
     rates = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), dropout)
-    return GPT2Config(**sizes, **rates, initializer_range=spread, bos_token_id=eos, eos_token_id=eos, **changes)
+    rest = {"initializer_range": spread, "bos_token_id": eos, "eos_token_id": eos}
+    return GPT2Config(**{**sizes, **rates, **rest, **changes})
 
 
 def gpt2(seed: int = 0, **sizes: Any) -> GPT2LMHeadModel:
     """A causal LM with random weights, in evaluation mode; `sizes` as in `gpt2_config`."""
     torch.manual_seed(seed)
     return GPT2LMHeadModel(gpt2_config(**sizes)).eval()
+
+
+def scattered_gpt2(seed: int = 0, attention: str = "eager", spread: float = 0.3, **sizes: Any) -> GPT2LMHeadModel:
+    """A causal LM whose biases are not 0 and whose norms do not begin at 1, so that leaving one out is seen."""
+    lm = GPT2LMHeadModel(gpt2_config(attn_implementation=attention, **sizes)).eval()
+    random = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in lm.named_parameters():
+            parameter.normal_(float("ln_" in name and "weight" in name), spread, generator=random)
+    return lm
 
 
 def gpt2_scorer(seed: int = 0, labels: int = 1, **sizes: Any) -> GPT2ForSequenceClassification:

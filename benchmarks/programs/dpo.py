@@ -48,7 +48,8 @@ class ReferenceInStep(DPO):
 
     def completions_of(self, rows: np.ndarray) -> Rows:
         """The token rows of some completions."""
-        return Rows.of([self.completions.prompts[i] for i in rows], [self.completions.completions[i] for i in rows])
+        prompt_ids, completion_ids = self.completions.prompt_ids, self.completions.completion_ids
+        return Rows.of([prompt_ids[i] for i in rows], [completion_ids[i] for i in rows])
 
 
 def score(reference: Any, rows: Rows, runtime: Runtime) -> np.ndarray:

@@ -70,28 +70,8 @@ def coefficient_for(rewards: np.ndarray, target_kl: float) -> float:
     return float(np.sqrt(low) * np.sqrt(high))
 
 
-def exact(reference: np.ndarray, rewards: np.ndarray, beta: float) -> tuple[np.ndarray, float, float]:
-    """The optimum of a discrete world: pi = reference * exp(r / beta) / Z, its mean reward and its KL to the reference.
-
-    Args:
-        reference: (outcomes,) probabilities; sums to 1, zeros are allowed.
-        rewards: (outcomes,).
-        beta: above 0.
-
-    Returns:
-        pi (outcomes,), reward, KL.
-
-    Raises:
-        ValueError: beta is not above 0, a reward is not finite, or probabilities that are negative or do not sum to 1.
-    """
-    if not (reference >= 0).all() or abs(reference.sum() - 1) > 1e-6:
-        raise ValueError("a reference's probabilities are at least 0 and sum to 1")
-    policy, reward, kl = tilted(reference, rewards, beta)
-    return policy, float(reward), float(kl)
-
-
 def tilted(reference: np.ndarray, rewards: np.ndarray, beta: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The optimum of many discrete worlds at once, over the last axis; see `exact`.
+    """The optima of many discrete worlds at once, over the last axis: pi = reference * exp(r / beta) / Z.
 
     Args:
         reference: (..., outcomes) probabilities, sum to 1; zeros are allowed.

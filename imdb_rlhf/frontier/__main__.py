@@ -7,13 +7,13 @@ from pathlib import Path
 from imdb_rlhf.arguments import OneLineParser
 from imdb_rlhf.artifacts.files import hash_of, remember_hashes
 from imdb_rlhf.errors import ConfigError, RunError
-from imdb_rlhf.frontier import finished as points
 from imdb_rlhf.frontier.draw import describe, draw
+from imdb_rlhf.frontier.finished import SWEEP, find
 
 
 def _default_folder(places: Sequence[Path], runs: Sequence[Path]) -> Path:
     """A sweep's own folder; else one beside the runs, named by which they are."""
-    if len(places) == 1 and (places[0] / points.SWEEP).exists():
+    if len(places) == 1 and (places[0] / SWEEP).exists():
         return places[0]
     return runs[0].parent.parent / "frontiers" / hash_of(sorted(run.name for run in runs))[:8]
 
@@ -25,17 +25,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--to", type=Path, help="where to write; a sweep's own folder, or outputs/frontiers/...")
     try:
         options = parser.parse_args(arguments)
-        runs = points.find(options.places)
+        runs = find(options.places)
         folder = options.to or _default_folder(options.places, runs)
-        found = draw(runs, folder)
+        frontier = draw(runs, folder)
     except ConfigError as error:
         print(f"refused: {error}", file=sys.stderr)
         return 2
     except (RunError, OSError) as error:
         print(f"failed: {error}", file=sys.stderr)
         return 1
-    print(describe(found))
-    for warning in found["warnings"]:
+    print(describe(frontier))
+    for warning in frontier["warnings"]:
         print(f"warning: {warning}")
     print()
     for name in ("report.html", "frontier.svg", "frontier.png", "frontier.json", "frontier.csv"):

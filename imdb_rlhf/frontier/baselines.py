@@ -1,4 +1,4 @@
-"""What no policy surpasses, and what costs no training: the optimum's band and best-of-N, read off a reservoir."""
+"""The baselines that need no training: the bounds of the optimum and best-of-N, both read off a reservoir."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -11,15 +11,15 @@ import pandas as pd
 from imdb_rlhf.config.reward import RewardSource
 from imdb_rlhf.evaluation import reservoir
 from imdb_rlhf.evaluation.stats import percentile
-from imdb_rlhf.frontier.bounds import Band, band, needed_kl, optimum_of
+from imdb_rlhf.frontier.bounds import OptimumBounds, needed_kl, optimum_bounds, optimum_of
 from imdb_rlhf.frontier.finished import FinishedRun
 
 GRID = 120  # points of the optimum's curves
 LEAST_KL = 0.01  # nats; an efficiency divides by no less
 
 
-class Bounds:
-    """The optimum and best-of-N of one world; without a reservoir nothing is known of either."""
+class Baselines:
+    """The optimum and best-of-N of one world; both are unknown without a reservoir."""
 
     def __init__(
         self,
@@ -30,7 +30,7 @@ class Bounds:
         furthest: float,
         budgets: Sequence[float],
     ) -> None:
-        """Take the grid; what is read and computed waits until it is asked for.
+        """Choose the grid; everything else is read and computed when it is asked for.
 
         Args:
             runs: of one world; the reservoirs that they name are looked through.
@@ -64,56 +64,55 @@ class Bounds:
         return None if best is None else best[2]
 
     @cached_property
-    def band(self) -> Band | None:
+    def bounds(self) -> OptimumBounds | None:
         """The optimum of the true reward; None without a reservoir."""
         if self.reservoir is None:
             return None
         rewards = reservoir.table(self.reservoir, "test", "reward")
-        cap = 1.0 if self.runs[0].config["reward"]["name"] != "own" else np.inf  # of an own reward nothing is known
-        return band(rewards, self.grid, self.weights, cap)
+        return optimum_bounds(rewards, self.grid, self.weights, self.runs[0].largest_reward)
 
     def optimum(self) -> dict[str, Any] | None:
         """The optimum of `frontier.json`; None without a reservoir."""
-        if self.band is None or self.reservoir is None:
+        if self.bounds is None or self.reservoir is None:
             return None
-        found: dict[str, Any] = {
+        optimum: dict[str, Any] = {
             "samples": int(self.reservoir["sample_id"].nunique()),
-            "trusted_kl": self.band.trusted_kl,
-            "cap": self.band.cap if np.isfinite(self.band.cap) else None,
-            "kl": self.band.kl,
-            "lower": self.band.lower,
-            "lower_ci": percentile(self.band.lower_draws, self.confidence),
-            "upper": self.band.upper,
-            "upper_ci": percentile(self.band.upper_draws, self.confidence),
+            "trusted_kl": self.bounds.trusted_kl,
+            "cap": self.bounds.cap if np.isfinite(self.bounds.cap) else None,
+            "kl": self.bounds.kl,
+            "lower": self.bounds.lower,
+            "lower_ci": percentile(self.bounds.lower_draws, self.confidence),
+            "upper": self.bounds.upper,
+            "upper_ci": percentile(self.bounds.upper_draws, self.confidence),
             "learned": None,
         }
         if "learned" in self.reservoir:
             learned, reward = (reservoir.table(self.reservoir, "test", name) for name in ("learned", "reward"))
             curve, draws = optimum_of(learned, reward, self.grid, self.weights)
-            there = np.isfinite(curve)
-            ends = percentile(draws[:, there], self.confidence)
-            found["learned"] = {"kl": self.grid[there], "reward": curve[there], "reward_ci": ends}
-        return found
+            known = np.isfinite(curve)
+            ends = percentile(draws[:, known], self.confidence)
+            optimum["learned"] = {"kl": self.grid[known], "reward": curve[known], "reward_ci": ends}
+        return optimum
 
     def best_of_n(self) -> dict[str, Any]:
         """Best-of-N of `frontier.json`: selector -> its curve for every N."""
         if self.reservoir is None:
             return {}
-        found = {}
+        curves = {}
         for source in RewardSource:
             if reservoir.SELECTORS[source] not in self.reservoir:
                 continue
             rows = reservoir.curve(self.reservoir, source)
             rewards = rows.pivot(index="prompt_id", columns="n", values="reward").to_numpy()  # (prompts, N)
             kl = rows.groupby("n")["kl"].first()
-            found[str(source)] = {
+            curves[str(source)] = {
                 "n": [int(n) for n in kl.index],
                 "kl": kl.to_numpy(),
                 "kl_atom": rows.groupby("n")["kl_atom"].mean().to_numpy(),
                 "reward": rewards.mean(0),
                 "reward_ci": percentile(self.weights @ rewards, self.confidence),
             }
-        return found
+        return curves
 
     def efficiency(self, kl: float, reward: float) -> list[float] | None:
         """[low, high] of the share of a policy's KL that the optimum would need for its reward.
@@ -121,20 +120,20 @@ class Bounds:
         The low end is read off the optimum's upper curve, the high end off the lower one, which may not reach the
         reward: then 1 is all that is known. None without an optimum, or at a KL too small to divide by.
         """
-        if self.band is None or kl < LEAST_KL:
+        if self.bounds is None or kl < LEAST_KL:
             return None
         if reward <= self.reference.mean():
             return [0.0, 0.0]
-        low, high = (needed_kl(self.band.kl, curve, reward) / kl for curve in (self.band.upper, self.band.lower))
+        low, high = (needed_kl(self.bounds.kl, curve, reward) / kl for curve in (self.bounds.upper, self.bounds.lower))
         return [float(min(low, 1.0)), float(min(high, 1.0))]
 
     def surpassed_by(self, kl_draws: np.ndarray, reward_draws: np.ndarray) -> bool:
         """Whether a point (count,) lies above the upper curve by more than its interval: an error somewhere."""
-        if self.band is None:
+        if self.bounds is None:
             return False
-        right, share = _places(kl_draws, self.band.kl)
+        right, share = _places(kl_draws, self.bounds.kl)
         rows = np.arange(len(kl_draws))
-        bound = (1 - share) * self.band.upper_draws[rows, right - 1] + share * self.band.upper_draws[rows, right]
+        bound = (1 - share) * self.bounds.upper_draws[rows, right - 1] + share * self.bounds.upper_draws[rows, right]
         return percentile(reward_draws - bound, self.confidence)[0] > 0
 
 

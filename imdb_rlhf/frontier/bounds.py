@@ -1,4 +1,4 @@
-"""The optimum of reward over KL as a band: what is surely within reach, and what surely is not.
+"""Bounds of the optimum of reward over KL: a lower curve that is surely within reach, and an upper one that is not.
 
 All of it is read off M samples of the reference for each prompt. KL is in nats, beta in units of reward for each nat.
 The lower curve is of policies that one can run: soft best-of-M (`optimum.plug_in`), and best-of-N where that gets
@@ -21,7 +21,7 @@ LARGEST_EXPONENT = 300.0  # its square times 1e5 prompts is still a number
 
 
 @dataclass(frozen=True)
-class Band:
+class OptimumBounds:
     """The optimum of one world.
 
     Attributes:
@@ -43,7 +43,7 @@ class Band:
     cap: float
 
 
-def band(rewards: np.ndarray, kl: np.ndarray, weights: np.ndarray, cap: float) -> Band:
+def optimum_bounds(rewards: np.ndarray, kl: np.ndarray, weights: np.ndarray, cap: float) -> OptimumBounds:
     """The optimum from samples of the reference.
 
     Trusted are the betas at which the 5th percentile over prompts of the effective sample size (1 / sum of the squared
@@ -85,7 +85,7 @@ def band(rewards: np.ndarray, kl: np.ndarray, weights: np.ndarray, cap: float) -
     upper = _concave(kl, np.maximum.accumulate(np.maximum(raw, lower)))
     # What made the curve concave is added to its draws too, so that they lie around it.
     upper_draws = np.maximum.accumulate(weights @ per_prompt + (line + upper - raw), axis=1)
-    return Band(
+    return OptimumBounds(
         kl=kl,
         lower=lower,
         lower_draws=lower_draws,
@@ -111,7 +111,7 @@ def optimum_of(
 
     Returns:
         (G,) mean values, and (count, G) on each resample; nan at a KL that the selector does not reach, or beyond
-        what its samples can tell (see `band`).
+        what its samples can tell (see `optimum_bounds`).
 
     Raises:
         ValueError: a grid that does not ascend from 0, or a number that is not finite.
@@ -250,9 +250,9 @@ def _anchors(rewards: np.ndarray, beta: float) -> np.ndarray:
     squared = np.exp(np.maximum(_log_mean_exp(2 * rewards / beta) - 2 * own, 0.0)) - 1  # (std of e^(r/beta) / mean)^2
     noise = float(squared.mean()) / max(samples - 1, 1)
     between = max(float(own.var()) - noise, 0.0)
-    kept = between / (between + noise) if between > 0 else 0.0
-    # noise / 2 is what the log of a mean lacks; kept noise / 2 is half the variance that is left of log Z
-    return own.mean() + kept * (own - own.mean()) + noise / 2 + kept * noise / 2
+    shrinkage = between / (between + noise) if between > 0 else 0.0
+    # noise / 2 is the bias of the log of a mean; shrinkage noise / 2 is half the variance that is left of log Z
+    return own.mean() + shrinkage * (own - own.mean()) + noise / 2 + shrinkage * noise / 2
 
 
 def _log_mean_exp(exponents: np.ndarray) -> np.ndarray:

@@ -12,9 +12,9 @@ import pandas as pd
 
 from imdb_rlhf.artifacts.files import atomic_write
 from imdb_rlhf.errors import RunError
-from imdb_rlhf.frontier import finished as points
 from imdb_rlhf.frontier.figure import figure
-from imdb_rlhf.frontier.measure import Frontier
+from imdb_rlhf.frontier.finished import read
+from imdb_rlhf.frontier.measure import measure
 from imdb_rlhf.frontier.report import report
 
 
@@ -28,23 +28,23 @@ def draw(runs: Sequence[Path], folder: Path) -> dict[str, Any]:
         ConfigError: the runs belong to different worlds.
         RunError: no run is finished, or none has a policy.
     """
-    finished, skipped = points.read(runs)
+    finished, skipped = read(runs)
     if not finished:
         reason = f"; {skipped[0]['path']}: {skipped[0]['why']}" if skipped else ""
         raise RunError(f"none of {len(runs)} runs is finished{reason}")
-    found = Frontier(finished).measure(skipped)
+    frontier = measure(finished, skipped)
     folder.mkdir(parents=True, exist_ok=True)
-    figure.draw(found, folder / "frontier.svg", folder / "frontier.png")
-    report.write(found, folder / "report.html")
-    atomic_write(folder / "frontier.csv", table(found).to_csv(index=False))
-    atomic_write(folder / "frontier.json", json.dumps(found, indent=1, allow_nan=False) + "\n")
-    return found
+    figure.draw(frontier, folder / "frontier.svg", folder / "frontier.png")
+    report.write(frontier, folder / "report.html")
+    atomic_write(folder / "frontier.csv", table(frontier).to_csv(index=False))
+    atomic_write(folder / "frontier.json", json.dumps(frontier, indent=1, allow_nan=False) + "\n")
+    return frontier
 
 
-def table(found: Mapping[str, Any]) -> pd.DataFrame:
-    """`frontier.csv`: a row an evaluated checkpoint; intervals as two columns each."""
+def table(frontier: Mapping[str, Any]) -> pd.DataFrame:
+    """`frontier.csv`: a row per evaluated checkpoint; intervals as two columns each."""
     rows = []
-    for point in found["points"]:
+    for point in frontier["points"]:
         row: dict[str, Any] = {}
         for key, value in point.items():
             name = key.removesuffix("_ci")
@@ -56,16 +56,16 @@ def table(found: Mapping[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def describe(found: Mapping[str, Any]) -> str:
+def describe(frontier: Mapping[str, Any]) -> str:
     """The methods' score and reward at each budget as a table for a terminal."""
     head = [
         "method",
-        f"score (K={found['score_kl']:g})",
-        *(f"R@{budget:g}" for budget in found["budgets"]),
+        f"score (K={frontier['score_kl']:g})",
+        *(f"R@{budget:g}" for budget in frontier["budgets"]),
         "efficiency",
     ]
     rows = [head]
-    for method in found["methods"]:
+    for method in frontier["methods"]:
         score = "-" if method["score"] is None else _range(method["score"], ".2f")
         # a budget that no checkpoint is near is bought by a mixture with the reference, or by less than it; both marked
         marks = [
@@ -75,8 +75,8 @@ def describe(found: Mapping[str, Any]) -> str:
         spent = [setting["efficiency"] for setting in method["settings"] if setting["efficiency"] is not None]
         ends = "-" if not spent else _range([min(low for low, _ in spent), max(high for _, high in spent)], ".2f")
         rows.append([method["name"], score, *bought, ends])
-    if found["optimum"] is not None:
-        rows.append(["optimum", "", *(_optimum_at(found["optimum"], budget) for budget in found["budgets"]), ""])
+    if frontier["optimum"] is not None:
+        rows.append(["optimum", "", *(_optimum_at(frontier["optimum"], budget) for budget in frontier["budgets"]), ""])
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     lines = [
         "  ".join(
@@ -85,7 +85,7 @@ def describe(found: Mapping[str, Any]) -> str:
         )
         for row in rows
     ]
-    reference = found["reference"]
+    reference = frontier["reference"]
     low, high = reference["reward_ci"]
     lines += [
         "",

@@ -277,7 +277,7 @@ def draw(runs: Sequence[Path], folder: Path, wandb_group: tuple[WandbLogger, str
     _write_to(folder / "logs" / "frontier.log")
     files.remember_hashes()  # runs share their artifacts
     from imdb_rlhf.frontier import draw as frontier
-    from imdb_rlhf.frontier.finished import worlds
+    from imdb_rlhf.frontier.comparable import worlds
 
     folders: list[Path] = []
     warnings: list[str] = []

@@ -132,9 +132,8 @@ def test_loss_gradient_and_metrics_are_those_of_pairs_one_by_one(
     expected = torch.stack(losses).mean()
     expected.backward()
     expected_gradient = tiny.gradients(lm)
-    assert (
-        abs(float(expected.detach()) - float(loss_of_margin(torch.zeros(())))) > 0.01
-    )  # the policy is not the reference
+    # the policy is not the reference
+    assert abs(float(expected.detach()) - float(loss_of_margin(torch.zeros(())))) > 0.01
 
     loss, metrics = tiny.run_batch(algorithm, batch, limit)
     assert loss == pytest.approx(float(expected.detach()), rel=1e-5)

@@ -29,15 +29,15 @@ def wait_for(path: Path) -> None:
 
 
 def test_an_artifact_is_made_once_and_found_again(tmp_path):
-    made = Store(tmp_path).build("sft", INPUTS, write_model)
+    artifact = Store(tmp_path).build("sft", INPUTS, write_model)
     again = Store(tmp_path).build("sft", INPUTS, lambda folder: pytest.fail("made twice"))
-    assert (made.stage, made.path) == ("sft", tmp_path / "sft" / made.key)
-    assert not made.reused and again.reused
-    assert (again.key, again.path, again.seconds) == (made.key, made.path, made.seconds)
+    assert (artifact.stage, artifact.path) == ("sft", tmp_path / "sft" / artifact.key)
+    assert not artifact.reused and again.reused
+    assert (again.key, again.path, again.seconds) == (artifact.key, artifact.path, artifact.seconds)
     assert Store(tmp_path).find("sft", INPUTS) == again
     assert Store(tmp_path).find("sft", INPUTS | {"seed": 1}) is None
-    assert names(made.path) == {"model", "model/weights", "config.json", "inputs.json", "DONE"}
-    record = json.loads((made.path / "inputs.json").read_text())
+    assert names(artifact.path) == {"model", "model/weights", "config.json", "inputs.json", "DONE"}
+    record = json.loads((artifact.path / "inputs.json").read_text())
     assert record["inputs"] == INPUTS
     assert record.keys() == {"stage", "key", "inputs", "source", "seconds", "created", "version"}
 
@@ -67,19 +67,19 @@ def test_an_exception_leaves_no_artifact_and_no_work(tmp_path):
 
 
 def test_only_a_resumable_stage_finds_its_work_again(tmp_path):
-    found: list[bool] = []
+    checkpoints: list[bool] = []
 
     def fail_once(folder: Path) -> None:
-        found.append((folder / "checkpoint").exists())
+        checkpoints.append((folder / "checkpoint").exists())
         (folder / "checkpoint").touch()
-        if len(found) % 2:
+        if len(checkpoints) % 2:
             raise RuntimeError
 
     for resumable in (True, False):
         with pytest.raises(RuntimeError):
             Store(tmp_path).build("sft", {"resumable": resumable}, fail_once, resumable=resumable)
         Store(tmp_path).build("sft", {"resumable": resumable}, fail_once, resumable=resumable)
-    assert found == [False, True, False, False]
+    assert checkpoints == [False, True, False, False]
 
 
 @pytest.mark.parametrize("resumable", [False, True])
@@ -101,15 +101,15 @@ def test_a_kill_leaves_no_artifact(tmp_path, resumable):
     wait_for(tmp_path / "started")
     child.send_signal(signal.SIGKILL)
     child.wait()
-    found: list[bool] = []
+    checkpoints: list[bool] = []
 
     def make(folder: Path) -> None:
-        found.append((folder / "checkpoint").exists())
+        checkpoints.append((folder / "checkpoint").exists())
 
     store = Store(tmp_path, on_wait=lambda message: pytest.fail("the dead process still holds the lock"))
     assert store.find("sft", {"seed": 0}) is None
     assert not store.build("sft", {"seed": 0}, make, resumable=resumable).reused
-    assert found == [resumable]
+    assert checkpoints == [resumable]
 
 
 def test_of_two_processes_that_want_the_same_one_makes_it(tmp_path):
@@ -187,10 +187,10 @@ def test_all_ranks_make_and_get_one_artifact(tmp_path):
         store = Store(tmp_path, processes)
         return store.build("sft", INPUTS, make), store.build("sft", INPUTS, make)
 
-    (made, again), other = Ranks().run(work)
-    assert (made, again) == other
-    assert not made.reused and again.reused
-    assert names(made.path) == {"rank-0", "rank-1", "inputs.json", "DONE"}
+    (artifact, again), other = Ranks().run(work)
+    assert (artifact, again) == other
+    assert not artifact.reused and again.reused
+    assert names(artifact.path) == {"rank-0", "rank-1", "inputs.json", "DONE"}
 
 
 def test_what_rank_0_cannot_do_raises_on_every_rank(tmp_path):
@@ -235,8 +235,8 @@ def replace_manifest(folder: Path) -> str:
 
 @pytest.mark.parametrize("damage", [flip, shorten, remove, add, remove_manifest, cut_manifest, replace_manifest])
 def test_a_damaged_artifact_is_set_aside_and_made_again(tmp_path, damage):
-    told: list[str] = []
-    store = Store(tmp_path, on_damage=told.append)
+    messages: list[str] = []
+    store = Store(tmp_path, on_damage=messages.append)
     for number in (1, 2):
         path = store.build("sft", INPUTS, write_model).path
         assert check_manifest(path) is None
@@ -247,8 +247,8 @@ def test_a_damaged_artifact_is_set_aside_and_made_again(tmp_path, damage):
         assert not store.build("sft", INPUTS, write_model).reused
         aside = path.with_name(f"{path.name}.damaged-{number}")
         assert names(aside) == left
-        assert told[-1] == f"{path} is damaged ({problem}): moved to {aside.name} and made again"
-    assert len(told) == 2
+        assert messages[-1] == f"{path} is damaged ({problem}): moved to {aside.name} and made again"
+    assert len(messages) == 2
 
 
 # --- keys

@@ -164,15 +164,20 @@ def test_a_split_without_rows(tmp_path):
 
 
 @pytest.mark.skipif(not (REAL / "plain_text").is_dir(), reason=f"no IMDb parquet in {REAL}")
-def test_the_real_dataset():
+@pytest.mark.parametrize(
+    ("name", "size", "labels"),
+    [
+        ("train", 25_000, {0, 1}),
+        ("test", 25_000, {0, 1}),
+        pytest.param("unsupervised", 50_000, {-1}, marks=pytest.mark.slow),
+    ],
+)
+def test_a_split_of_the_real_dataset(name, size, labels):
     imdb.check_folder(REAL, imdb_data())
-    sizes, labels = {}, {}
-    for name in ("train", "test", "unsupervised"):
-        frame, skipped = imdb.read_split(REAL, name, Br.newline, labels=name != "unsupervised")
-        sizes[name], labels[name] = len(frame) + skipped, set(frame["label"])
-        assert not frame["text"].str.contains("<br />", regex=False).any()
-    assert sizes == {"train": 25_000, "test": 25_000, "unsupervised": 50_000}
-    assert labels == {"train": {0, 1}, "test": {0, 1}, "unsupervised": {-1}}
+    frame, skipped = imdb.read_split(REAL, name, Br.newline, labels=name != "unsupervised")
+    assert len(frame) + skipped == size
+    assert set(frame["label"]) == labels
+    assert not frame["text"].str.contains("<br />", regex=False).any()
 
 
 @pytest.mark.slow

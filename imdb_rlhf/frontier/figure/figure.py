@@ -61,7 +61,7 @@ def draw(frontier: Mapping[str, Any], svg: Path, png: Path) -> None:
         png: where the PNG goes, at 300 pixels an inch.
     """
     with matplotlib.style.context(["default", LOOK]):
-        figure = _compose(frontier)
+        figure = compose(frontier)
         for path, metadata in ((svg, {"Date": None, "Creator": None}), (png, {"Software": None})):
             file = io.BytesIO()
             figure.savefig(file, format=path.suffix[1:], metadata=metadata)
@@ -69,12 +69,7 @@ def draw(frontier: Mapping[str, Any], svg: Path, png: Path) -> None:
 
 
 def compose(frontier: Mapping[str, Any]) -> Figure:
-    """Draw the figure and return it, unsaved; its artists have gids such as `log-settings-DPO`."""
-    with matplotlib.style.context(["default", LOOK]):
-        return _compose(frontier)
-
-
-def _compose(frontier: Mapping[str, Any]) -> Figure:
+    """Draw the figure, unsaved, in matplotlib's present style; its artists have gids such as `log-settings-DPO`."""
     figure = Figure(figsize=SIZE, dpi=DPI)
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, sharey=True)

@@ -9,6 +9,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib
+import matplotlib.style
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -79,13 +80,18 @@ def made(methods: list[Any], checkpoints: int = 4, **changes: Any) -> dict[str, 
     return found | changes
 
 
+def compose(frontier: dict[str, Any]) -> Figure:
+    with matplotlib.style.context(["default", figure.LOOK]):
+        return figure.compose(frontier)
+
+
 def one_point(kl: float = 3.0, reward: float = 0.8, **changes: Any) -> dict[str, Any]:
     return made([("DPO", "beta", [(0.1, kl, reward)])], 1, base=None, optimum=None, best_of_n={}, **changes)
 
 
 @pytest.fixture(scope="module")
 def crowd() -> Figure:
-    return figure.compose(made(SWEEP))
+    return compose(made(SWEEP))
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +174,7 @@ def test_settings_are_joined_in_the_order_of_the_knob(crowd: Figure) -> None:
     "methods", [SWEEP, [*SWEEP, LONG], [*SWEEP, LONG, *[(f"Method {n}", *LONG[1:]) for n in range(9)]]]
 )
 def test_labels_stand_apart_and_inside(methods: list[Any]) -> None:
-    found = figure.compose(made(methods))
+    found = compose(made(methods))
     for panel, axes in zip(("linear", "log"), found.axes, strict=True):
         written = texts(found, panel)
         assert len(written) >= len(methods) + 3
@@ -234,7 +240,7 @@ def test_the_png_is_two_columns_wide_at_300_dpi(tmp_path: Path) -> None:
 def test_a_diverged_run_does_not_squash_the_rest(tmp_path: Path) -> None:
     found = made([*SWEEP, ("DPO (ipo)", "beta", [(0.1, 100, 0.1), (1, 3, 0.85)])])
     found["methods"][-1]["diverged"] = ["DPO (ipo)-0"]
-    shown = figure.compose(found)
+    shown = compose(found)
     linear, log = shown.axes
     assert 12.1 < linear.get_xlim()[1] < 20 and 100 < log.get_xlim()[1] < 200
     assert linear.get_ylim()[0] > 0.3
@@ -259,7 +265,7 @@ def test_beyond_what_samples_tell_the_band_is_grey(crowd: Figure) -> None:
     assert max(sure.get_xdata()) == min(beyond.get_xdata()) == 2.1  # type: ignore[attr-defined]
     assert beyond.get_linestyle() == "--"  # type: ignore[attr-defined]
     all_told = made([("DPO", "beta", [(1, 1.0, 0.8)])], best_of_n={})
-    assert "cannot tell" not in "".join(text.get_text() for text in texts(figure.compose(all_told), "linear"))
+    assert "cannot tell" not in "".join(text.get_text() for text in texts(compose(all_told), "linear"))
 
 
 @pytest.mark.parametrize("broken", [None, float("nan"), float("inf")])
@@ -286,7 +292,7 @@ SMALL = {
 def test_little_to_draw_is_drawn(tmp_path: Path, name: str) -> None:
     root = drawn(SMALL[name], tmp_path)
     assert "reference" in ["".join(text.itertext()) for text in root.iter(f"{SVG}text")]
-    shown = figure.compose(SMALL[name])
+    shown = compose(SMALL[name])
     beside = shown.axes[0].yaxis.get_tightbbox()
     assert beside is not None and beside.x0 >= 0  # long numbers do not push the axis's name out of the picture
     for gid in ("linear-reference", *(["linear-setting-DPO-0"] if SMALL[name]["methods"] else [])):

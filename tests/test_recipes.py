@@ -1,4 +1,4 @@
-"""What docs/own.md shows works: its files are made as it says, and run."""
+"""The files that docs/recipes.md shows are made as it says, and run."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 ROOT = Path(__file__).parents[1]
-TEXT = (ROOT / "docs" / "own.md").read_text(encoding="utf-8")
+TEXT = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
 SMOKE = [
     "experiment=smoke",
     "trainer.threads=1",
@@ -38,35 +38,35 @@ def blocks(text: str, language: str = "python") -> list[str]:
 
 
 def pieces() -> dict[str, str]:
-    """File -> the block of the worked example that belongs to it: a line before it begins with the file's name."""
-    found = re.findall(
-        r"^`([\w/.]+)`, [^\n]*\n```(?:python|yaml)\n(.*?)^```", section("Adding an algorithm"), re.S | re.M
-    )
-    assert len(found) == len(blocks(section("Adding an algorithm"), r"(?:python|yaml)"))
-    return dict(found)
+    """File -> its block of the worked example; the line before a block begins with the file's name."""
+    text = section("Adding an algorithm")
+    files = re.findall(r"^`([\w/.]+)`[,:] [^\n]*\n\n```(?:python|yaml)\n(.*?)^```", text, re.S | re.M)
+    assert len(files) == len(blocks(text, r"(?:python|yaml)"))
+    return dict(files)
 
 
-def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, *command: str, code: int = 0) -> subprocess.CompletedProcess[str]:
     """A command in a folder, which is also where its packages are looked for first."""
     environment = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
+    environment |= {"HF_HOME": str(folder / "hub"), "HF_HUB_OFFLINE": "1"}
+    ended = subprocess.run(
         [sys.executable, *command], cwd=folder, capture_output=True, text=True, timeout=300, env=environment
     )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    return done
+    assert ended.returncode == code, ended.stdout[-2000:] + ended.stderr[-2000:]
+    return ended
 
 
 def train(folder: Path, *arguments: str) -> tuple[Path, dict[str, Any]]:
     """The folder of a run and its summary."""
     before = set((folder / "outputs" / "runs").glob("*-s*[0-9a-f]"))
-    run(folder, str(folder / "train.py"), *SMOKE, *arguments)
-    (made,) = set((folder / "outputs" / "runs").glob("*-s*[0-9a-f]")) - before
-    return made, json.loads((made / "summary.json").read_text())
+    run(folder, "train.py", *SMOKE, *arguments)
+    (result,) = set((folder / "outputs" / "runs").glob("*-s*[0-9a-f]")) - before
+    return result, json.loads((result / "summary.json").read_text())
 
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory) -> Path:
-    """A copy of what runs, to be added to."""
+    """A copy of the package, to which tests add files."""
     folder = tmp_path_factory.mktemp("tree")
     for name in ("imdb_rlhf", "conf", "hydra_plugins", "sweeps"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -74,35 +74,30 @@ def tree(tmp_path_factory) -> Path:
     return folder
 
 
-def before_line(file: Path, line: str, new: str) -> None:
-    """Put a line before the one that begins in a way."""
-    text = file.read_text()
-    (at,) = [match.start() for match in re.finditer(rf"^{re.escape(line)}", text, re.M)]
-    file.write_text(text[:at] + new + text[at:])
-
-
-def after(file: Path, start: str, new: str) -> None:
-    """Put text after the one place that reads so."""
-    text = file.read_text()
-    assert text.count(start) == 1, f"{start!r} stands {text.count(start)} times in {file}"
-    file.write_text(text.replace(start, start + new))
+def add(tree: Path, name: str, text: str) -> None:
+    """Make a file of this text, or put the text where the documentation says that it belongs in an existing one."""
+    file = tree / name
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    elif name == "imdb_rlhf/algos/__init__.py":
+        imported, entry = text.split("\n", 1)
+        code = file.read_text()
+        code = code.replace("from imdb_rlhf.algos.ppo ", f"{imported}\nfrom imdb_rlhf.algos.ppo ")
+        file.write_text(code.replace('    "dpo": DPO,\n', f'    "dpo": DPO,\n{entry}'))
+    else:
+        file.write_text(f"{file.read_text()}\n\n{text}")
 
 
 def test_the_worked_algorithm_runs_through_the_loop(tree):
-    made = pieces()
-    for name in ("imdb_rlhf/losses.py", "imdb_rlhf/config.py"):
-        with (tree / name).open("a") as file:
-            file.write("\n\n" + made.pop(name))
-    after(tree / "imdb_rlhf/cli.py", "SCHEMAS: dict[str, type] = {\n", made.pop("imdb_rlhf/cli.py"))
-    algos = tree / "imdb_rlhf/algos/__init__.py"
-    after(algos, "ALGOS: dict[str, Any] = {", made.pop("imdb_rlhf/algos/__init__.py"))
-    before_line(algos, "from imdb_rlhf.algos.dpo import", "from imdb_rlhf.algos.simpo import SimPO\n")
-    for name, text in made.items():  # new files
-        assert not (ROOT / name).exists()
-        (tree / name).parent.mkdir(parents=True, exist_ok=True)
-        (tree / name).write_text(text)
-    assert set(made) == {"imdb_rlhf/algos/simpo.py", "conf/algo/simpo.yaml", "tests/algos/test_simpo.py"}
-
+    files = pieces()
+    assert {name for name in files if not (ROOT / name).exists()} == {
+        "imdb_rlhf/algos/simpo.py",
+        "conf/algo/simpo.yaml",
+        "tests/algos/test_simpo.py",
+    }
+    for name, text in files.items():
+        add(tree, name, text)
     run(tree, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/algos/test_simpo.py")
     values = ["algo=simpo", "policy.steps=4", "policy.batch_size=16", "pairs.ties=random", "policy.optim.lr=1e-2"]
     values += ["policy.optim.warmup_steps=0", "keep_model=none"]
@@ -110,17 +105,8 @@ def test_the_worked_algorithm_runs_through_the_loop(tree):
     assert folder.name.startswith("simpo-beta2-s0-")
     assert (summary["algo"], summary["knob"], summary["step"]) == ("simpo", {"name": "beta", "value": 2.0}, 4)
     assert summary["kl"] > 0.01  # it was trained
-    refused = subprocess.run(
-        [sys.executable, str(tree / "train.py"), "algo=simpo", "gamma=-1"],
-        cwd=tree,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(tree)},
-    )
-    assert (refused.returncode, refused.stderr) == (
-        2,
-        "refused: gamma=-1.0 is out of range; give a number of at least 0\n",
-    )
+    refused = run(tree, "train.py", "algo=simpo", "gamma=-1", code=2)
+    assert refused.stderr == "refused: gamma=-1.0 is out of range; give a number of at least 0 and at most 1000000\n"
 
 
 def test_the_own_reward_is_what_is_reported(tree):
@@ -155,15 +141,13 @@ def test_the_own_preferences_are_trained_on(tree):
     (tree / "load.py").write_text(
         load.replace("preferences.parquet", "pairs.parquet") + "\nprint(sorted(train_dataset.features))\n"
     )
-    environment = os.environ | {"HF_HOME": str(tree / "hub"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(tree)}
-    loaded = subprocess.run([sys.executable, "load.py"], cwd=tree, capture_output=True, text=True, env=environment)
-    assert loaded.stdout == "['chosen', 'prompt', 'rejected']\n", loaded.stderr
+    assert run(tree, "load.py").stdout == "['chosen', 'prompt', 'rejected']\n"
 
 
 def test_the_own_sweep_has_the_jobs_that_its_lines_multiply_out_to(tree):
     (text,) = blocks(section("An own sweep"), "yaml")
     (tree / "sweeps" / "mine.yaml").write_text(text)
-    command = [str(tree / "train.py"), "-m", "sweep=mine", "plan=true", f"paths.outputs={tree}/none"]
+    command = ["train.py", "-m", "sweep=mine", "plan=true", f"paths.outputs={tree}/none"]
     # 3 betas x 2 seeds, 2 learning rates, best-of-N
     assert len(set(re.findall(r"runs/(\S+)", run(tree, *command).stdout))) == 9
     # a seed of the command line takes the place of the file's two

@@ -1,104 +1,35 @@
 """A model that exists on the axes: the same numbers as the run that trained it, and every refusal as one line."""
 
-import io
 import json
 import runpy
 import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, T5Config, T5ForConditionalGeneration
 
-from imdb_rlhf import cli
 from imdb_rlhf.artifacts.files import check_manifest
+from tests.command import Answer, answer_of, train
+from tests.experiments import REWARD, TINY, made, one_line, summary_of, well
 
-# The last token decides: so small a policy says nothing that the lexicon knows.
-REWARD = """
-def score(texts):
-    return [sum(map(ord, text[-8:])) % 97 / 97 for text in texts]
-"""
-SMALL = [
-    "experiment=smoke",
-    "trainer.threads=1",
-    "trainer.device=cpu",
-    "generation.max_new_tokens=8",
-    "data.sft_reviews=200",
-    "data.prompts.train=12",
-    "data.prompts.validation=4",
-    "data.prompts.test=8",
-    "evaluation.bootstrap=100",
-]
 DPO = ["algo=dpo", "policy.steps=3", "policy.optim.lr=1e-2", "policy.optim.warmup_steps=0"]
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What a command came to."""
-
-    code: int
-    out: str
-    err: str
-
-
-def answer_of(command: Callable[[], Any], *arguments: str) -> Answer:
-    """What a command line in this process answers to arguments."""
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        patch.setenv("HYDRA_FULL_ERROR", "0")  # main sets it; gone again afterwards
-        patch.setattr(sys, "argv", ["command", *arguments])
-        patch.setattr(cli, "_OUTCOMES", [])
-        try:
-            command()
-        except SystemExit as left:
-            assert left.code is None or isinstance(left.code, int)
-            code = left.code or 0
-    return Answer(code, out.getvalue(), err.getvalue())
-
-
-def train(*arguments: str) -> Answer:
-    return answer_of(cli.main, *arguments)
-
-
-def policy(*arguments: str) -> Answer:
+def evaluation(*arguments: str) -> Answer:
     """`python -m imdb_rlhf.evaluation ARGUMENTS`."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "'imdb_rlhf.evaluation' found in sys.modules", RuntimeWarning)
         return answer_of(lambda: runpy.run_module("imdb_rlhf.evaluation", run_name="__main__"), *arguments)
 
 
-def well(answer: Answer) -> Answer:
-    assert answer.code == 0, answer.err
-    return answer
-
-
-def one_line(answer: Answer, code: int, start: str) -> str:
-    assert answer.code == code, answer
-    assert answer.err.startswith(start), answer.err
-    assert answer.err.count("\n") == 1
-    return answer.err
-
-
-def made(answer: Answer) -> dict[str, bool]:
-    """Stage -> whether it was made; the others were reused."""
-    words = [line.split()[:2] for line in answer.out.splitlines() if len(line.split()) > 1]
-    return {stage: what == "made" for stage, what in words if what in ("made", "reused")}
-
-
 def own_runs(outputs: Path) -> set[Path]:
     return {path for path in (outputs / "runs").glob("own_model-*") if path.is_dir()}
-
-
-def summary_of(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "summary.json").read_text())
 
 
 @dataclass(frozen=True)
@@ -127,8 +58,8 @@ class Trained:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Trained:
     base = tmp_path_factory.mktemp("trained")
-    (base / "mine.py").write_text(REWARD)
-    values = [*SMALL, "reward=own", f"reward.function={base}/mine.py:score", f"paths.outputs={base}/outputs"]
+    (base / "own.py").write_text(REWARD)
+    values = [*TINY, "reward=own", f"reward.function={base}/own.py:score", f"paths.outputs={base}/outputs"]
     well(train(*DPO, *values))
     (folder,) = (path for path in (base / "outputs" / "runs").iterdir() if path.is_dir())
     return Trained(values, base / "outputs", folder)
@@ -137,7 +68,7 @@ def trained(tmp_path_factory) -> Trained:
 @pytest.fixture(scope="module")
 def evaluated(trained) -> tuple[Path, Answer]:
     """The trained policy's own model, evaluated, and what the command said."""
-    answer = well(policy(str(trained.model), *trained.values))
+    answer = well(evaluation(str(trained.model), *trained.values))
     (folder,) = own_runs(trained.outputs)
     return folder, answer
 
@@ -194,7 +125,7 @@ def test_it_says_where_it_lies_and_how_it_is_drawn(trained, evaluated, tmp_path)
     shutil.copytree(trained.outputs, other)
     changed = ["algo=sft", *trained.values, f"paths.outputs={other}"]
     well(train(*changed, "data.prompts.test=6"))
-    again = well(policy(str(trained.model), *trained.values, f"paths.outputs={other}")).out
+    again = well(evaluation(str(trained.model), *trained.values, f"paths.outputs={other}")).out
     (drawn,) = (line for line in again.splitlines() if "imdb_rlhf.frontier" in line)
     assert str(other / "runs" / trained.folder.name) in drawn.split()
     assert str(other / "runs" / folder.name) in drawn.split()
@@ -259,13 +190,13 @@ def test_help_says_what_it_takes(trained):
     ],
 )
 def test_arguments_that_are_refused(arguments, said):
-    one_line(policy(*arguments), 2, said)
+    one_line(evaluation(*arguments), 2, said)
 
 
 def test_a_path_with_odd_characters_is_one_path(trained, tmp_path):
     odd = tmp_path / "it's, a [strange] = folder"
     shutil.copytree(trained.model, odd)
-    answer = well(policy(str(odd), *trained.values, "plan=true"))
+    answer = well(evaluation(str(odd), *trained.values, "plan=true"))
     assert "own_model    to be made" in answer.out
 
 
@@ -366,5 +297,5 @@ def test_a_model_that_reads_shorter_rows(trained, copy):
 
 
 def test_no_model_is_named():
-    one_line(train("algo=own_model", *SMALL), 2, "refused: own_model.path has no value; set own_model.path=...")
-    one_line(train("algo=own_model", "own_model.path=", *SMALL), 2, "refused: own_model.path is empty")
+    one_line(train("algo=own_model", *TINY), 2, "refused: own_model.path has no value; set own_model.path=...")
+    one_line(train("algo=own_model", "own_model.path=", *TINY), 2, "refused: own_model.path is empty")
