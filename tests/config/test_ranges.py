@@ -44,7 +44,7 @@ class Outer:
 
 def nested(share: float = 0.5, rate: float | None = None, name: str = "", **changes: float) -> Outer:
     values = {"count": 1, "seed": None, "bare": 0.0, **changes}
-    return Outer(**values, inner=Inner(share, rate, name))
+    return Outer(**values, inner=Inner(share, rate, name))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
