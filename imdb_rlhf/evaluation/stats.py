@@ -86,7 +86,7 @@ def over_seeds(
     """Interval of the mean over training seeds, whose policies were evaluated on the same prompts.
 
     - Fewer than 3 seeds: percentiles over prompts alone; the interval does not cover other seeds.
-    - 3 to 9: a t-interval with the variance of seeds and prompts together and Satterthwaite's degrees of freedom (1946).
+    - 3 to 9: a t-interval with the variance of seeds and prompts together, Satterthwaite's (1946) degrees of freedom.
     - 10 and more: a hierarchical bootstrap, which draws prompts and then seeds. A bootstrap of few seeds is too narrow
       (where seeds matter most, that of 3 covers 75 % instead of 95 %, that of 10 still 90 %), so its draws are widened
       to the t-interval's width (as Hesterberg 2015, arXiv 1411.5279, expands percentiles).
