@@ -22,16 +22,8 @@ from benchmarks.stages_work import Rows, Sizes, bare, sampled, scored
 from hydra_plugins.imdb_rlhf_sweeper import grids_of, product_of
 from imdb_rlhf import cli
 from imdb_rlhf.algos.batches import Stream, steps_for
-from imdb_rlhf.config.algos import (
-    BestOfNRun,
-    DPOLoss,
-    DPORun,
-    GroupsRun,
-    LearnedRun,
-    PPORun,
-    PreferenceRun,
-    PreferredFTRun,
-)
+from imdb_rlhf.config.algos import BestOfNRun, DPOLoss, DPORun, PPORun, PreferredFTRun
+from imdb_rlhf.config.families import GroupsRun, LearnedRun, PreferenceRun
 from imdb_rlhf.config.ppo import ValueNetwork
 from imdb_rlhf.config.reward import ClassifierReward, Objective, TwoLabelReward
 from imdb_rlhf.config.run import Run
