@@ -107,7 +107,7 @@ def _axes(figure: Figure, left: Axes, right: Axes, frontier: Mapping[str, Any]) 
 
 def _footnote(frontier: Mapping[str, Any]) -> str:
     optimum = frontier["optimum"]
-    parts = [] if optimum is None else [f"grey: {optimum['samples']} samples a prompt cannot tell the optimum"]
+    parts = [] if optimum is None else [f"grey: too few samples ({optimum['samples']} per prompt)"]
     if frontier["best_of_n"]:
         parts.append("dots: N = 2, 4, 8, …")
     parts += [f"bars: {frontier['confidence']:.0%} intervals"]
