@@ -17,7 +17,8 @@ import pandas as pd
 from imdb_rlhf.algos import ALGOS
 from imdb_rlhf.algos.method import PolicyMethod
 from imdb_rlhf.artifacts.files import write_json
-from imdb_rlhf.config.algos import BestOfNRun, TrainedRun
+from imdb_rlhf.config.algos import BestOfNRun
+from imdb_rlhf.config.families import TrainedRun
 from imdb_rlhf.config.run import KeepModel, Run
 from imdb_rlhf.evaluation import reservoir
 from imdb_rlhf.evaluation.evaluate import metrics

@@ -9,7 +9,7 @@ from typing import Any, Self
 import pandas as pd
 
 from imdb_rlhf.artifacts.files import write_json
-from imdb_rlhf.config.algos import ReservoirRun
+from imdb_rlhf.config.families import ReservoirRun
 from imdb_rlhf.stages.reference import Reference
 from imdb_rlhf.stages.reviews import Reviews
 from imdb_rlhf.stages.reward_model import TrainedRewardModel
