@@ -25,19 +25,16 @@ CONSOLE = "console.json"
 # Artifacts in the order of the data flow.
 FLOW = ["data", "sft", "labelled", "two_label", "groups", "reference", "base", "own_model"]
 FLOW += ["reward_model", "reservoir", "learned_scores"]
+NO_WORK = Work()
 JOB = r"\s*\d+/\d+\s+"  # how a sweep's console begins a job's line
 
 
 @dataclass
 class Account:
-    """All seconds.
+    """The seconds of a command, how many runs there were at a time, its parts, and the configuration of each run.
 
-    Attributes:
-        wall: seconds of the command.
-        slots: runs at a time.
-        parts: one dict per artifact, part of a run and rest: stage, count, seconds, amount, unit, operations,
-            precision, threads, batch (examples at a time), value (PPO's value network); None where unknown.
-        runs: the configuration of each run, with the `sizes` of its model.
+    A part is a dict per artifact, part of a run and rest: stage, count, seconds, amount, unit, operations, precision,
+    threads, batch (examples at a time), value (PPO's value network); None where unknown.
     """
 
     wall: float
@@ -56,11 +53,8 @@ class Account:
 def account(outputs: Path) -> Account:
     """The account of the finished runs of an outputs folder that holds a timed console."""
     runs = [_Run(done.parent, outputs) for done in sorted((outputs / "runs").glob(f"*/{MANIFEST}"))]
-    users = {(name, folder): run for run in runs for name, folder in run.source.folders.items()}
-    known = sorted(
-        (user for user in users.items() if (user[0][1] / INPUTS).exists()), key=lambda u: FLOW.index(u[0][0])
-    )
-    artifacts = [run.part(name, _json(folder / INPUTS)["seconds"], run.machine(name)) for (name, folder), run in known]
+    users = {(FLOW.index(name), folder): run for run in runs for name, folder in run.source.folders.items()}
+    artifacts = [users[key].artifact(FLOW[key[0]]) for key in sorted(users) if (key[1] / INPUTS).exists()]
     parts = [*artifacts, *(part for run in runs for part in run.parts())]
     console = _json(outputs / CONSOLE)
     wall, lines, slots = console["wall"], console["lines"], _slots(console["lines"])
@@ -78,22 +72,10 @@ def _json(file: Path) -> dict[str, Any]:
     return dict(json.loads(file.read_text())) if file.exists() else {}
 
 
-def _part(
-    stage: str,
-    seconds: float,
-    work: Work | None = None,
-    machine: Mapping[str, Any] | None = None,
-    config: Mapping[str, Any] | None = None,
-    count: int = 1,
-) -> dict[str, Any]:
-    work, machine = work or Work(), machine or {}
-    return {
-        **{"stage": stage, "count": count, "seconds": seconds},
-        **{"amount": work.amount, "unit": work.unit, "operations": work.operations},
-        **{"precision": machine.get("precision"), "threads": machine.get("threads")},
-        "batch": batch_of(stage, config or {}),
-        "value": config["ppo"]["value"] if config and stage == "ppo: training" else None,
-    }
+def _part(stage: str, seconds: float, work: Work = NO_WORK, count: int = 1, **known: Any) -> dict[str, Any]:
+    part = {"stage": stage, "count": count, "seconds": seconds}
+    part |= {"amount": work.amount, "unit": work.unit, "operations": work.operations}
+    return part | dict.fromkeys(("precision", "threads", "batch", "value")) | known
 
 
 class _Run:
@@ -110,10 +92,15 @@ class _Run:
 
     def part(self, stage: str, seconds: float, machine: Mapping[str, Any]) -> dict[str, Any]:
         """A stage of this run with its work, of which nothing is known where the policy is no GPT-2."""
-        work = Work() if self.sizes is None else of_stage(stage, self.source, self.sizes)
-        return _part(stage, seconds, work, machine, self.source.config)
+        work, config = NO_WORK if self.sizes is None else of_stage(stage, self.source, self.sizes), self.source.config
+        known = {name: machine.get(name) for name in ("precision", "threads")} | {"batch": batch_of(stage, config)}
+        return _part(stage, seconds, work, **known, value=config["ppo"]["value"] if stage == "ppo: training" else None)
 
-    def machine(self, name: str) -> Mapping[str, Any]:
+    def artifact(self, name: str) -> dict[str, Any]:
+        """The making of an artifact that this run uses."""
+        return self.part(name, _json(self.source.folders[name] / INPUTS)["seconds"], self.machine(name))
+
+    def machine(self, name: str) -> dict[str, Any]:
         """Precision and threads of an artifact; nothing where it does not exist or does not depend on them."""
         inputs = _json(self.source.folders[name] / INPUTS) if name in self.source.folders else {}
         return inputs.get("inputs", {}).get("machine") or {}
@@ -132,31 +119,18 @@ class _Run:
         # the policy is trained as the artifacts of training were
         machine = next((m for m in map(self.machine, ("sft", "groups", "reward_model")) if m), {})
         training = self.part(f"{self.algo}: training", loop - evaluations, machine)
-        return [
-            training,
-            self.part(f"{self.algo}: evaluations", evaluations, {**machine, "precision": "float32"}),
-            rest,
-        ]
+        return [training, self.part(f"{self.algo}: evaluations", evaluations, machine | {"precision": "float32"}), rest]
 
 
 def evaluation_seconds(rows: Sequence[Mapping[str, Any]]) -> float | None:
-    """Seconds of the evaluations among rows of metrics; None where every stretch has one.
-
-    Args:
-        rows: of one training, with `step`, `time/elapsed` and, where there was an evaluation, `eval/reward`.
-    """
-    ends = [(0, 0.0), *((row["step"], row["time/elapsed"]) for row in rows)]
-    stretches = [
-        (b[0] - a[0], b[1] - a[1], "eval/reward" in row) for a, b, row in zip(ends[:-1], ends[1:], rows, strict=True)
-    ]
+    """Seconds of the evaluations (rows with `eval/reward`) among a training's metrics; None if each row has one."""
+    ends = [(0, 0.0, False), *((row["step"], row["time/elapsed"], "eval/reward" in row) for row in rows)]
+    stretches = [(b[0] - a[0], b[1] - a[1], b[2]) for a, b in zip(ends[:-1], ends[1:], strict=True)]
     plain = [seconds / steps for steps, seconds, evaluated in stretches if not evaluated]
     if not plain:
         return None
     step = statistics.median(plain)
     return float(sum(max(0.0, seconds - steps * step) for steps, seconds, evaluated in stretches if evaluated))
-
-
-# --- the console ------------------------------------------------------------------------------------------------------
 
 
 def _startup(lines: Sequence[tuple[float, str]], artifacts: Sequence[Mapping[str, Any]]) -> float:

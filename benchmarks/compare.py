@@ -124,9 +124,6 @@ def _programs(measurement: str, shape: str) -> list[Program]:
     ]
 
 
-# --- rows of the table ------------------------------------------------------------------------------------------------
-
-
 def rows(programs: Sequence[Program], precision: str) -> list[dict[str, Any]]:
     """The table's rows, one per program, of programs that all (but the peaks) ran in one precision.
 

@@ -24,12 +24,7 @@ from benchmarks.results import duration, number
 from benchmarks.workload import GPT2_VOCABULARY
 
 TASKS = {"dpo": "DPO step", "generate": "generation", "evaluation": "evaluation"}
-AXES = {
-    "batch": "batch",
-    "completion": "tokens of a completion",
-    "vocabulary": "entries of the vocabulary",
-    "model": "model",
-}
+AXES = {"batch": "batch", "completion": "completion tokens", "vocabulary": "vocabulary", "model": "model"}
 MODELS = {"tiny": (2, 160, 4)} | {n: (s.layers, s.width, s.heads) for n, s in workload.SHAPES.items()}
 PROMPT = 5  # tokens; all rows are of one length, so that a point is a size and no mixture of sizes
 FASTER = 1.1  # slope of log time over log work from which a time grows faster than the work; timings are noisy
@@ -77,16 +72,12 @@ PLANS = {
 }
 
 
-# --- measuring --------------------------------------------------------------------------------------------------------
-
-
 def measure(plan: Plan, tasks: Sequence[str], repetitions: int, machine: Machine) -> dict[str, Any]:
-    """Run every point and the memory's grids; the tasks of a point in turn: what is compared ran minutes apart.
+    """Run every point and the memory's grids.
 
     Returns:
-        "times": a dict per point and task with `task`, the point's sizes, `parameters` (weights of its matrices),
-        `seconds` (of each repetition) and `operations`; "memory": `task`, `tokens`, `vocabulary`, `above` (bytes);
-        "failures": a line each.
+        "times": dicts of `task`, the point's sizes, `parameters` (weights of its matrices), `seconds` (of each
+        repetition) and `operations`; "memory": of `task`, `tokens`, `vocabulary`, `above` (bytes); "failures": lines.
     """
     jobs, known = [], {}
     for point in plan.points():
@@ -112,9 +103,6 @@ def measure(plan: Plan, tasks: Sequence[str], repetitions: int, machine: Machine
         else:
             found["memory"] += [{"task": job.options["task"], **values} for values in outcome.facts["points"]]
     return found
-
-
-# --- the summary ------------------------------------------------------------------------------------------------------
 
 
 def along_axes(times: Sequence[dict[str, Any]], base: Point) -> pd.DataFrame:
@@ -155,14 +143,10 @@ def slopes(frame: pd.DataFrame) -> list[dict[str, Any]]:
     return found
 
 
-def product(memory: Sequence[dict[str, Any]], task: str) -> float:
-    """Bytes per token and entry: the part of the memory that neither tokens nor vocabulary explain by themselves.
-
-    It is the mixed difference over the corners of the grid.
-    """
-    grid = pd.DataFrame([m for m in memory if m["task"] == task]).pivot(
-        index="tokens", columns="vocabulary", values="above"
-    )
+def product(points: Sequence[dict[str, Any]], task: str) -> float:
+    """Bytes per token and entry that neither tokens nor vocabulary explain: the mixed difference over the corners."""
+    frame = pd.DataFrame([point for point in points if point["task"] == task])
+    grid = frame.pivot(index="tokens", columns="vocabulary", values="above")
     corners = grid.iloc[[0, -1], [0, -1]].to_numpy(dtype=float)
     tokens, vocabularies = (float(axis[-1] - axis[0]) for axis in (grid.index, grid.columns))
     return float((corners[1, 1] - corners[0, 1] - corners[1, 0] + corners[0, 0]) / (tokens * vocabularies))

@@ -44,8 +44,8 @@ class Job:
     Attributes:
         label: what the console calls it; rounds of one program share it.
         program: `module.function` of `benchmarks.programs`.
-        options: of the program; one that the machine sets too overrides it.
-        repetitions: number of timed repetitions.
+        options: of the program; they override the machine's.
+        repetitions: timed, after one that is not.
         folder: of the workload.
         python: its interpreter.
     """

@@ -57,9 +57,6 @@ MEASURING = (
 NEEDED = f"`python -m benchmarks stages {COMMON}` with each of {', '.join(f'`{words}`' for words in MEASURING)}"
 
 
-# --- rates ------------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Rate:
     """Operations per second of a stage, over how many seconds it was measured, and how its settings differ."""
@@ -144,9 +141,6 @@ def read(paths: Sequence[Path]) -> Measured:
 def _classifies(reward: Mapping[str, Any]) -> bool:
     """Whether the true reward is a model, by its configuration."""
     return "path" in reward or reward["name"] == "two_label"
-
-
-# --- lines ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass

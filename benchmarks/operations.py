@@ -53,13 +53,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Work:
-    """The work of one stage.
-
-    Attributes:
-        amount, unit: how much is done.
-        operations: of the model; None where no model runs or its work is unknown.
-        texts: number of texts that the true reward scores.
-    """
+    """The amount of work of a stage, the model operations of it (None where unknown), texts for the true reward."""
 
     amount: float | None = None
     unit: str = ""
@@ -77,13 +71,7 @@ def batch_of(stage: str, config: Mapping[str, Any]) -> int | None:
 
 
 def forward(sizes: Sizes, tokens: Any, logits: Any) -> np.ndarray:
-    """(rows,) operations of a forward pass.
-
-    Args:
-        sizes: of the model.
-        tokens: (rows,) tokens that are read.
-        logits: (rows,) positions at which the output layer is applied.
-    """
+    """(rows,) operations of a forward pass over (rows,) tokens, with the output layer at (rows,) of them."""
     tokens = np.asarray(tokens, dtype=np.float64)
     weights = 12 * sizes.width**2  # query, key, value: 3; projection: 1; the two matrices of the perceptron: 4 each
     attention = 2 * tokens * sizes.width  # a token's products with all keys, and with all values
@@ -111,14 +99,7 @@ def bare(sizes: Sizes, rows: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished run: lengths as they were sampled.
-
-    Attributes:
-        config: its `config.yaml`.
-        run: its folder.
-        folders: of its artifacts, by stage.
-        metrics: its rows of `metrics.jsonl` about the policy's training.
-    """
+    """A finished run: lengths as they were sampled. `metrics` are its rows about the policy's training."""
 
     config: Mapping[str, Any]
     run: Path
@@ -219,13 +200,7 @@ Source = Finished | Planned
 
 
 def of_stage(stage: str, source: Source, sizes: Sizes) -> Work:
-    """The work of a stage.
-
-    Args:
-        stage: an artifact's name, `ALGO: training` or `ALGO: evaluations`.
-        source: the run.
-        sizes: of the policy, and of every model that starts from it.
-    """
+    """The work of a stage: an artifact's name, `ALGO: training` or `ALGO: evaluations`; all models have one size."""
     algo, _, part = stage.rpartition(": ")
     if part == "sft":
         return _sft(source, sizes)

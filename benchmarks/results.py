@@ -46,15 +46,15 @@ def parser_of(name: str, description: str | None, *, device: bool = True) -> arg
     parser.add_argument("--name", help="of the result's folder there; default: the time")
     if device:
         parser.add_argument("--device", choices=[*Device], default="auto")
-    parser.set_defaults(precision="bf16", threads=None, timeout=1800)
+    parser.add_argument("--timeout", type=positive, default=1800, help="seconds after which a program has failed")
+    parser.set_defaults(precision="bf16", threads=None)
     return parser
 
 
 def add_machine(parser: argparse.ArgumentParser) -> None:
-    """The options of the machine beyond the device."""
+    """The options of the machine where all programs have one precision and number of threads."""
     parser.add_argument("--precision", choices=["bf16", "float32"])
     parser.add_argument("--threads", type=positive, help="of all programs; default: one per core")
-    parser.add_argument("--timeout", type=positive, help="seconds after which a program has failed")
 
 
 class Result:
@@ -122,9 +122,6 @@ def processor() -> str:
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
-
-
-# --- tables -----------------------------------------------------------------------------------------------------------
 
 
 def table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:

@@ -57,25 +57,17 @@ def run(words: Sequence[str], outputs: Path, console: Console) -> int:
     return code
 
 
-# --- the table --------------------------------------------------------------------------------------------------------
-
-
 def peaks(accounts: Sequence[Account], machine: Machine, sizes: Sequence[int]) -> Peaks:
     """The peaks of every precision and number of threads that a stage had, by products of some sizes (default: 3)."""
     needed = dict.fromkeys((p["precision"], p["threads"]) for a in accounts for p in a.parts if p["operations"])
-    jobs = {}
+    known: Peaks = {}
     for precision, threads in needed:
         options = {"precision": precision, "sizes": list(sizes), "threads": threads or machine.threads}
-        job = Job(
-            f"peak of {precision} on {threads} threads", "peak.products", options, 20 if precision == "bf16" else 5
-        )
-        jobs[job.label] = job, (precision, threads)
-    outcomes = run_all([job for job, _ in jobs.values()], machine, results.console())
-    return {
-        jobs[job.label][1]: record.work / float(np.median(record.seconds))
-        for job, record in outcomes
-        if not isinstance(record, str)
-    }
+        job = Job(f"peak of {precision}", "peak.products", options, 20 if precision == "bf16" else 5)
+        for _, record in run_all([job], machine, results.console()):
+            if not isinstance(record, str):
+                known[precision, threads] = record.work / float(np.median(record.seconds))
+    return known
 
 
 def rows(found: Account, known: Peaks) -> list[dict[str, Any]]:
@@ -118,9 +110,6 @@ def markdown(title: str, found: Account, lines: Sequence[Mapping[str, Any]]) -> 
         for line in lines
     ]
     return f"## {title}\n\n{head} Most is left to win in: {most}.\n\n{results.table(HEAD, body)}"
-
-
-# --- the command ------------------------------------------------------------------------------------------------------
 
 
 def main(words: Sequence[str]) -> int:

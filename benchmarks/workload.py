@@ -8,7 +8,7 @@ completions: `prefix` those of the first groups, `shuffled` as many of all group
 
 import hashlib
 import json
-import shutil
+import os
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from imdb_rlhf.artifacts.files import atomic_write
 from imdb_rlhf.models.policy import train_tokenizer
 
 SEED = 0
@@ -63,16 +63,13 @@ def make(shape: Shape, data: Data, store: Path) -> Path:
     """The folder of a data set in that of its models, made where they do not exist: each file whole or absent."""
     key = hashlib.sha256(json.dumps([asdict(shape), SEED]).encode()).hexdigest()[:8]
     models = store / f"{shape.layers}x{shape.width}-{key}"
-    store.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{models}.lock"):
-        if not models.exists():
-            aside = store / f"{models.name}.part"
-            shutil.rmtree(aside, ignore_errors=True)
-            _write_models(shape, aside)
-            aside.rename(models)
-        folder = models / "-".join(map(str, asdict(data).values()))
-        folder.mkdir(exist_ok=True)
-        (folder / "data.json").write_text(json.dumps(tokens(shape, data) | {"shape": asdict(shape)}))
+    if not models.exists():
+        aside = store / f"{models.name}.{os.getpid()}"
+        _write_models(shape, aside)
+        aside.rename(models)
+    folder = models / "-".join(map(str, asdict(data).values()))
+    folder.mkdir(exist_ok=True)
+    atomic_write(folder / "data.json", json.dumps(tokens(shape, data) | {"shape": asdict(shape)}))
     return folder
 
 

@@ -34,9 +34,6 @@ R = TypeVar("R", bound=Run)
 NEVER = -1  # a token that no vocabulary has: no row ends early
 
 
-# --- what they share --------------------------------------------------------------------------------------------------
-
-
 def configured(setup: Setup, kind: type[R], *overrides: str) -> tuple[R, Runtime]:
     """A run of the package's configuration on this machine."""
     machine = [f"trainer.{key}={getattr(setup, key)}" for key in ("device", "precision", "threads")]
@@ -84,9 +81,6 @@ def train(setup: Setup, algorithm: Any, optim: OptimConfig, runtime: Runtime) ->
     return laps
 
 
-# --- DPO --------------------------------------------------------------------------------------------------------------
-
-
 class ScoringDPO(DPO):
     """DPO whose reference log-probs come from a model, in the precision that trains."""
 
@@ -109,14 +103,10 @@ class ScoringDPO(DPO):
 
 
 def dpo(setup: Setup, in_step: bool = False, pairs: str = "prefix", optimizer: str = "adamw") -> Record:
-    """Optimizer steps on 64 pairs.
+    """Optimizer steps on the workload's `prefix` or `shuffled` pairs.
 
-    Args:
-        setup: of the program.
-        in_step: the reference scores a batch's completions in every step, as in a trainer that stores nothing; else all
-            once before the clock starts, as a run does with its groups.
-        pairs: `prefix` (of the first groups) or `shuffled` (of many).
-        optimizer: adamw (TRL's: constant 1e-6) or rmsprop, the paper's.
+    The reference scores all completions before the clock starts, as a run does with its groups, or (`in_step`) those of
+    a batch in every step, as in a trainer that stores nothing.
     """
     data = setup.data()
     rows, completions = np.array(data["pairs"][pairs]), data["completions"]
@@ -141,9 +131,6 @@ def dpo(setup: Setup, in_step: bool = False, pairs: str = "prefix", optimizer: s
     lengths = np.array([(len(prompts[i]), len(completions[i])) for i in used])
     operations = 3 * float(scored(sizes_of(data), lengths).sum())
     return Record(laps.seconds(), float(len(rows)), "pairs", operations, facts=facts)
-
-
-# --- the others -------------------------------------------------------------------------------------------------------
 
 
 def generate(setup: Setup, batch: int = 64, new: int = 48) -> Record:

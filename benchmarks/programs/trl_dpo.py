@@ -17,10 +17,10 @@ from benchmarks.programs.program import Record, Setup
 
 
 class Laps(TrainerCallback):
-    """When each step began and ended, and its loss."""
+    """When each step began and ended."""
 
     def __init__(self, setup: Setup) -> None:
-        self.setup, self.began, self.ended, self.losses = setup, list[float](), list[float](), list[float]()
+        self.setup, self.began, self.ended = setup, list[float](), list[float]()
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         """A batch is there."""
@@ -29,11 +29,6 @@ class Laps(TrainerCallback):
     def on_step_end(self, *_: Any, **__: Any) -> None:
         """The weights have changed."""
         self.ended.append(self.setup.now())
-
-    def on_log(self, _: Any, __: Any, ___: Any, logs: dict[str, float] | None = None, **____: Any) -> None:
-        """A step's metrics."""
-        if logs and "loss" in logs:
-            self.losses.append(float(logs["loss"]))
 
 
 class Trainer(DPOTrainer):
@@ -44,12 +39,7 @@ class Trainer(DPOTrainer):
 
 
 def train(setup: Setup, precompute: bool = False) -> Record:
-    """Time steps of the trainer.
-
-    Args:
-        setup: of the program.
-        precompute: the reference's log-probs are computed before training, which is not timed.
-    """
+    """Time steps; with `precompute` the reference's log-probs are computed before the clock starts."""
     data = setup.data()
     pairs, completions = data["pairs"]["prefix"], data["completions"]
     examples = [
@@ -91,4 +81,4 @@ def train(setup: Setup, precompute: bool = False) -> Record:
             trainer.ref_model = None  # its log-probs are in the data
         trainer.train()
     seconds = [end - start for start, end in zip(laps.began, laps.ended, strict=True)][1:]
-    return Record(seconds, float(len(pairs)), "pairs", facts={"loss": laps.losses[0]})
+    return Record(seconds, float(len(pairs)), "pairs", facts={"loss": float(trainer.state.log_history[0]["loss"])})

@@ -12,7 +12,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from benchmarks.operations import Finished, Planned, Sizes, Work, bare, batch_of, forward, of_stage
+from benchmarks.operations import Finished, Planned, Sizes, Work, forward, of_stage
 from benchmarks.package import runs_of
 
 MODEL = {"layers": 1, "width": 4, "vocabulary": 10}
@@ -45,16 +45,11 @@ def test_a_pass_is_what_torch_counts(rows: int, tokens: int, logits: int) -> Non
     assert counts == [expected, 3 * expected]
 
 
-# --- a finished run ---------------------------------------------------------------------------------------------------
-
-
-def table(rows: list[tuple[int, int]], **columns: Any) -> pd.DataFrame:
+def table(*rows: tuple[int, int], **columns: Any) -> pd.DataFrame:
     """Prompts and completions of these lengths; the first token tells completions of one length apart."""
-    ids = {
-        "prompt_ids": [[1] * p for p, _ in rows],
-        "completion_ids": [[n, *[1] * (c - 1)] for n, (_, c) in enumerate(rows)],
-    }
-    return pd.DataFrame({"split": "test", "prompt_id": range(len(rows)), **ids, **columns})
+    completions = [[n, *[1] * (length - 1)] for n, (_, length) in enumerate(rows)]
+    ids = {"prompt_ids": [[1] * length for length, _ in rows], "completion_ids": completions}
+    return pd.DataFrame({"split": "test", "prompt_id": range(len(rows)), **ids} | columns)
 
 
 @pytest.fixture
@@ -66,11 +61,10 @@ def run(tmp_path: Path) -> Finished:
     np.savez(folders["data"] / "sft.npz", ids=np.zeros(int(lengths.sum()), dtype=np.int32), lengths=lengths)
     prompts = {"split": ["train", "train", "test"], "prompt_id": [0, 1, 0], "ids": [[1, 1], [1] * 4, [1] * 9]}
     pd.DataFrame(prompts).to_parquet(folders["data"] / "prompts.parquet")
-    table([(2, 3), (4, 1)]).to_parquet(folders["reference"] / "evaluation.parquet")
-    table([(2, 3)] * 6).to_parquet(folders["reservoir"] / "reservoir.parquet")
-    groups = [(2, 1), (2, 2), (2, 3), (3, 1), (3, 1)]
-    logits = {"reward_logit": [0.0, 1.0, 2.0, 0.0, 1.0], "ref_logprob": 0.0}
-    table(groups, **logits).assign(prompt_id=[0, 0, 0, 1, 1]).to_parquet(folders["groups"] / "groups.parquet")
+    table((2, 3), (4, 1)).to_parquet(folders["reference"] / "evaluation.parquet")
+    table(*[(2, 3)] * 6).to_parquet(folders["reservoir"] / "reservoir.parquet")
+    logits = {"prompt_id": [0, 0, 0, 1, 1], "reward_logit": [0.0, 1.0, 2.0, 0.0, 1.0], "ref_logprob": 0.0}
+    table((2, 1), (2, 2), (2, 3), (3, 1), (3, 1), **logits).to_parquet(folders["groups"] / "groups.parquet")
     points = {"split": "test", "prompt_id": [1, 1], "length": [2, 3]}  # its prompt has 4 tokens
     pd.DataFrame(points).to_parquet(tmp_path / "evaluations.parquet")
     ppo = {"value": "own", "reward": "ground_truth", "minibatch_size": 2, "epochs": 4}
@@ -105,14 +99,9 @@ def test_a_finished_run_by_hand(run: Finished, stage: str, expected: float | Non
 def test_sizes_are_the_references_own(run: Finished) -> None:
     assert run.sizes == SIZES
     (run.folders["sft"] / "model").mkdir()
-    file = run.folders["sft"] / "model" / "config.json"
-    file.write_text(json.dumps({"n_layer": 2, "n_embd": 8, "vocab_size": 11}))
-    assert run.sizes == Sizes(2, 8, 11)
-    file.write_text(json.dumps({"hidden_size": 8}))
-    assert run.sizes is None
-
-
-# --- a planned run ----------------------------------------------------------------------------------------------------
+    for config, sizes in (({"n_layer": 2, "n_embd": 8, "vocab_size": 11}, Sizes(2, 8, 11)), ({"hidden_size": 8}, None)):
+        (run.folders["sft"] / "model" / "config.json").write_text(json.dumps(config))
+        assert run.sizes == sizes
 
 
 def planned(*words: str) -> Planned:
@@ -153,10 +142,6 @@ def test_planned_policies_by_hand() -> None:
     expected = 48 * (DRAWN + 2 * SCORED + BARE + 2 * 3 * (SCORED + BARE))
     assert of_stage("ppo: training", source, SIZES) == Work(12, "steps", expected, 48)
     assert of_stage("ppo: evaluations", source, SIZES).amount == 2 * 20
-    assert (
-        batch_of("ppo: training", source.config) == 8
-        and batch_of("sft", source.config) == source.config["sft"]["batch_size"]
-    )
     shared = of_stage("ppo: training", planned(*words, "ppo.reward=learned", "ppo.value=shared"), SIZES)
     assert shared == Work(12, "steps", 48 * (DRAWN + 2 * SCORED + BARE + 2 * 3 * SCORED), 0)
 
@@ -165,4 +150,3 @@ def test_prompts_have_every_length_equally_often() -> None:
     source = planned("data.prompts.min_tokens=2", "data.prompts.max_tokens=4", "data.prompts.train=3", "groups.k=2")
     expected = 2 * sum(read(p + 1, 2) + read(p + 2, 2) for p in (2, 3, 4))
     assert of_stage("groups", source, SIZES).operations == pytest.approx(expected)
-    assert float(bare(SIZES, np.array([[3, 2]]))[0]) == BARE
