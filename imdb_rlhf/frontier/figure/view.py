@@ -66,8 +66,9 @@ def _rewards(frontier: Mapping[str, Any], sound: list[Mapping[str, Any]], end: f
         tops += [optimum["lower"][at] for at in within]
         tops += [optimum["upper"][at] for at in within if optimum["kl"][at] <= optimum["trusted_kl"]]
     top = max(tops)
-    if optimum is not None and top < optimum["cap"] <= top + 0.2 * (top - min(tops)):
-        top = optimum["cap"]
+    cap = None if optimum is None else optimum["cap"]
+    if cap is not None and top < cap <= top + 0.2 * (top - min(tops)):
+        top = cap
     # down to 1.5 times the distance of the best above the reference, or of most settings below it
     depths = [reference - reward for reward in rewards]
     deepest = 1.5 * max([top - reference, *([float(np.quantile(depths, 0.75))] if depths else [])])

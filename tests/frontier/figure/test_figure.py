@@ -282,6 +282,9 @@ SMALL = {
     "at the reference": one_point(kl=0.0, reward=REFERENCE),
     "two runs": frontier_of([("DPO", "beta", [(0.1, 3, 0.8)]), ("PPO", "target_kl", [(3, 0.01, 0.6)])], optimum=None),
     "no methods": frontier_of([]),
+    "a reward without an upper limit": frontier_of(
+        [("DPO", "beta", [(0.1, 3, 0.8)])], optimum=optimum() | {"cap": None}
+    ),
     "rewards of an own function": one_point(
         reward=-12345.0, reference={"reward": -20000, "reward_ci": [-2.1e4, -1.9e4]}
     ),
