@@ -191,7 +191,7 @@ def test_bf16_errs_at_most_twice_as_much_as_transformers(attention: str, paramet
     errors = {"own": 0.0, "transformers": 0.0}
     values = dict(errors)
     for seed in range(3):
-        model = make(seed, attention=attention, spread=0.15, n_embd=48, n_head=3).transformer.to(parameters)
+        model = make(seed=seed, attention=attention, spread=0.15, n_embd=48, n_head=3).transformer.to(parameters)
         ids = tokens(12, 15, 23, seed)
         gradient = incoming(torch.empty(12, 15, 48), seed)
         truth = in_float64(model, ids, gradient)
