@@ -94,7 +94,7 @@ def plackett_luce(scores: Tensor, mask: Tensor) -> Tensor:
 
     Args:
         scores: (rankings, K) scores, best first; beta times the log-ratio for DPO.
-        mask: (rankings, K) bool, true for the completions that are there, which come first.
+        mask: (rankings, K) bool, true for the completions that exist, which come first.
 
     Returns:
         (rankings,) losses; with K = 2 that of `dpo_sigmoid`.

@@ -1,4 +1,4 @@
-"""The files that docs/own.md shows are made as it says, and run."""
+"""The files that docs/recipes.md shows are made as it says, and run."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 ROOT = Path(__file__).parents[1]
-TEXT = (ROOT / "docs" / "own.md").read_text(encoding="utf-8")
+TEXT = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
 SMOKE = [
     "experiment=smoke",
     "trainer.threads=1",
@@ -40,7 +40,7 @@ def blocks(text: str, language: str = "python") -> list[str]:
 def pieces() -> dict[str, str]:
     """File -> its block of the worked example; the line before a block begins with the file's name."""
     text = section("Adding an algorithm")
-    files = re.findall(r"^`([\w/.]+)`, [^\n]*\n```(?:python|yaml)\n(.*?)^```", text, re.S | re.M)
+    files = re.findall(r"^`([\w/.]+)`[,:] [^\n]*\n\n```(?:python|yaml)\n(.*?)^```", text, re.S | re.M)
     assert len(files) == len(blocks(text, r"(?:python|yaml)"))
     return dict(files)
 

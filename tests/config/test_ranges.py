@@ -77,7 +77,7 @@ def test_every_number_has_a_range_and_every_seed_the_same():
     for name, schema in CLASSES.items():
         hints = get_type_hints(schema, include_extras=True)
         plain = get_type_hints(schema)
-        for field in fields(schema):  # type: ignore[arg-type]
+        for field in fields(schema):
             if {int, float} & {plain[field.name], *get_args(plain[field.name])}:
                 wanted = range_of(hints[field.name])
                 assert wanted is not None, f"{name}.{field.name}"

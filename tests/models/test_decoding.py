@@ -169,7 +169,7 @@ def test_bf16_errs_at_most_twice_as_much_as_transformers(lengths: list[int], par
     """Over some 12,000 logits each of three models, against rows read whole by transformers in the same precision."""
     errors = {"own": 0.0, "transformers": 0.0}
     for seed in range(3):
-        lm = make(seed, spread=0.15, vocab_size=211, n_embd=48).to(parameters)
+        lm = make(seed=seed, spread=0.15, vocab_size=211, n_embd=48).to(parameters)
         double = deepcopy(lm).double()
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=parameters == torch.float32):
             reads = list(replay(open_decoder(lm, 7, 20), lengths, 12, 211, DROPS))
