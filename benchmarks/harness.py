@@ -1,37 +1,31 @@
-"""Runs programs, each in a process of its own, ours and the peers' in turn."""
+"""Runs programs one after the other, each in a process of its own."""
 
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from benchmarks.plan import Case, Program
-from benchmarks.programs.record import Record, parse
+from rich.console import Console
+
+from benchmarks.programs.program import MARK, Record
 
 ROOT = Path(__file__).resolve().parents[1]
-# How much of a failure's last line a table has room for.
-WIDTH = 160
+STORE = ROOT / ".bench"  # workloads and the peers' environments; git-ignored
+WIDTH = 160  # how much of a failure's last line a table has room for
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What every program is told of the machine.
-
-    Attributes:
-        device: cpu or cuda.
-        precision: of training and sampling.
-        threads: of the CPU, the same for all.
-        timeout: seconds after which a program has failed.
-        caches: where libraries of the peers may leave theirs.
-    """
+    """The machine as all programs use it; after `timeout` seconds a program has failed."""
 
     device: str
     precision: str
     threads: int
     timeout: float
-    caches: Path
 
     def environment(self) -> dict[str, str]:
         """The variables of a program's process: threads, no network, one GPU or none."""
@@ -39,67 +33,54 @@ class Machine:
         offline = dict.fromkeys(("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"), "1")
         quiet = {"WANDB_MODE": "disabled", "TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error"}
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0] if self.device == "cuda" else ""
-        homes = {"HF_HOME": str(self.caches), "PYTHONWARNINGS": "ignore"}
-        return {**os.environ, **threads, **offline, **quiet, **homes, "CUDA_VISIBLE_DEVICES": visible}
+        homes = {"HF_HOME": str(STORE / "caches"), "PYTHONWARNINGS": "ignore", "CUDA_VISIBLE_DEVICES": visible}
+        return {**os.environ, **threads, **offline, **quiet, **homes}
 
 
-@dataclass
-class Outcome:
-    """What became of a program: a record a round, or why there is none.
+@dataclass(frozen=True)
+class Job:
+    """One process.
 
-    A failure of one round fails the program: a median of the rounds that went well would be of the lucky ones.
-    """
-
-    case: Case
-    program: Program
-    records: list[Record] = field(default_factory=list)
-    failure: str | None = None
-
-
-def run_program(
-    module: str,
-    folder: Path,
-    machine: Machine,
-    options: Sequence[str] = (),
-    repetitions: int = 3,
-    python: Path | None = None,
-) -> Record | str:
-    """Run a program of `benchmarks.programs` in a process of its own.
-
-    Args:
-        module: its name there.
+    Attributes:
+        label: what the console calls it; rounds of one program share it.
+        program: `module.function` of `benchmarks.programs`.
+        options: of the program; they override the machine's.
+        repetitions: timed, after one that is not.
         folder: of the workload.
-        machine: device, precision, threads, time limit.
-        options: its own command line; one that the machine sets too overrules it.
-        repetitions: timed.
-        python: interpreter of a peer's environment; None is this one.
-
-    Returns:
-        Its record, or in one line why there is none.
+        python: its interpreter.
     """
-    words = [str(python or sys.executable), "-m", f"benchmarks.programs.{module}", str(folder.resolve())]
-    for name in ("device", "precision", "threads"):
-        words += [f"--{name}", str(getattr(machine, name))]
-    words += ["--repetitions", str(repetitions), *options]
+
+    label: str
+    program: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    repetitions: int = 3
+    folder: Path = Path()
+    python: Path = Path(sys.executable)
+
+
+def run_program(job: Job, machine: Machine) -> Record | str:
+    """Run a job; returns its record, or in one line why there is none."""
+    if not job.python.exists():
+        return f"{job.python} does not exist: `make bench-peers` makes the peers' environments"
+    setup = {name: getattr(machine, name) for name in ("device", "precision", "threads")}
+    setup |= {"folder": str(job.folder.resolve()), "repetitions": job.repetitions, **job.options}
+    command = [str(job.python), "-m", "benchmarks.programs", job.program, json.dumps(setup)]
     try:
-        done = subprocess.run(
-            words, cwd=ROOT, env=machine.environment(), capture_output=True, text=True, timeout=machine.timeout
+        process = subprocess.run(
+            command, cwd=ROOT, env=machine.environment(), capture_output=True, text=True, timeout=machine.timeout
         )
     except subprocess.TimeoutExpired:
         return f"not done after {machine.timeout:g} s"
-    found = parse(done.stdout) if done.returncode == 0 else None
-    return reason(done.returncode, done.stderr) if found is None else found
+    lines = [line for line in process.stdout.splitlines() if line.startswith(MARK)]
+    if process.returncode or not lines:
+        return reason(process.returncode, process.stderr)
+    return Record(**json.loads(lines[-1].removeprefix(MARK)))
 
 
 def reason(code: int, errors: str) -> str:
-    """In one line why a program has no record: how it ended, and the last line that it wrote.
-
-    Args:
-        code: its exit status; below 0 the signal that ended it.
-        errors: what it wrote to stderr.
-    """
+    """In one line why a program has no record: its exit status (below 0 a signal) and its last line on stderr."""
     lines = [line.strip() for line in errors.splitlines() if line.strip()]
-    last = lines[-1][:WIDTH] if lines else "it said nothing"
+    last = lines[-1][:WIDTH] if lines else "it printed nothing"
     if code == -9:
         return "killed (signal 9): out of memory, most likely"
     if "OutOfMemoryError" in errors:
@@ -107,49 +88,14 @@ def reason(code: int, errors: str) -> str:
     return f"killed by signal {-code}: {last}" if code < 0 else f"exit code {code}: {last}"
 
 
-def measure(
-    cases: Sequence[Case],
-    rounds: int,
-    machine: Machine,
-    folders: Mapping[str, Path],
-    pythons: Mapping[str, Path | str],
-    told: Callable[[int, Case, Program, Outcome | None], None],
-    saved: Callable[[list[Outcome]], None],
-) -> list[Outcome]:
-    """Measure cases one after the other, in each of them every program in turn, round after round.
-
-    So what is compared ran minutes apart, and a machine that slows down slows both.
-
-    Args:
-        cases: what to measure.
-        rounds: fresh processes of each program.
-        machine: device, precision, threads, time limit.
-        folders: workloads by the names of shapes.
-        pythons: interpreters by the names of environments; a text is why there is none.
-        told: called before a program runs, with the round from 1 on and None, and after it, with its outcome so far.
-        saved: called after each program with all outcomes so far.
-    """
-    outcomes: list[Outcome] = []
-    for case in cases:
-        found = [Outcome(case, program) for program in case.programs]
-        outcomes += found
-        for number in range(1, rounds + 1):
-            for outcome in found:
-                if outcome.failure is not None:
-                    continue
-                program = outcome.program
-                told(number, case, program, None)
-                python = pythons.get(program.environment) if program.environment else None
-                if isinstance(python, str):
-                    result: Record | str = python
-                else:
-                    result = run_program(
-                        program.module, folders[case.shape.name], machine, program.options, program.repetitions, python
-                    )
-                if isinstance(result, str):
-                    outcome.failure = result
-                else:
-                    outcome.records.append(result)
-                told(number, case, program, outcome)
-                saved(outcomes)
-    return outcomes
+def run_all(jobs: Sequence[Job], machine: Machine, console: Console) -> Iterator[tuple[Job, Record | str]]:
+    """Run jobs in turn; a label that failed once is not run again: a median of good rounds would be of lucky ones."""
+    failed: set[str] = set()
+    for number, job in enumerate(jobs, 1):
+        if job.label not in failed:
+            with console.status(f"{number} of {len(jobs)}: {job.label}"):
+                outcome = run_program(job, machine)
+            if isinstance(outcome, str):
+                failed.add(job.label)
+                console.print(f"{job.label}: FAILED: {outcome}", highlight=False, markup=False)
+            yield job, outcome

@@ -1,186 +1,263 @@
 """Hours that the paper's runs would take on a machine: `python -m benchmarks hours RESULT [RESULT ...]`.
 
-Each RESULT is what `python -m benchmarks stages` left on that machine: its folder, or the `stages.json` in it. Their
-rates meet the work of `experiment=paper sweep=frontier`, which is composed and not run: hours are the model operations
-of the work over the operations a second of the same kind of stage. `hours_work.py` says what the work is taken to be,
-`hours_rates.py` which rate is taken. Leaves `table.md` and `results.json` in a folder under --out. Exit code 1 where a
-stage that is needed was not measured.
+Each RESULT is a folder that `python -m benchmarks stages` left on that machine. The runs of `experiment=paper
+sweep=frontier` are composed and not run; hours are the model operations of their stages (`operations.Planned`) over the
+operations per second of the same kind of stage. Exit code 1 if a stage was not measured.
 """
 
-import argparse
 import json
-import shlex
-import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+import numpy as np
+import pandas as pd
 
-from benchmarks import hours_rates, hours_work, results
-from benchmarks.hours_rates import MEASURING, Results
-from benchmarks.hours_table import REWARD, Line, assumptions, markdown, terminal, total, unmeasured
-from benchmarks.hours_work import Work
-from benchmarks.stages_work import Sizes
-from imdb_rlhf.config.algos import PPORun
+from benchmarks import results
+from benchmarks.account import FLOW
+from benchmarks.operations import Planned, Sizes, Work, bare, batch_of, of_stage
+from benchmarks.package import runs_of
+from benchmarks.results import number
+from imdb_rlhf.config.algos import TrainedRun
 from imdb_rlhf.config.run import Run
-from imdb_rlhf.errors import ConfigError, RunError
+from imdb_rlhf.errors import ConfigError
+from imdb_rlhf.pipeline import Pipeline
+from imdb_rlhf.tracking.console import Console
+from imdb_rlhf.training.runtime import Runtime
 
-EXPERIMENT, SWEEP = "paper", "frontier"
-# Stages in which no model runs: their seconds are taken as they were measured.
-PLAIN = ("data", "labelled")
+PAPER = ["sweep=frontier", "experiment=paper"]
+PLAIN = ("data", "labelled")  # stages in which no model runs: their seconds are taken as they were measured
+HEAD = ("stage", "times", "work", "model operations", "measured rate", "hours")
+
+# Stages that do the same kind of work, the nearest first.
+_TRAININGS = tuple(f"{algo}: training" for algo in ("dpo", "unlikelihood", "preferred_ft"))
+_EVALUATIONS = tuple(f"{algo}: evaluations" for algo in ("dpo", "unlikelihood", "preferred_ft", "ppo"))
+ALIKE = {
+    **dict.fromkeys(("base", "reservoir"), ("reference",)),
+    **dict.fromkeys(_TRAININGS, _TRAININGS),
+    **dict.fromkeys(_EVALUATIONS, (*_EVALUATIONS, "reference")),
+    "reference": _EVALUATIONS,
+}
+
+# What measures all stages: the rehearsal in the paper's batches, long enough that loading a model weighs little.
+COMMON = (
+    "experiment=rehearsal model=gpt2-large-random sft.batch_size=64 groups.batch_size=512 evaluation.batch_size=512 "
+    "evaluation.samples=4 trainer.micro_batch=16 data.sft_reviews=12800 data.prompts.train=1024 data.prompts.test=248"
+)
+MEASURING = (
+    "algo=dpo policy.steps=200",
+    "algo=ppo ppo.episodes=2048 ppo.batch_size=1024 ppo.minibatch_size=1024 ppo.rollout_batch_size=512 "
+    "reward_model.batch_size=192",
+    "algo=ppo ppo=trl_2023 ppo.reward=ground_truth ppo.episodes=768 ppo.batch_size=256 ppo.minibatch_size=16 "
+    "ppo.rollout_batch_size=512",
+    "algo=best_of_n reservoir.samples=32 reservoir.batch_size=512 reward_model.batch_size=192",
+)
+NEEDED = f"`python -m benchmarks stages {COMMON}` with each of {', '.join(f'`{words}`' for words in MEASURING)}"
 
 
-# --- lines ------------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Rate:
+    """Operations per second of a stage, over how many seconds it was measured, and how its settings differ."""
+
+    stage: str
+    operations: float
+    seconds: float
+    differs: str
 
 
-def lines(runs: Sequence[Run], shared: Sequence[tuple[str, Run]], found: Results, sizes: Sizes) -> list[Line]:
-    """Every stage of every artifact and of every method's runs, in the order of the data flow.
+@dataclass(frozen=True)
+class Measured:
+    """All results together.
 
-    Args:
-        runs: all of them.
-        shared: `hours_work.artifacts` of them.
-        found: the rates.
-        sizes: of the model that the work is for.
+    Attributes:
+        facts: device, sizes (of the model), classifier (whether the true reward was one): the same in all of them.
+        commands: that were measured, with their commits.
+        parts: of all accounts, as `Account.parts`.
     """
-    made = []
-    for stage in dict.fromkeys(stage for stage, _ in shared):
-        users = [run for name, run in shared if name == stage]
-        if stage in PLAIN:
-            made.append(Line(stage, len(users), None, None, len(users) * found.each(stage)))
-        else:
-            works = [hours_work.of_artifact(stage, run, sizes) for run in users]
-            made.append(_line(stage, works, found, users[0]))
-    methods: dict[tuple[str, str], tuple[list[Work], Run]] = {}
-    for run in runs:
-        for work in hours_work.of_policy(run, sizes):
-            key = (f"{run.algo}{f' ({run.variant})' if run.variant else ''}", work.stage)
-            methods.setdefault(key, ([], run))[0].append(work)
-    trained = [
-        _line(f"{name}: {stage.rpartition(': ')[2]}", works, found, run)
-        for (name, stage), (works, run) in methods.items()
-    ]
-    return [*made, *trained, *_reward(runs, [*made, *trained], found, sizes), *_around(runs, found)]
+
+    facts: Mapping[str, Any]
+    commands: list[str]
+    parts: pd.DataFrame
+
+    def rate(self, stage: str, batch: int | None = None, value: str | None = None) -> Rate | None:
+        """The rate of a stage, of the nearest measurements; None where neither it nor its like was measured.
+
+        Nearest is PPO with the same value network, then the batch of the nearest ratio.
+        """
+        timed = self.parts[(self.parts["seconds"] > 0) & self.parts["operations"].notna()]
+        for name in (stage, *ALIKE.get(stage, ())):
+            rows = timed[timed["stage"] == name]
+            if rows.empty:
+                continue
+            ratio = np.abs(np.log(rows["batch"].astype(float) / batch)) if batch else 0.0
+            rows = rows.assign(other=(rows["value"] != value) & (value is not None), ratio=ratio)
+            rows = rows.sort_values(["other", "ratio"])
+            near = rows[(rows["other"] == rows["other"].iloc[0]) & (rows["ratio"] == rows["ratio"].iloc[0])]
+            size, network, seconds = near["batch"].iloc[0], near["value"].iloc[0], float(near["seconds"].sum())
+            notes = [f"batches of {size:,.0f}, here {batch:,}"] if batch not in (None, size) else []
+            notes += [f"ppo.value={network}, here {value}"] if value not in (None, network) else []
+            return Rate(name, float(near["operations"].sum()) / seconds, seconds, "; ".join(notes))
+        return None
+
+    def each(self, stage: str) -> float:
+        """Mean seconds of a part that is counted by the times it is done; 0 where it was not timed."""
+        rows = self.parts[self.parts["stage"].str.endswith(stage)]
+        return float(rows["seconds"].sum() / rows["count"].sum()) if len(rows) else 0.0
 
 
-def _line(label: str, works: Sequence[Work], found: Results, run: Run) -> Line:
-    """Works of one stage as a line."""
-    known = [work.operations for work in works if work.operations is not None]
-    operations = sum(known) if len(known) == len(works) else None
-    amount, texts = sum(work.amount for work in works), sum(work.texts for work in works)
-    whole = Work(works[0].stage, amount, works[0].unit, operations, texts)
-    value = str(run.ppo.value) if isinstance(run, PPORun) and whole.stage == "ppo: training" else None
-    rate = found.rate(whole.stage, hours_work.batch_of(whole.stage, asdict(run)), value)
-    seconds = None if rate is None or operations is None else operations / rate.operations
-    return Line(label, len(works), whole, rate, seconds, value)
+def read(paths: Sequence[Path]) -> Measured:
+    """All results as one.
 
-
-def _reward(runs: Sequence[Run], others: Sequence[Line], found: Results, sizes: Sizes) -> Iterator[Line]:
-    """The true reward, where it is a model here and was none where the stages were measured."""
-    texts = sum(line.work.texts for line in others if line.work is not None)
-    work = hours_work.of_true_reward(runs[0], sizes, texts)
-    if work is not None and not found.reward_included:
-        rate = found.rate(work.stage, None)
-        seconds = None if rate is None or work.operations is None else work.operations / rate.operations
-        yield Line(f"{REWARD} ({runs[0].reward.name})", 1, work, rate, seconds)
-
-
-def _around(runs: Sequence[Run], found: Results) -> Iterator[Line]:
-    """What a run takes beside its stages."""
-    ends = "loading and results"
-    known = [row.stage for row in found.stages if row.stage.endswith(f": {ends}")]
-    seconds = 0.0
-    for run in runs:
-        mine = f"{run.algo}: {ends}"
-        seconds += found.each(mine if mine in known or not known else known[0])
-    yield Line(f"{ends} of a run", len(runs), None, None, seconds)
-    start = found.each("start-up") + found.each("end of the process")
-    yield Line("start and end of a process", len(runs), None, None, len(runs) * start)
-
-
-# --- the command ------------------------------------------------------------------------------------------------------
-
-
-def arguments() -> argparse.ArgumentParser:
-    """The command line."""
-    made = argparse.ArgumentParser(
-        prog="python -m benchmarks hours", description=(__doc__ or "").partition(":")[0] + "."
-    )
-    made.add_argument("results", nargs="*", type=Path, metavar="RESULT", help="what `stages` left: a folder or file")
-    results.add_folder(made)
-    return made
-
-
-def main(words: Sequence[str] | None = None) -> int:
-    """Work it out, print it, save it.
-
-    Returns:
-        0, or 1 where a stage that is needed was not measured.
+    Raises:
+        ConfigError: a file that is no result, results of different devices, models or kinds of reward, or of runs in
+            several processes.
     """
-    given = list(sys.argv[1:] if words is None else words)
-    parser = arguments()
-    options = parser.parse_args(given)
-    try:
-        if not options.results:
+    facts: dict[str, list[Any]] = {"device": [], "sizes": [], "classifier": [], "processes": [1]}
+    parts, commands = [], []
+    for file in (path / results.FILE if path.is_dir() else path for path in paths):
+        try:
+            content = json.loads(file.read_text())
+            facts["device"].append(content["device"])
+            for account in content["accounts"]:
+                parts += account["parts"]
+                commands.append(f"`{account['command']}` at commit {content['commit']}, {account['slots']} at a time")
+                for run in account["runs"]:
+                    facts["sizes"].append(Sizes(**run["sizes"]))
+                    facts["classifier"].append(_classifies(run["reward"]))
+                    facts["processes"].append(run["trainer"]["processes"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            message = f"{file} is no result of `python -m benchmarks stages` ({type(error).__name__}: {error})"
+            raise ConfigError(f"{message}; give the folder that it saved to") from error
+    for name, values in facts.items():
+        if len(set(values)) > 1:
             raise ConfigError(
-                f"no result to read rates from: first run `{hours_rates.command('gpt2-large-random')}` with each of "
-                f"{', '.join(f'`{words}`' for words in MEASURING.values())}; then give the folders that they save to"
+                f"different {name}: {', '.join(map(str, dict.fromkeys(values)))}; results must agree in it"
             )
-        measured = hours_rates.read(options.results)
-        runs = hours_work.composed(hours_work.jobs_of([f"sweep={SWEEP}", f"experiment={EXPERIMENT}"]))
-        sizes = hours_work.sizes_of(vars(runs[0].model))
-        found = lines(runs, hours_work.artifacts(runs), measured, sizes)
-        folder = results.new_folder(options)
-    except (ConfigError, RunError) as error:
+    return Measured({name: values[0] for name, values in facts.items()}, commands, pd.DataFrame(parts))
+
+
+def _classifies(reward: Mapping[str, Any]) -> bool:
+    """Whether the true reward is a model, by its configuration."""
+    return "path" in reward or reward["name"] == "two_label"
+
+
+@dataclass
+class Line:
+    """A line of the table: a stage (its label names the method too), how often it is done, and the work of all of them.
+
+    Without `work` its seconds are those that were measured; without `rate` they are not known.
+    """
+
+    label: str
+    stage: str
+    times: int
+    work: Work | None
+    rate: Rate | None
+    seconds: float | None
+
+
+def artifacts(runs: Sequence[Run]) -> list[tuple[str, Run]]:
+    """Stage and a run that uses it, of every artifact of the runs once: artifacts with one key are one."""
+    runtime, console = Runtime(runs[0].trainer), Console(quiet=True)
+    users: dict[tuple[str, str], Run] = {}
+    for run in runs:
+        for stage, key in Pipeline(run, runtime, console).keys().items():
+            users.setdefault((stage, key), run)
+    return sorted(((stage, run) for (stage, _), run in users.items()), key=lambda user: FLOW.index(user[0]))
+
+
+def lines(runs: Sequence[Run], shared: Sequence[tuple[str, Run]], measured: Measured, sizes: Sizes) -> list[Line]:
+    """A line per stage of the artifacts and per part of every method's runs, in the order of the data flow."""
+    users: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for stage, run in shared:
+        users.setdefault((stage, stage), []).append(asdict(run))
+    for run in runs:
+        method = f"{run.algo} ({run.variant})" if run.variant else run.algo
+        for part in ("training", "evaluations") if isinstance(run, TrainedRun) else ():
+            users.setdefault((f"{method}: {part}", f"{run.algo}: {part}"), []).append(asdict(run))
+    found = []
+    for (label, stage), configs in users.items():
+        if stage in PLAIN:
+            found.append(Line(label, stage, len(configs), None, None, len(configs) * measured.each(stage)))
+            continue
+        value = str(configs[0]["ppo"]["value"]) if stage == "ppo: training" else None
+        rate = measured.rate(stage, batch_of(stage, configs[0]), value)
+        found.append(_line(label, stage, [of_stage(stage, Planned(config), sizes) for config in configs], rate))
+    texts = sum(line.work.texts for line in found if line.work is not None)
+    if _classifies(asdict(runs[0])["reward"]) and not measured.facts["classifier"]:
+        # a classifier scores a text as fast as a reward model of the policy's size
+        each = float(bare(sizes, Planned(asdict(runs[0])).rows("reference")).mean())
+        stage, label = "learned_scores", f"true reward ({runs[0].reward.name})"
+        found.append(_line(label, stage, [Work(texts, "texts", texts * each)], measured.rate(stage)))
+    for stage in ("start-up", "loading and results"):
+        found.append(Line(f"{stage} of a run", stage, len(runs), None, None, len(runs) * measured.each(stage)))
+    return found
+
+
+def _line(label: str, stage: str, works: Sequence[Work], rate: Rate | None) -> Line:
+    operations = sum(work.operations or math.nan for work in works)
+    total = Work(sum(work.amount or 0.0 for work in works), works[0].unit, operations, sum(w.texts for w in works))
+    seconds = None if rate is None or math.isnan(operations) else operations / rate.operations
+    return Line(label, stage, len(works), total, rate, seconds)
+
+
+def cells(line: Line) -> list[str]:
+    """A line's texts under HEAD."""
+    work, rate = line.work, line.rate
+    hours = "not measured" if line.seconds is None else number(line.seconds / 3600)
+    if work is None:
+        return [line.label, str(line.times), "", "", "as measured" if line.seconds else "not timed", hours]
+    speed = "" if rate is None else f"{number(rate.operations)}/s over {rate.seconds:,.3g} s"
+    return [line.label, str(line.times), f"{work.amount:,.0f} {work.unit}", number(work.operations), speed, hours]
+
+
+def notes(found: Sequence[Line], measured: Measured, sizes: Sizes) -> list[str]:
+    """What was not measured, and what the hours rest on, a sentence each."""
+    missing = [line.label for line in found if line.seconds is None]
+    sentences = [f"Not measured: {', '.join(missing)}; run {NEEDED}."] if missing else []
+    if sizes != measured.facts["sizes"]:
+        sentences.append(f"Measured with another model: {measured.facts['sizes']}, and the work is of {sizes}.")
+    of: dict[str, list[str]] = {}
+    for line in found:
+        if line.rate is not None:
+            parts = [] if line.rate.stage == line.stage else [f"at the rate of {line.rate.stage}, not measured itself"]
+            of.setdefault("; ".join([*parts, *filter(None, [line.rate.differs])]), []).append(line.label)
+    sentences += [f"{', '.join(labels)}: {note}." for note, labels in of.items() if note]
+    return [
+        *sentences,
+        "Assumed: lengths at their limits, a prompt's rewards all differ, no PPO batch is cut short; one run after the "
+        "other, artifacts that runs share made once; a classifier as fast per text as learned_scores per completion; "
+        "data, loading and start-up as they were measured.",
+        *(f"Rates of {command}." for command in measured.commands),
+    ]
+
+
+def main(words: Sequence[str]) -> int:
+    """Work it out, print it, save it; returns 0, or 1 if a stage that is needed was not measured."""
+    parser = results.parser_of("hours", __doc__, device=False)
+    parser.add_argument("results", nargs="*", type=Path, metavar="RESULT", help="a folder that `stages` left")
+    options = parser.parse_args(words)
+    if not options.results:
+        parser.error(f"no result to read rates from: run {NEEDED}, and give the folders that they save to")
+    try:
+        measured = read(options.results)
+    except ConfigError as error:
         parser.error(str(error))
-    facts = {
-        "command": shlex.join(["python", "-m", "benchmarks", "hours", *given]),
-        "commit": results.commit(),
-        "when": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "device": measured.device,
-    }
-    rehearsed = measured.model if measured.model.endswith("-random") else f"{runs[0].model.name}-random"
-    missing, below = unmeasured(found, rehearsed), assumptions(runs, measured, sizes, found)
-    head = (
-        f"{len(runs)} runs of experiment={EXPERIMENT}, sweep={SWEEP}, on {measured.device}: {total(found)} one after "
-        "the other."
-    )
-    below += [f"Rates of `{command}`." for command in measured.commands]
-    _save(folder, facts, measured, found, markdown(head, found, [*missing, *below]), missing, below)
-    console = Console() if sys.stdout.isatty() else Console(width=160)
-    console.print(head, highlight=False, markup=False)
-    console.print(terminal(found))
-    for sentence in (*missing, *below):
-        console.print(
-            f"- {sentence}", soft_wrap=True, highlight=False, markup=False, style="red" if sentence in missing else None
-        )
-    console.print(f"saved: {folder / 'table.md'}, {folder / 'results.json'}", soft_wrap=True)
-    return int(bool(missing))
-
-
-def _save(
-    folder: Path,
-    facts: Mapping[str, Any],
-    measured: Results,
-    found: Sequence[Line],
-    text: str,
-    missing: Sequence[str],
-    below: Sequence[str],
-) -> None:
-    known = [line.seconds for line in found if line.seconds is not None]
-    whole = {
-        **facts,
-        "measured": {
-            "model": measured.model,
-            **asdict(measured.sizes),
-            "commits": measured.commits,
-            "commands": measured.commands,
-        },
-        "rows": [asdict(line) for line in found],
-        "hours": sum(known) / 3600,
-        "not_measured": list(missing),
-        "assumed": list(below),
-    }
-    results.write(folder, {"results.json": json.dumps(whole, indent=1) + "\n", "table.md": text})
+    runs = runs_of(PAPER)
+    # a model on the Hub has the shape of its stand-in with random weights
+    sizes = Sizes.of(vars(runs_of([f"model={runs[0].model.name}-random"])[0].model))
+    assert sizes is not None
+    found = lines(runs, artifacts(runs), measured, sizes)
+    known, device = [line.seconds for line in found if line.seconds is not None], measured.facts["device"]
+    result = results.Result(parser, options, ["hours", *words])
+    total = f"{'' if len(known) == len(found) else 'at least '}{number(sum(known) / 3600)} hours"
+    head = f"{len(runs)} runs of `{' '.join(PAPER)}` on {device}: {total} one after the other."
+    below = notes(found, measured, sizes)
+    table = results.table(HEAD, [cells(line) for line in found])
+    text = "\n".join([f"# Hours\n\n{head}\n", table, *(f"- {note}" for note in below)]) + "\n"
+    rows = [asdict(line) for line in found]
+    result.save(text, device=device, hours=sum(known) / 3600, rows=rows, notes=below)
+    result.show(text)
+    return int(len(known) < len(found))

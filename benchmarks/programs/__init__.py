@@ -1,1 +1,1 @@
-"""A program a measurement, each a process of its own: ours and the peers', which import nothing of imdb_rlhf."""
+"""The measured programs, a function each; `python -m benchmarks.programs NAME JSON` runs one."""

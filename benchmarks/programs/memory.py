@@ -1,81 +1,102 @@
-"""How much memory a piece of work takes: of the process, and of the tensors that it makes."""
+"""Our memory of log-probs (and their gradients) and of the exact KL over tokens and vocabulary; inputs are random."""
 
-import ctypes
-import os
 import weakref
 from collections.abc import Callable
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers import GPT2Config, GPT2LMHeadModel
 
-from benchmarks.programs.record import peak_bytes
+from benchmarks.programs.program import Record, Setup
+from imdb_rlhf.models.kl import compare
+from imdb_rlhf.models.logprobs import Rows, token_logprobs
+from imdb_rlhf.models.policy import freeze
+
+ROW = 64  # tokens of a completion that is compared
 
 
 class Live(TorchDispatchMode):
     """Counts the bytes of all tensors made under it that are still held; exact, whatever the allocator does.
 
-    What a kernel takes for itself while it runs is not seen.
+    Memory that a kernel takes for itself while it runs is not seen.
 
     Attributes:
         now: bytes held.
         most: the most that were held at a time.
-        largest: of a single tensor.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.now = self.most = self.largest = 0
+        self.now = self.most = 0
         self._known: dict[int, Any] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         before = {leaf.untyped_storage()._cdata for leaf in inputs}
-        made = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(made):
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor) and leaf.untyped_storage()._cdata not in before:
                 self._take(leaf.untyped_storage())
-        return made
+        return result
 
     def _take(self, storage: torch.UntypedStorage) -> None:
         name, size = storage._cdata, storage.nbytes()
-        if name in self._known:
-            return
-        self._known[name] = weakref.ref(storage, lambda _: self._release(name, size))
-        self.now += size
-        self.most, self.largest = max(self.most, self.now), max(self.largest, size)
+        if name not in self._known:
+            self._known[name] = weakref.ref(storage, lambda _: self._release(name, size))
+            self.now += size
+            self.most = max(self.most, self.now)
 
     def _release(self, name: int, size: int) -> None:
         self._known.pop(name, None)
         self.now -= size
 
 
-def live_bytes(work: Callable[[], object]) -> Live:
-    """What tensors a piece of work makes; its result counts as long as it is held, so to the end."""
-    counter = Live()
-    with counter:
-        _ = work()
-        del _
-    return counter
+def _logprobs(setup: Setup, tokens: int, vocabulary: int, width: int) -> tuple[Callable[[], object], int]:
+    """Forward and backward of `token_logprobs`; the work, and the bytes of the gradients that it returns."""
+    random = torch.Generator().manual_seed(0)
+    hidden, weight = (
+        torch.randn(size, width, generator=random).to(setup.device).requires_grad_() for size in (tokens, vocabulary)
+    )
+    targets = torch.randint(vocabulary, (tokens,), generator=random).to(setup.device)
+
+    def work() -> None:
+        hidden.grad = weight.grad = None
+        token_logprobs(hidden, weight, None, targets).sum().backward()
+
+    return work, 4 * width * (tokens + vocabulary)
 
 
-def mark(device: str) -> int:
-    """Forget earlier peaks; the bytes that are in use now, from which `record.peak_bytes` is to be counted on."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        return int(torch.cuda.memory_allocated())
-    with suppress(AttributeError, OSError):  # what was freed goes back, or the work would have it for nothing
-        ctypes.CDLL(None).malloc_trim(0)
-    with suppress(OSError):  # Linux alone can forget
-        Path("/proc/self/clear_refs").write_text("5")
-    statm = Path("/proc/self/statm")
-    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else peak_bytes(device)
+def _divergence(setup: Setup, tokens: int, vocabulary: int, width: int) -> tuple[Callable[[], object], int]:
+    """`compare` of two models of one narrow layer; it returns three numbers per row."""
+    rows = tokens // ROW
+    config = GPT2Config(vocab_size=vocabulary, n_positions=ROW + 1, n_embd=width, n_layer=1, n_head=1)
+    config._attn_implementation = "eager"
+    policy, reference = (freeze(GPT2LMHeadModel(config).to(setup.device)) for _ in range(2))
+    ids = torch.randint(vocabulary, (rows, ROW + 1), generator=torch.Generator().manual_seed(0))
+    batch = Rows(ids, torch.ones(rows, dtype=torch.int64), torch.full((rows,), ROW + 1)).to(policy.device)
+    return lambda: compare(policy, reference, batch), 0
 
 
-def above(device: str, before: int) -> int:
-    """The peak since `mark`, above what was in use then."""
-    return max(0, peak_bytes(device) - before)
+TASKS = {"token_logprobs": _logprobs, "compare": _divergence}
+
+
+def grid(setup: Setup, task: str, tokens: list[int], vocabularies: list[int], width: int = 64) -> Record:
+    """Bytes of tensors above the inputs and the returned gradients, over a grid; float32 logits would be 4 per entry.
+
+    Args:
+        setup: of the program.
+        task: a name in TASKS.
+        tokens: multiples of ROW.
+        vocabularies: entries.
+        width: of the hidden states.
+    """
+    began, points = setup.now(), []
+    for vocabulary in vocabularies:
+        for count in tokens:
+            work, returned = TASKS[task](setup, count, vocabulary, width)
+            with Live() as live:
+                work()
+            points.append({"tokens": count, "vocabulary": vocabulary, "above": live.most - returned})
+    return Record([setup.now() - began], float(len(points)), "points", facts={"points": points})

@@ -4,89 +4,51 @@ Weights are float32 under accelerate's bf16 autocast, which does not reach `gene
 here, or it would be float32 and slower.
 """
 
-import argparse
 import warnings
 
 import torch
 from transformers import PreTrainedTokenizerFast
 from trl import AutoModelForCausalLMWithValueHead, PPOConfig, PPOTrainer
 
-from benchmarks.programs.record import (
-    Record,
-    autocast,
-    begin,
-    finish,
-    mean_logprob,
-    parser,
-    peak_bytes,
-    read,
-    score,
-    timed,
-)
+from benchmarks.programs.program import Record, Setup, mean_logprob, parity_scores
 
 
-def measure(options: argparse.Namespace) -> Record:
+def train(setup: Setup, queries: int = 64, new: int = 24, epochs: int = 4, minibatch: int = 16) -> Record:
     """Time whole iterations: sampling, scoring, training."""
-    begin(options)
     warnings.simplefilter("ignore")
     eos = "<|endoftext|>"
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_file=str(options.folder / "reference" / "tokenizer.json"), eos_token=eos, pad_token=eos
-    )
+    file = str(setup.model("reference") / "tokenizer.json")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=file, eos_token=eos, pad_token=eos)
     torch.manual_seed(0)
     policy, reference = (
-        AutoModelForCausalLMWithValueHead.from_pretrained(str(options.folder / "reference"), torch_dtype=torch.float32)
+        AutoModelForCausalLMWithValueHead.from_pretrained(str(setup.model("reference")), torch_dtype=torch.float32)
         for _ in range(2)
     )
+    mixed = "bf16" if setup.precision == "bf16" else "no"
     config = PPOConfig(
         learning_rate=1.41e-5,
-        batch_size=options.queries,
-        mini_batch_size=options.minibatch,
-        ppo_epochs=options.epochs,
+        batch_size=queries,
+        mini_batch_size=minibatch,
+        ppo_epochs=epochs,
         init_kl_coef=0.2,
         log_with=None,
-        accelerator_kwargs={
-            "mixed_precision": "bf16" if options.precision == "bf16" else "no",
-            "cpu": options.device == "cpu",
-        },
+        accelerator_kwargs={"mixed_precision": mixed, "cpu": setup.device == "cpu"},
     )
     trainer = PPOTrainer(config, policy, reference, tokenizer)
-    prompts = read(options.folder, "prompts")[: options.queries]
-    queries = [torch.tensor(prompt, device=options.device) for prompt in prompts]
-    losses: list[float] = []
+    prompts = setup.data()["prompts"][:queries]
+    tensors = [torch.tensor(prompt, device=setup.device) for prompt in prompts]
     drawn: list[list[list[int]]] = []
-    length = {"min_length": -1, "top_k": 0, "top_p": 1.0, "do_sample": True, "max_new_tokens": options.new}
+    sampling = {"min_length": -1, "top_k": 0, "top_p": 1.0, "do_sample": True, "pad_token_id": tokenizer.eos_token_id}
 
     def once() -> None:
-        with torch.no_grad(), autocast(options):
+        with torch.no_grad(), setup.autocast():
             responses = trainer.generate(
-                queries,
-                batch_size=options.queries,
-                return_prompt=False,
-                pad_token_id=tokenizer.eos_token_id,
-                **length,
+                tensors, batch_size=queries, return_prompt=False, max_new_tokens=new, **sampling
             )
         drawn.append([response.tolist() for response in responses])
-        rewards = score(prompts, drawn[-1])
-        stats = trainer.step(queries, responses, [torch.tensor(reward) for reward in rewards])
-        losses.append(float(stats["ppo/loss/total"]))
+        trainer.step(tensors, responses, [torch.tensor(score) for score in parity_scores(drawn[-1])])
 
-    seconds = timed(once, options.repetitions, options.device)
-    memory = peak_bytes(options.device)
-    facts = {"loss": losses[0], "logprob": mean_logprob(reference.pretrained_model, prompts, drawn[0])}
-    return Record(seconds, float(len(queries)), "episodes", memory, facts=facts)
-
-
-def arguments() -> argparse.ArgumentParser:
-    """The program's command line."""
-    made = parser(__doc__)
-    made.add_argument("--queries", type=int, default=64, help="episodes of an iteration")
-    made.add_argument("--new", type=int, default=24, help="tokens of each response")
-    made.add_argument("--epochs", type=int, default=4)
-    made.add_argument("--minibatch", type=int, default=16)
-    return made
-
-
-if __name__ == "__main__":
-    given = arguments().parse_args()
-    finish(given, measure(given))
+    seconds = setup.timed(once)
+    memory = setup.peak_bytes()
+    facts = {"logprob": mean_logprob(reference.pretrained_model, prompts, drawn[0])}
+    return Record(seconds, float(len(prompts)), "episodes", peak_bytes=memory, facts=facts)

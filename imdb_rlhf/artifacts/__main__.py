@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from imdb_rlhf.arguments import OneLineParser
-from imdb_rlhf.artifacts.files import check_manifest, try_lock
+from imdb_rlhf.artifacts.files import RUN_ARTIFACTS, check_manifest, try_lock
 from imdb_rlhf.artifacts.store import INPUTS
 from imdb_rlhf.errors import ConfigError, RunError
 
@@ -97,7 +97,7 @@ def _remove(entry: Entry) -> bool:
 def _users(outputs: Path) -> dict[tuple[str, str], tuple[str, ...]]:
     """The names of the runs that list an artifact in their artifacts.json, by (stage, key)."""
     users: dict[tuple[str, str], tuple[str, ...]] = {}
-    for path in sorted((outputs / "runs").glob("*/artifacts.json")):
+    for path in sorted((outputs / "runs").glob(f"*/{RUN_ARTIFACTS}")):
         try:
             artifacts = [(str(stage), str(key)) for stage, key in json.loads(path.read_text()).items()]
         except (ValueError, AttributeError) as error:

@@ -17,6 +17,8 @@ from filelock import FileLock, Timeout
 from imdb_rlhf.errors import RunError
 
 MANIFEST = "DONE"
+RUN_ARTIFACTS = "artifacts.json"  # in a run's folder: the keys of the artifacts that the run uses
+
 PART = ".part"  # suffix of a file that atomic_write has not yet moved into place
 
 # --- hashes

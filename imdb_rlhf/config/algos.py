@@ -5,12 +5,13 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Annotated, Any
 
+from imdb_rlhf.config.families import LearnedRun, PreferenceRun, ReservoirRun, TrainedRun
 from imdb_rlhf.config.optim import OptimConfig
 from imdb_rlhf.config.ppo import PPOConfig, Scale
 from imdb_rlhf.config.ranges import Coefficient, PositiveCoefficient, Range
-from imdb_rlhf.config.reward import Init, Objective, RewardModelConfig, RewardSource
+from imdb_rlhf.config.reward import Objective, RewardSource
 from imdb_rlhf.config.run import Run
-from imdb_rlhf.config.stages import Eos, GroupsConfig, Labels, PairsConfig, PolicyConfig, ReservoirConfig
+from imdb_rlhf.config.stages import Labels
 from imdb_rlhf.errors import ConfigError
 
 
@@ -53,64 +54,6 @@ class OwnModelRun(Run):
     def hashed_instead(self) -> dict[str, Any]:
         """The model's name, which `summary.json` holds; its content is hashed in the artifact's key."""
         return {"own_model": asdict(self.own_model) | {"path": None, "name": self.variant}}
-
-
-@dataclass
-class GroupsRun(Run):
-    """An algorithm that learns from groups of completions."""
-
-    groups: GroupsConfig
-    pairs: PairsConfig
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        longest = self.data.prompts.max_tokens + self.generation.max_new_tokens + 1
-        if self.appends_eos and self.known_context is not None and longest > self.known_context:
-            raise ConfigError(
-                f"groups.eos=appended makes rows of {longest} tokens, longer than model.context={self.known_context}; "
-                "shorten generation.max_new_tokens"
-            )
-        if self.data.preferences is not None and self.pairs.labels == Labels.bradley_terry:
-            raise ConfigError(
-                "pairs.labels=bradley_terry draws labels from rewards, but data.preferences brings its own; "
-                "use pairs.labels=deterministic or noisy"
-            )
-
-    @property
-    def uses_groups(self) -> bool:
-        """Every such algorithm learns from them, unless it says otherwise."""
-        return True
-
-    @property
-    def appends_eos(self) -> bool:
-        """As configured, where groups are used."""
-        return self.uses_groups and self.groups.eos == Eos.appended
-
-
-@dataclass
-class TrainedRun(Run):
-    """An algorithm that trains a policy."""
-
-    @property
-    def optim(self) -> OptimConfig:
-        """The optimizer of the policy."""
-        raise NotImplementedError
-
-
-@dataclass
-class PreferenceRun(GroupsRun, TrainedRun):
-    """An algorithm that trains a policy on groups."""
-
-    policy: PolicyConfig
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._check_divisible("policy.batch_size", self.policy.batch_size)
-
-    @property
-    def optim(self) -> OptimConfig:
-        """The optimizer of the policy."""
-        return self.policy.optim
 
 
 class DPOLoss(StrEnum):
@@ -195,45 +138,10 @@ class PreferredFTRun(PreferenceRun):
 
 
 @dataclass
-class LearnedRun(GroupsRun):
-    """An algorithm that can use a reward model (`uses_learned_reward` says whether this run does)."""
-
-    reward_model: RewardModelConfig
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.uses_learned_reward:
-            return
-        self._check_divisible("reward_model.batch_size", self.reward_model.batch_size)
-        if self.sft.path is not None and self.reward_model.init == Init.base:
-            raise ConfigError(
-                "reward_model.init=base is the model that SFT starts from, and sft.path leaves none; use sft"
-            )
-        if self.reward_model.objective == Objective.best_of_k:
-            if self.data.preferences is not None:
-                raise ConfigError(
-                    "reward_model.objective=best_of_k chooses from groups, but data.preferences brings pairs; use pairs"
-                )
-            if self.pairs.labels == Labels.noisy:
-                raise ConfigError(
-                    "pairs.labels=noisy flips pairs, and reward_model.objective=best_of_k has choices; "
-                    "use bradley_terry"
-                )
-
-    @property
-    def uses_groups(self) -> bool:
-        """Only a reward model learns from them."""
-        return self.uses_learned_reward
-
-
-@dataclass
 class RewardModelRun(LearnedRun):
     """`algo=reward_model`: the learned reward itself, compared with the true one."""
 
-    @property
-    def has_policy(self) -> bool:
-        """It ends in a reward model."""
-        return False
+    has_policy = False
 
     @property
     def uses_learned_reward(self) -> bool:
@@ -254,16 +162,10 @@ class BestOfNConfig:
 
 
 @dataclass
-class ReservoirRun(LearnedRun):
-    """An algorithm that can use a reservoir (`uses_reservoir` says whether this run does)."""
-
-    reservoir: ReservoirConfig
-
-
-@dataclass
 class BestOfNRun(ReservoirRun):
     """`algo=best_of_n`: the best of N reference samples; nothing is trained; the knob is n."""
 
+    has_policy = False  # its curve is computed from the reservoir
     n: Annotated[int, Range(1, 10**6)]
     best_of_n: BestOfNConfig
 
@@ -283,11 +185,6 @@ class BestOfNRun(ReservoirRun):
     def variant(self) -> str | None:
         """The selector."""
         return str(self.best_of_n.selector)
-
-    @property
-    def has_policy(self) -> bool:
-        """Its curve is read off the reservoir."""
-        return False
 
     @property
     def uses_learned_reward(self) -> bool:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, ClassVar
 
 from imdb_rlhf.config.data import DataConfig
 from imdb_rlhf.config.machine import LauncherConfig, LoggerConfig, PathsConfig, TrainerConfig
@@ -27,8 +27,12 @@ NOT_IN_HASH = ("logger", "launcher", "paths", "plan")
 
 @dataclass
 class Run:
-    """The keys that every algorithm has; a subclass in `algos.py` adds those of one algorithm."""
+    """The keys that every algorithm has; a subclass in `algos.py` adds those of one algorithm.
 
+    `has_policy` says whether a run ends in a policy, which is a point of the frontier.
+    """
+
+    has_policy: ClassVar[bool] = True
     algo: str
     seed: Seed
     plan: bool
@@ -107,11 +111,6 @@ class Run:
     def appends_eos(self) -> bool:
         """Whether a completion that was cut at the length limit is trained with an EOS that was never sampled."""
         return False
-
-    @property
-    def has_policy(self) -> bool:
-        """Whether it ends in a policy, which is a point of the frontier."""
-        return True
 
     @property
     def uses_learned_reward(self) -> bool:

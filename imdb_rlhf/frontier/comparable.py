@@ -16,10 +16,11 @@ NO_WORLD = re.compile(r"data\.(path|preferences|preferences_eos)$|.*batch_size$|
 
 
 def worlds(paths: Sequence[Path]) -> dict[str, list[Path]]:
-    """Run folders by the world that they belong to, under a name of what differs, which can be a folder's name.
+    """Group run folders by world. Runs of one world share reward, prompts, sampling and reference.
 
-    Runs of one world share reward, prompts, sampling and reference, so they may share a pair of axes. The name is ""
-    where there is one world only. A run that is not finished belongs to none.
+    Returns:
+        Name of a world -> its run folders; runs that are not finished are left out. A name lists the keys in which the
+        worlds differ, and can be a folder's name; it is "" if there is one world only.
     """
     runs, _ = read(paths)
     groups: dict[str, list[FinishedRun]] = {}
@@ -27,8 +28,11 @@ def worlds(paths: Sequence[Path]) -> dict[str, list[Path]]:
         groups.setdefault(world, []).append(run)
     if len(groups) <= 1:
         return {"": [run.path for run in runs]}
-    first = [members[0] for members in groups.values()]
-    names = [",".join(f"{key.rpartition('.')[2]}={run.flat.get(key)}" for key in _differing(first)) for run in first]
+    first_runs = [members[0] for members in groups.values()]
+    names = [
+        ",".join(f"{key.rpartition('.')[2]}={run.flat.get(key)}" for key in _differing(first_runs))
+        for run in first_runs
+    ]
     names = [re.sub(r"[^\w.,=-]+", "_", name)[:60] for name in names]
     if len(set(names)) < len(names):
         names = [f"{name}-{world[:8]}".removeprefix("-") for name, world in zip(names, groups, strict=True)]
@@ -45,7 +49,7 @@ def check_one_world(runs: Sequence[FinishedRun]) -> None:
     """Refuse runs that cannot share a pair of axes.
 
     Raises:
-        ConfigError: naming what differs, and in which runs.
+        ConfigError: naming two runs and the keys in which they differ.
     """
     worlds = _worlds(runs)
     other = next((run for run, world in zip(runs, worlds, strict=True) if world != worlds[0]), None)
@@ -63,6 +67,6 @@ def check_one_world(runs: Sequence[FinishedRun]) -> None:
 
 
 def _differing(runs: Sequence[FinishedRun]) -> list[str]:
-    """The keys of the world that differ among runs."""
+    """The keys of the configuration that the axes depend on and that differ among runs."""
     keys = sorted({key for run in runs for key in run.flat if WORLD.match(key) and not NO_WORLD.match(key)})
     return [key for key in keys if len({repr(run.flat.get(key)) for run in runs}) > 1]

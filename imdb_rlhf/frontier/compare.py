@@ -1,4 +1,4 @@
-"""What compares methods: their curves, what each KL budget buys, scores, settings and paired tests."""
+"""Methods compared: their curves, the reward that each KL budget buys, scores, settings and paired tests."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,39 +10,47 @@ import numpy as np
 from imdb_rlhf.evaluation.stats import difference_interval, holm, percentile, two_sided_p
 from imdb_rlhf.frontier.baselines import interpolated
 from imdb_rlhf.frontier.curves import Curve, area, corners
-from imdb_rlhf.frontier.world import BUDGETS, SCORE_KL, Measured, World
+from imdb_rlhf.frontier.world import BUDGETS, SCORE_KL, MeasuredRun, World
 
 
 @dataclass(frozen=True)
-class Bought:
-    """What a method's curves buy at each budget."""
+class BudgetRewards:
+    """The reward that a method's curves reach at each of `BUDGETS`.
+
+    Attributes:
+        name: of the method.
+        rewards: (seeds, budgets).
+        draws: (seeds, count, budgets) the same on each resample of the prompts.
+        near: nats; each seed has a checkpoint of at most this KL.
+        far: nats; each seed has a checkpoint of at least this KL.
+    """
 
     name: str
-    rewards: np.ndarray  # (seeds, budgets)
-    draws: np.ndarray  # (seeds, count, budgets)
-    near: float  # nats: each seed has a checkpoint of at most this KL
-    far: float  # nats: each seed has a checkpoint of at least this KL
+    rewards: np.ndarray
+    draws: np.ndarray
+    near: float
+    far: float
 
 
-def curve(world: World, members: Sequence[Measured]) -> Curve:
-    """The curve of one training seed, from its runs; marks the checkpoints that it is made of."""
+def curve(world: World, members: Sequence[MeasuredRun]) -> Curve:
+    """The curve of one training seed from its runs; marks the checkpoints that are its corners as chosen."""
     index = [(m, i) for m in members for i in range(len(m.checkpoints))]
     kl, reward = ([getattr(m.checkpoints[i], f"validation_{name}") for m, i in index] for name in ("kl", "reward"))
     start = world.reference_validation
-    found = [index[at] for at in corners(kl, reward, float(world.reference.mean()) if start is None else start)]
-    for m, i in found:
+    chosen = [index[at] for at in corners(kl, reward, float(world.reference.mean()) if start is None else start)]
+    for m, i in chosen:
         m.chosen.append(i)
     zero = np.zeros(len(world.weights))
     return Curve(
-        np.array([0.0, *(m.checkpoints[i].kl.mean() for m, i in found)]),
-        np.array([world.reference.mean(), *(m.checkpoints[i].reward.mean() for m, i in found)]),
-        np.stack([zero, *(m.kl_draws[i] for m, i in found)], axis=1),
-        np.stack([world.reference_draws, *(m.reward_draws[i] for m, i in found)], axis=1),
+        np.array([0.0, *(m.checkpoints[i].kl.mean() for m, i in chosen)]),
+        np.array([world.reference.mean(), *(m.checkpoints[i].reward.mean() for m, i in chosen)]),
+        np.stack([zero, *(m.kl_draws[i] for m, i in chosen)], axis=1),
+        np.stack([world.reference_draws, *(m.reward_draws[i] for m, i in chosen)], axis=1),
     )
 
 
-def compare(world: World, name: str, members: Sequence[Measured]) -> tuple[dict[str, Any], Bought]:
-    """A method's entry in `frontier.json`, and what its curves buy."""
+def compare(world: World, name: str, members: Sequence[MeasuredRun]) -> tuple[dict[str, Any], BudgetRewards]:
+    """A method's entry in `frontier.json`, and its rewards at the budgets."""
     seeds = sorted({m.run.seed for m in members})
     curves = [curve(world, [m for m in members if m.run.seed == seed]) for seed in seeds]
     steps = np.unique(np.concatenate([np.linspace(0, SCORE_KL, 101), BUDGETS]))
@@ -50,35 +58,35 @@ def compare(world: World, name: str, members: Sequence[Measured]) -> tuple[dict[
     places = np.searchsorted(steps, BUDGETS)
     spent = [[c.kl.mean() for m in members if m.run.seed == seed for c in m.checkpoints] for seed in seeds]
     near, far = float(max(map(min, spent))), float(min(map(max, spent)))
-    bought = Bought(name, values[:, places], draws[:, :, places], near, far)
-    at_budget = [
+    at_budgets = BudgetRewards(name, values[:, places], draws[:, :, places], near, far)
+    table = [
         {
             "kl": budget,
-            "reward": float(bought.rewards[:, j].mean()),
-            "reward_ci": world.interval(bought.rewards[:, j], bought.draws[:, :, j]),
+            "reward": float(at_budgets.rewards[:, j].mean()),
+            "reward_ci": world.interval(at_budgets.rewards[:, j], at_budgets.draws[:, :, j]),
             "mixed": budget < near,
             "reached": budget <= far,
         }
         for j, budget in enumerate(BUDGETS)
     ]
     knob = members[0].run.knob
-    found = {
+    entry = {
         "name": name,
         "algo": members[0].run.algo,
         "knob": None if knob is None else knob[0],
         "seeds": seeds,
         **_score(world, members, steps, values, draws),
-        "at_budget": at_budget,
+        "at_budget": table,
         "settings": _settings(world, members),
         "diverged": _diverged(world, members),
     }
-    return found, bought
+    return entry, at_budgets
 
 
 def _score(
-    world: World, members: Sequence[Measured], steps: np.ndarray, values: np.ndarray, draws: np.ndarray
+    world: World, members: Sequence[MeasuredRun], steps: np.ndarray, values: np.ndarray, draws: np.ndarray
 ) -> dict[str, Any]:
-    """The area above the reference over [0, K] as a share of the optimum's; of one point alone there is none."""
+    """The area above the reference over [0, K] as a share of the optimum's; None where there is one point only."""
     none = {"score": None, "score_ci": None, "score_raw": None}
     if sum(len(m.checkpoints) for m in members) < 2:
         return none
@@ -100,8 +108,8 @@ def _score(
     return entry | {"score": ends, "score_ci": [intervals[0][0], intervals[1][1]]}
 
 
-def _settings(world: World, members: Sequence[Measured]) -> list[dict[str, Any]]:
-    """The runs of each value of the knob together, at the checkpoint that they report."""
+def _settings(world: World, members: Sequence[MeasuredRun]) -> list[dict[str, Any]]:
+    """An entry per value of the knob: the mean over its runs at the checkpoints that they report."""
     settings = []
     values = sorted({m.run.knob[1] if m.run.knob else 0.0 for m in members})
     for value in values:
@@ -127,8 +135,8 @@ def _settings(world: World, members: Sequence[Measured]) -> list[dict[str, Any]]
     return settings
 
 
-def _diverged(world: World, members: Sequence[Measured]) -> list[str]:
-    """Runs that are worse than the reference beyond their interval, or of three times their setting's median KL."""
+def _diverged(world: World, members: Sequence[MeasuredRun]) -> list[str]:
+    """Runs below the reference by more than their interval, or with over three times the median KL of their setting."""
     names = []
     for m in members:
         worse = percentile(m.reward_draws[m.reported] - world.reference_draws, world.confidence)[1] < 0
@@ -139,15 +147,15 @@ def _diverged(world: World, members: Sequence[Measured]) -> list[str]:
     return names
 
 
-def tests(world: World, all_bought: Sequence[Bought]) -> list[dict[str, Any]]:
-    """Every two methods at the budgets between what both spent; p-values corrected by Holm for all of them."""
+def paired_tests(world: World, methods: Sequence[BudgetRewards]) -> list[dict[str, Any]]:
+    """Compare every two methods at each budget within the KL that both spent; p-values are adjusted by Holm for all."""
     results = []
-    for first, second in combinations(all_bought, 2):
+    for first, second in combinations(methods, 2):
         for j, budget in enumerate(BUDGETS):
             if not max(first.near, second.near) <= budget <= min(first.far, second.far):
                 continue
-            rewards, other_rewards = (bought.rewards[:, j] for bought in (first, second))
-            draws, other_draws = (bought.draws[:, :, j] for bought in (first, second))
+            rewards, other_rewards = (method.rewards[:, j] for method in (first, second))
+            draws, other_draws = (method.draws[:, :, j] for method in (first, second))
             p = two_sided_p(rewards, draws, other_rewards, other_draws, world.prompts)
             ends = difference_interval(rewards, draws, other_rewards, other_draws, world.confidence, world.prompts)
             difference = float(rewards.mean() - other_rewards.mean())

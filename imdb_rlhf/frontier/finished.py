@@ -1,7 +1,7 @@
 """Finished runs as points of reward over KL, read from their folders.
 
-Nothing is computed again: `evaluations.parquet` has every evaluated checkpoint, the artifacts that a run names have the
-reference's samples. A run that is half-written or was changed by hand is left out, and said so.
+Nothing is computed again: `evaluations.parquet` has every evaluated checkpoint, and the artifacts that a run names have
+the reference's samples. A run that is unfinished, or was changed after it was finished, is left out and listed.
 """
 
 import json
@@ -19,12 +19,14 @@ from imdb_rlhf.artifacts.files import MANIFEST, check_manifest, hash_of
 from imdb_rlhf.artifacts.store import INPUTS
 from imdb_rlhf.errors import ConfigError, RunError
 from imdb_rlhf.evaluation.stats import prompt_means
+from imdb_rlhf.frontier.files import SWEEP_STATE
+from imdb_rlhf.runs import files
+from imdb_rlhf.stages import evaluations
 
-# The files that a run must have to be drawn, and those that are read besides. They are compared byte for byte with the
-# manifest; the others, a model's weights among them, by their size.
-NEEDED = ("config.yaml", "summary.json", "evaluations.parquet", "artifacts.json", "overrides.json")
-READ = (*NEEDED, "samples.parquet", "metrics.jsonl", "curve.parquet")
-SWEEP = "sweep.json"
+# The files that a run must have to be drawn, and the other files that are read. All of them are compared with the
+# manifest byte for byte; the rest, such as a model's weights, by size.
+NEEDED = (files.CONFIG, files.SUMMARY, files.EVALUATIONS, files.ARTIFACTS, files.OVERRIDES)
+READ = (*NEEDED, files.SAMPLES, files.METRICS, files.CURVE)
 
 
 @dataclass(frozen=True)
@@ -32,11 +34,11 @@ class Checkpoint:
     """One evaluated checkpoint of a run.
 
     Attributes:
-        step: of the run's training.
+        step: the training step.
         reward: (prompts,) mean true reward of each test prompt.
-        kl: (prompts,) mean exact KL to the reference, nats a sequence.
-        validation_reward: mean over validation prompts.
-        validation_kl: likewise.
+        kl: (prompts,) mean exact KL to the reference, nats per sequence.
+        validation_reward: mean true reward over validation prompts.
+        validation_kl: mean exact KL over validation prompts.
     """
 
     step: int
@@ -48,7 +50,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A finished run of any algorithm; read when it is asked for."""
+    """A finished run of any algorithm; its tables are read when they are asked for."""
 
     path: Path
     config: Mapping[str, Any]
@@ -58,29 +60,31 @@ class FinishedRun:
 
     @property
     def name(self) -> str:
-        """Its folder's name."""
+        """The folder's name."""
         return self.path.name
 
     @property
     def algo(self) -> str:
-        """Its algorithm."""
+        """The algorithm, as `algo=` takes it."""
         return str(self.summary["algo"])
 
     @property
     def seed(self) -> int:
-        """Of its training."""
+        """The seed of its training."""
         return int(self.summary["seed"])
 
     @property
     def knob(self) -> tuple[str, float] | None:
-        """Name and value of what a sweep varies."""
+        """Name and value of the key that a sweep varies for this algorithm."""
         knob = self.summary["knob"]
         return None if knob is None else (str(knob["name"]), float(knob["value"]))
 
     @property
     def largest_reward(self) -> float:
         """The supremum of its true reward, as its summary records it; infinite where nothing is known."""
-        _, largest = self.summary.get("reward_range", (None, None))
+        # runs from before the range was recorded: every reward but a user's own function was a probability
+        before = (None, None if "function" in self.config["reward"] else 1.0)
+        _, largest = self.summary.get("reward_range", before)
         return np.inf if largest is None else float(largest)
 
     @cached_property
@@ -89,10 +93,10 @@ class FinishedRun:
         return dict(_flat(self.config))
 
     def artifact(self, stage: str) -> Path | None:
-        """The folder of an artifact that the run names; None if it names none or it was removed.
+        """The folder of an artifact that the run used; None if it used none of this stage or it was removed.
 
         Raises:
-            RunError: it was changed after it was made.
+            RunError: the artifact was changed after it was made.
         """
         key = self.artifacts.get(stage)
         folder = self.path.parent.parent / "artifacts" / stage / str(key)
@@ -105,8 +109,11 @@ class FinishedRun:
 
     @cached_property
     def world(self) -> str | None:
-        """A hash of what the axes depend on: reward, prompts, sampling, reference; None without the artifact."""
-        folder = self.artifact("reference")
+        """A hash of what the axes depend on: reward, prompts, sampling and reference.
+
+        None if the artifact of the reference's evaluation was removed.
+        """
+        folder = self.artifact(evaluations.ReferenceEvaluation.name)
         if folder is None:
             return None
         inputs = dict(json.loads((folder / INPUTS).read_text())["inputs"])
@@ -116,8 +123,8 @@ class FinishedRun:
 
     @cached_property
     def checkpoints(self) -> tuple[Checkpoint, ...]:
-        """Every evaluated checkpoint, in the order of its training."""
-        rows = pd.read_parquet(self.path / "evaluations.parquet")
+        """Every evaluated checkpoint, in the order of training."""
+        rows = pd.read_parquet(self.path / files.EVALUATIONS)
         checkpoints = []
         for step, point in rows.groupby("step", sort=True):
             test, validation = (point[point["split"] == split] for split in ("test", "validation"))
@@ -128,13 +135,16 @@ class FinishedRun:
 
     @cached_property
     def reference(self) -> tuple[np.ndarray, float | None]:
-        """(prompts,) the reference's mean reward of each test prompt, and its mean over validation prompts."""
-        folder = self.artifact("reference")
+        """(prompts,) the reference's mean reward of each test prompt, and its mean over validation prompts.
+
+        The latter is None if the artifact of the reference's evaluation was removed.
+        """
+        folder = self.artifact(evaluations.ReferenceEvaluation.name)
         if folder is not None:
-            rows = pd.read_parquet(folder / "evaluation.parquet", columns=["split", "prompt_id", "reward"])
+            rows = pd.read_parquet(folder / evaluations.FILE, columns=["split", "prompt_id", "reward"])
             test, validation = (rows[rows["split"] == split] for split in ("test", "validation"))
             return prompt_means(test, "reward"), float(prompt_means(validation, "reward").mean())
-        rows = pd.read_parquet(self.path / "samples.parquet", columns=["prompt_id", "reference_reward"])
+        rows = pd.read_parquet(self.path / files.SAMPLES, columns=["prompt_id", "reference_reward"])
         return prompt_means(rows, "reference_reward"), None
 
 
@@ -142,24 +152,25 @@ class FinishedRun:
 
 
 def find(places: Sequence[Path]) -> list[Path]:
-    """The run folders that some places hold: a run, a sweep, a folder of outputs or of runs.
+    """The run folders in some places, each of which is a run, a sweep, a folder of runs or a folder of outputs.
 
     Raises:
-        ConfigError: a place that is not there, or that holds no run.
+        ConfigError: a place does not exist, or has no run in it.
     """
     folders: dict[Path, None] = {}
     for place in places:
         if not place.is_dir():
             raise ConfigError(f"there is no folder {place}; name a run, a sweep or a folder of runs")
-        if (place / SWEEP).exists():
+        if (place / SWEEP_STATE).exists():
             runs = _runs_of_sweep(place)
-        elif (place / "config.yaml").exists():
+        elif (place / files.CONFIG).exists():
             runs = [place]
         else:
-            runs = [file.parent for pattern in ("*", "runs/*") for file in sorted(place.glob(f"{pattern}/config.yaml"))]
+            configs = [file for pattern in ("*", "runs/*") for file in sorted(place.glob(f"{pattern}/{files.CONFIG}"))]
+            runs = [config.parent for config in configs]
         if not runs:
             raise ConfigError(
-                f"there is no run in {place}; a run's folder has config.yaml, summary.json and {MANIFEST}"
+                f"there is no run in {place}; a run's folder has {files.CONFIG}, {files.SUMMARY} and {MANIFEST}"
             )
         folders |= dict.fromkeys(path.resolve() for path in runs)
     return list(folders)
@@ -167,16 +178,17 @@ def find(places: Sequence[Path]) -> list[Path]:
 
 def _runs_of_sweep(folder: Path) -> list[Path]:
     """The run folders of a sweep; those beside it come first, in case it was moved or copied together with them."""
+    state = folder / SWEEP_STATE
     try:
-        recorded = [Path(job["run"]) for job in json.loads((folder / SWEEP).read_text())["jobs"] if job["run"]]
+        recorded = [Path(job["run"]) for job in json.loads(state.read_text())["jobs"] if job["run"]]
     except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{folder / SWEEP} is not what a sweep writes; name the runs themselves") from error
+        raise ConfigError(f"{state} was not written by a sweep; name the runs themselves") from error
     beside = folder.resolve().parent.parent / "runs"
     return [beside / run.name if (beside / run.name).is_dir() else run for run in recorded]
 
 
 def read(paths: Sequence[Path]) -> tuple[list[FinishedRun], list[dict[str, str]]]:
-    """The finished runs among some folders, and what was left out: dicts of `path` and `why`."""
+    """The finished runs among some folders, and those that are left out: dicts of `path` and `why`."""
     runs, skipped = [], []
     for path in paths:
         why = _unusable(path)
@@ -184,16 +196,17 @@ def read(paths: Sequence[Path]) -> tuple[list[FinishedRun], list[dict[str, str]]
             skipped.append({"path": str(path), "why": why})
             continue
         summary, artifacts, overrides = (
-            json.loads((path / f"{name}.json").read_text()) for name in ("summary", "artifacts", "overrides")
+            json.loads((path / name).read_text()) for name in (files.SUMMARY, files.ARTIFACTS, files.OVERRIDES)
         )
-        config = yaml.safe_load((path / "config.yaml").read_text())
+        config = yaml.safe_load((path / files.CONFIG).read_text())
         runs.append(FinishedRun(path, config, summary, artifacts, overrides))
     return runs, skipped
 
 
 def _unusable(path: Path) -> str | None:
+    """Why a run folder cannot be drawn; None if it can."""
     if not path.is_dir():
-        return "there is no such folder: the run was not begun"
+        return "there is no such folder: the run was not started"
     if not (path / MANIFEST).exists():
         return "not finished: run its command again to go on"
     missing = next((name for name in NEEDED if not (path / name).is_file()), None)
@@ -203,9 +216,9 @@ def _unusable(path: Path) -> str | None:
     return None if problem is None else f"changed after it was finished: {problem}"
 
 
-def _flat(node: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in node.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{at}{key}.")
+            yield from _flat(value, f"{prefix}{key}.")
         else:
-            yield f"{at}{key}", value
+            yield f"{prefix}{key}", value

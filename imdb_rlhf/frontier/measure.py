@@ -1,4 +1,4 @@
-"""Reward over KL of finished runs: points, methods, optimum, best-of-N and tests, put together as `frontier.json`."""
+"""The content of `frontier.json`: points, methods, optimum, best-of-N, tests and warnings of finished runs."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -6,28 +6,31 @@ from typing import Any
 import numpy as np
 
 from imdb_rlhf.evaluation.stats import percentile
-from imdb_rlhf.frontier.compare import compare, tests
+from imdb_rlhf.frontier.compare import compare, paired_tests
 from imdb_rlhf.frontier.finished import FinishedRun
-from imdb_rlhf.frontier.world import BUDGETS, SCORE_KL, Measured, World
+from imdb_rlhf.frontier.world import BUDGETS, SCORE_KL, MeasuredRun, World
 
 
 def measure(runs: Sequence[FinishedRun], skipped: Sequence[dict[str, str]]) -> dict[str, Any]:
-    """The whole frontier as plain values.
+    """Measure finished runs.
 
     Args:
         runs: finished runs of one world.
         skipped: dicts of `path` and `why` for runs that could not be read.
 
+    Returns:
+        `frontier.json`, with values of JSON's own types only.
+
     Raises:
-        ConfigError: the runs cannot be compared.
-        RunError: none has a policy.
+        ConfigError: the runs are not comparable.
+        RunError: no run has anything to draw.
     """
     world = World(runs)
-    methods, all_bought = [], []
+    methods, rewards = [], []
     for name, members in world.members().items():
-        method, bought = compare(world, name, members)
+        method, at_budgets = compare(world, name, members)
         methods.append(method)
-        all_bought.append(bought)
+        rewards.append(at_budgets)
     frontier = {
         "world": _axes(world),
         "confidence": world.confidence,
@@ -42,7 +45,7 @@ def measure(runs: Sequence[FinishedRun], skipped: Sequence[dict[str, str]]) -> d
         "points": list(_points(world)),
         "optimum": world.baselines.optimum(),
         "best_of_n": world.baselines.best_of_n(),
-        "tests": tests(world, all_bought),
+        "tests": paired_tests(world, rewards),
         "runs": [_run(m) for m in world.measured],
         "sources": [str(run.path) for run in world.runs],
         "skipped": [*skipped, *world.left_out],
@@ -52,6 +55,7 @@ def measure(runs: Sequence[FinishedRun], skipped: Sequence[dict[str, str]]) -> d
 
 
 def _points(world: World) -> Iterator[dict[str, Any]]:
+    """An entry per evaluated checkpoint."""
     for m in world.measured:
         knob = m.run.knob
         for i, point in enumerate(m.checkpoints):
@@ -78,7 +82,7 @@ def _points(world: World) -> Iterator[dict[str, Any]]:
 
 
 def _axes(world: World) -> dict[str, Any]:
-    """What the axes are of."""
+    """The data, reward, model and sampling that all runs share."""
     config = world.runs[0].config
     return {
         "data": config["data"]["name"],
@@ -91,7 +95,8 @@ def _axes(world: World) -> dict[str, Any]:
     }
 
 
-def _run(m: Measured) -> dict[str, Any]:
+def _run(m: MeasuredRun) -> dict[str, Any]:
+    """A run's entry: the settings and results that the report lists."""
     summary, knob = m.run.summary, m.run.knob
     copied = ("reward", "kl", "win_rate", "distinct_2", "length", "seconds")
     return {
@@ -108,6 +113,7 @@ def _run(m: Measured) -> dict[str, Any]:
 
 
 def _warnings(frontier: dict[str, Any]) -> list[str]:
+    """One line for each thing that a reader of the frontier should know."""
     warnings = [f"left out {item['path']}: {item['why']}" for item in frontier["skipped"]]
     warnings += [
         f"{point['run']} at step {point['step']} is above the optimum's upper curve by more than its interval: "
@@ -120,7 +126,7 @@ def _warnings(frontier: dict[str, Any]) -> list[str]:
     if missed:
         warnings.append(f"KL of the last fifth of training more than 25 % off its target in {', '.join(missed)}")
     if frontier["optimum"] is None:
-        warnings.append("no reservoir of reference samples among the runs: no optimum; add a run of algo=best_of_n")
+        warnings.append("no run has a reservoir (M reference samples per prompt): no optimum; add algo=best_of_n")
     return warnings
 
 

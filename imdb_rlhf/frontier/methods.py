@@ -1,4 +1,4 @@
-"""What figures and tables call the methods, in which order they list them, and how they draw them."""
+"""The names of methods in figures and tables, their order, and how they are drawn."""
 
 import re
 import zlib
@@ -9,7 +9,7 @@ from typing import NamedTuple
 from imdb_rlhf.frontier.finished import FinishedRun
 from imdb_rlhf.runs.kinds import KINDS, method_name, palette_places
 
-# Keys of a configuration that do not make another method of one.
+# Keys of a configuration that do not make another method: runs that differ in them share a name.
 NO_METHOD = re.compile(
     r"(seed|plan|algo|keep_model|ppo\.preset|target_kl|own_model\.path|own_model\.revision)$"
     r"|(logger|paths|trainer|launcher|evaluation|reservoir)\."
@@ -30,12 +30,12 @@ MARKERS = (
 
 
 def method_names(runs: Sequence[FinishedRun]) -> dict[Path, str]:
-    """The method of each run, as figures and tables call it.
+    """Run folder -> the name of its method in figures and tables.
 
-    Runs of one algorithm that differ in a key besides knob and seed are methods of their own, with that key in the
-    name.
+    Runs of one algorithm that differ in a key besides knob and seed are different methods, with that key in their
+    names.
     """
-    plain = {run.path: method_name(run.algo, run.config, run.summary["variant"]) for run in runs}
+    plain = {run.path: _registered_name(run) for run in runs}
     names: dict[Path, str] = {}
     for name in dict.fromkeys(plain.values()):
         members = [run for run in runs if plain[run.path] == name]
@@ -50,17 +50,22 @@ def method_names(runs: Sequence[FinishedRun]) -> dict[Path, str]:
 
 
 def place_of(algo: str) -> int:
-    """The place of an algorithm in the order of figures and tables."""
-    return list(KINDS).index(algo)
+    """The place of an algorithm in the order of figures and tables; last for one that is not registered here."""
+    return list(KINDS).index(algo) if algo in KINDS else len(KINDS)
 
 
 def has_policy(algo: str) -> bool:
     """Whether runs of an algorithm end in a policy, which is a point of the frontier."""
-    return KINDS[algo].has_policy
+    return algo not in KINDS or KINDS[algo].has_policy
+
+
+def _registered_name(run: FinishedRun) -> str:
+    """The name that its algorithm gives a run; the algorithm's own name where it is not registered here."""
+    return method_name(run.algo, run.config, run.summary["variant"]) if run.algo in KINDS else run.algo
 
 
 def _short(key: str, among: Sequence[str]) -> str:
-    """The last word of a key, where that says which."""
+    """The last word of a key, unless another of the keys ends in it too."""
     last = key.rpartition(".")[2]
     return last if sum(other.rpartition(".")[2] == last for other in among) == 1 else key
 
@@ -92,17 +97,12 @@ def style(method: int | str) -> Style:
     return Style(PALETTE[place], *MARKERS[(place + lap) % len(MARKERS)])
 
 
-def colour(method: int | str) -> str:
-    """The colour of a method, by name or by its place in the palette."""
-    return style(method).colour
-
-
 def styles(methods: Iterable[str]) -> dict[str, Style]:
-    """The styles of the methods of one picture.
+    """Name -> style of the methods in one picture.
 
-    A name with a place in the palette keeps its style. Where it occurs only with an addition that tells two of it
-    apart, such as "DPO (labels=...)", the first of these has it. Another name whose colour is taken gets the next free
-    colour; when none is left, the next free pair of colour and marker.
+    A name with a place in the palette keeps its style. If it occurs only with an addition, such as "DPO (labels=...)",
+    the first of these has its style. Any other name whose colour is taken gets the next free colour or, if none is
+    left, the next free pair of colour and marker.
     """
     names, places = list(dict.fromkeys(methods)), palette_places()
     chosen = {name: style(name) for name in names if name in places}

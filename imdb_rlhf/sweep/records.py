@@ -9,10 +9,11 @@ from statistics import mean
 from typing import Any
 
 from imdb_rlhf.artifacts.files import atomic_write
+from imdb_rlhf.frontier.files import SWEEP_STATE
+from imdb_rlhf.runs import files
 from imdb_rlhf.sweep.jobs import Job, labels
 from imdb_rlhf.sweep.processes import RunStatus
 
-STATE = "sweep.json"
 TAIL = 4096  # bytes of a log that are read for its last line
 
 
@@ -57,7 +58,7 @@ class Record:
     def summary(self) -> dict[str, Any]:
         """The summary of its run; empty where that has not ended."""
         with suppress(OSError, ValueError):
-            return dict(json.loads((self.path / "summary.json").read_text()))
+            return dict(json.loads((self.path / files.SUMMARY).read_text()))
         return {}
 
     def row(self) -> dict[str, Any]:
@@ -103,7 +104,7 @@ def records(jobs: Sequence[Job], statuses: Sequence[RunStatus], folder: Path) ->
 def _earlier_seconds(folder: Path) -> dict[str, float]:
     """Seconds that runs took so far, by name, from an earlier `sweep.json`."""
     try:
-        jobs = json.loads((folder / STATE).read_text())["jobs"]
+        jobs = json.loads((folder / SWEEP_STATE).read_text())["jobs"]
         return {job["name"]: job["seconds"] for job in jobs if job["seconds"] is not None}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
@@ -112,7 +113,7 @@ def _earlier_seconds(folder: Path) -> dict[str, float]:
 def save(folder: Path, command: str, all_records: Sequence[Record]) -> None:
     """Write `sweep.json`."""
     content = {"name": folder.name, "command": command, "jobs": [record.to_json() for record in all_records]}
-    atomic_write(folder / STATE, json.dumps(content, indent=1) + "\n")
+    atomic_write(folder / SWEEP_STATE, json.dumps(content, indent=1) + "\n")
 
 
 def time_left(all_records: Sequence[Record], elapsed: dict[str, float], slots: int) -> float | None:

@@ -13,6 +13,7 @@ from types import FrameType
 from imdb_rlhf.artifacts.files import in_use
 from imdb_rlhf.config.machine import WandbLogger
 from imdb_rlhf.errors import RunError
+from imdb_rlhf.frontier import files
 from imdb_rlhf.sweep import processes
 from imdb_rlhf.sweep.drawing import Drawing
 from imdb_rlhf.sweep.jobs import Job, Machine, devices, labels, slots
@@ -265,7 +266,7 @@ class Sweep:
         places = {"sweep": str(self.folder)}
         for folder in result.folders if result is not None else []:
             world = "" if folder == self.folder else f" {folder.name}"
-            places |= {f"report{world}": str(folder / "report.html"), f"figure{world}": str(folder / "frontier.svg")}
+            places |= {f"report{world}": str(folder / files.REPORT), f"figure{world}": str(folder / files.SVG)}
         self.console.places(places)
         if failed:
             self.console.failures(failed)

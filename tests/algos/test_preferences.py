@@ -9,7 +9,8 @@ import pytest
 
 from imdb_rlhf.algos import ALGOS
 from imdb_rlhf.algos.preferences import Completions, PairBatch, RankingBatch, describe
-from imdb_rlhf.config.algos import DPORun, PreferenceRun, PreferredFTRun, UnlikelihoodRun
+from imdb_rlhf.config.algos import DPORun, PreferredFTRun, UnlikelihoodRun
+from imdb_rlhf.config.families import PreferenceRun
 from imdb_rlhf.data.pairs import Pairs
 from imdb_rlhf.data.rankings import Rankings
 from tests import tiny

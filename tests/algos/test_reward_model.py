@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from imdb_rlhf.algos.reward_model import RewardModel, choice_accuracy, held_out
-from imdb_rlhf.config.algos import LearnedRun
+from imdb_rlhf.config.families import LearnedRun
 from imdb_rlhf.config.reward import Objective
 from imdb_rlhf.data.groups import COLUMNS
 from imdb_rlhf.data.pairs import draw_pairs

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, fields
-from typing import Annotated, get_args, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 import pytest
 
@@ -43,8 +43,8 @@ class Outer:
 
 
 def nested(share: float = 0.5, rate: float | None = None, name: str = "", **changes: float) -> Outer:
-    values = {"count": 1, "seed": None, "bare": 0.0, **changes}
-    return Outer(**values, inner=Inner(share, rate, name))  # type: ignore[arg-type]
+    values: dict[str, Any] = {"count": 1, "seed": None, "bare": 0.0, **changes}
+    return Outer(**values, inner=Inner(share, rate, name))
 
 
 @pytest.mark.parametrize(

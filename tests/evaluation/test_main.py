@@ -12,9 +12,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from transformers import AutoModelForCausalLM, AutoTokenizer, T5Config, T5ForConditionalGeneration
 
 from imdb_rlhf.artifacts.files import check_manifest
+from imdb_rlhf.errors import ConfigError
+from imdb_rlhf.evaluation.__main__ import overrides
 from tests.command import Answer, answer_of, train
 from tests.experiments import REWARD, TINY, made, one_line, summary_of, well
 
@@ -24,7 +27,7 @@ DPO = ["algo=dpo", "policy.steps=3", "policy.optim.lr=1e-2", "policy.optim.warmu
 def evaluation(*arguments: str) -> Answer:
     """`python -m imdb_rlhf.evaluation ARGUMENTS`."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "'imdb_rlhf.evaluation' found in sys.modules", RuntimeWarning)
+        warnings.filterwarnings("ignore", "'imdb_rlhf.evaluation.*' found in sys.modules", RuntimeWarning)
         return answer_of(lambda: runpy.run_module("imdb_rlhf.evaluation", run_name="__main__"), *arguments)
 
 
@@ -34,7 +37,7 @@ def own_runs(outputs: Path) -> set[Path]:
 
 @dataclass(frozen=True)
 class Trained:
-    """A policy that was trained, and what evaluates others in the same world."""
+    """A policy that was trained, and the settings that evaluate others in the same world."""
 
     values: list[str]
     outputs: Path
@@ -67,7 +70,7 @@ def trained(tmp_path_factory) -> Trained:
 
 @pytest.fixture(scope="module")
 def evaluated(trained) -> tuple[Path, Answer]:
-    """The trained policy's own model, evaluated, and what the command said."""
+    """The run that evaluated the trained policy's own model, and the command's answer."""
     answer = well(evaluation(str(trained.model), *trained.values))
     (folder,) = own_runs(trained.outputs)
     return folder, answer
@@ -76,7 +79,7 @@ def evaluated(trained) -> tuple[Path, Answer]:
 @pytest.fixture
 def copy(trained, tmp_path) -> Path:
     """The trained policy's model, to be changed."""
-    return Path(shutil.copytree(trained.model, tmp_path / "mine"))
+    return Path(shutil.copytree(trained.model, tmp_path / "copy"))
 
 
 # --- the same numbers
@@ -90,9 +93,9 @@ def rows_of(folder: Path) -> pd.DataFrame:
 
 def test_an_exported_policy_has_the_numbers_of_its_run(trained, evaluated):
     folder, _ = evaluated
-    mine, run = rows_of(folder), rows_of(trained.folder)
+    own, run = rows_of(folder), rows_of(trained.folder)
     assert run["kl"].mean() > 0.01  # it is not the reference
-    pd.testing.assert_frame_equal(mine, run, check_exact=True)
+    pd.testing.assert_frame_equal(own, run, check_exact=True)
     for key in ("reward", "reward_ci", "kl", "kl_ci", "kl_k1", "win_rate", "win_rate_ci", "distinct_2", "reference"):
         assert summary_of(folder)[key] == summary_of(trained.folder)[key], key
     texts, others = (pd.read_parquet(place / "samples.parquet") for place in (folder, trained.folder))
@@ -112,11 +115,11 @@ def test_a_run_like_every_other_with_one_stage_more(trained, evaluated):
 
 def test_a_run_s_model_has_the_name_of_the_run(trained, evaluated, copy):
     assert summary_of(evaluated[0])["variant"] == trained.folder.name
-    assert summary_of(trained.run_of(copy))["variant"] == "mine"
+    assert summary_of(trained.run_of(copy))["variant"] == "copy"
     assert summary_of(trained.run_of(copy, "own_model.name=Another"))["variant"] == "Another"
 
 
-def test_it_says_where_it_lies_and_how_it_is_drawn(trained, evaluated, tmp_path):
+def test_it_says_where_it_is_and_how_it_is_drawn(trained, evaluated, tmp_path):
     folder, answer = evaluated
     assert f"folder       {folder}\n" in answer.out
     assert f"frontier     python -m imdb_rlhf.frontier {folder.parent}\n" in answer.out
@@ -132,7 +135,7 @@ def test_it_says_where_it_lies_and_how_it_is_drawn(trained, evaluated, tmp_path)
     assert str(other / "runs") not in drawn.split() and "sft-" not in drawn
 
 
-def test_the_content_counts_and_not_where_it_lies(trained, evaluated, copy):
+def test_the_content_counts_and_not_the_place(trained, evaluated, copy):
     before = own_runs(trained.outputs)
     elsewhere = Path(shutil.copytree(copy, copy.parent / trained.folder.name))
     assert "finished already, not run again" in well(trained(elsewhere)).out
@@ -179,18 +182,18 @@ def test_help_says_what_it_takes(trained):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ([], "refused: MODEL_DIR is missing"),
         (["--cfg"], "refused: MODEL_DIR is missing"),
-        (["seed=1"], "refused: 'seed=1' stands where MODEL_DIR should"),
-        (["mine", "another"], "refused: 'another' is not of the form key=value"),
-        (["mine", "beta=0.1"], "refused: beta=0.1: no such key for algo=own_model"),
-        (["mine", "algo=dpo"], "refused: "),
+        (["seed=1"], "refused: 'seed=1' is in the place of MODEL_DIR"),
+        (["copy", "another"], "refused: 'another' is not of the form key=value"),
+        (["copy", "beta=0.1"], "refused: beta=0.1: no such key for algo=own_model"),
+        (["copy", "algo=dpo"], "refused: "),
     ],
 )
-def test_arguments_that_are_refused(arguments, said):
-    one_line(evaluation(*arguments), 2, said)
+def test_arguments_that_are_refused(arguments, message):
+    one_line(evaluation(*arguments), 2, message)
 
 
 def test_a_path_with_odd_characters_is_one_path(trained, tmp_path):
@@ -198,6 +201,38 @@ def test_a_path_with_odd_characters_is_one_path(trained, tmp_path):
     shutil.copytree(trained.model, odd)
     answer = well(evaluation(str(odd), *trained.values, "plan=true"))
     assert "own_model    to be made" in answer.out
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "outputs/runs/a/model",
+        "owner/name",
+        "it's",
+        "a b, c",
+        "[x]{y}",
+        "k=v/model",
+        "null",
+        "1",
+        r"a\b",
+        "a\\",
+        r"a\'b",
+    ],
+)
+def test_any_path_is_one_value_for_hydra(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    if "=" in path:
+        Path(path).mkdir(parents=True)
+    algo, model, *others = overrides([path, "seed=1", "plan=true"])
+    parsed = OverridesParser.create().parse_override(model)
+    assert (algo, parsed.key_or_group, parsed.value()) == ("algo=own_model", "own_model.path", path)
+    assert others == ["seed=1", "plan=true"]
+
+
+@pytest.mark.parametrize("arguments", [[], [""], ["-m"], ["seed=1"], ["a", "b"], ["a", "--multirun"]])
+def test_arguments_that_name_no_model_are_refused(arguments: list[str]) -> None:
+    with pytest.raises(ConfigError, match="python -m imdb_rlhf.evaluation MODEL_DIR"):
+        overrides(arguments)
 
 
 # --- models that cannot be used
@@ -268,29 +303,29 @@ DAMAGES = [
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_model_that_cannot_be_used(trained, copy, damage):
-    said, before = damage(copy), own_runs(trained.outputs)
-    one_line(trained(copy), 1, f"failed: own_model.path={copy}{said}")
+    message, before = damage(copy), own_runs(trained.outputs)
+    one_line(trained(copy), 1, f"failed: own_model.path={copy}{message}")
     assert own_runs(trained.outputs) == before
 
 
 def test_another_tokenizer_is_told_before_anything_is_trained(trained, copy, tmp_path):
-    said = another_token(copy)
+    message = another_token(copy)
     answer = trained(copy, f"paths.outputs={tmp_path}/new")
-    one_line(answer, 1, f"failed: own_model.path={copy}{said}")
+    one_line(answer, 1, f"failed: own_model.path={copy}{message}")
     assert [path.name for path in (tmp_path / "new" / "artifacts").iterdir()] == ["data"]
 
 
 def test_a_model_that_is_not_there(trained, tmp_path):
-    said = f"failed: own_model.path={tmp_path}/none: no such folder; give one that exists"
-    one_line(trained(tmp_path / "none", f"paths.outputs={tmp_path}/new"), 1, said)
+    message = f"failed: own_model.path={tmp_path}/none: no such folder; give one that exists"
+    one_line(trained(tmp_path / "none", f"paths.outputs={tmp_path}/new"), 1, message)
     assert not (tmp_path / "new").exists()
 
 
 def test_a_model_that_reads_shorter_rows(trained, copy):
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {"n_positions": 15}))
-    said = f"than the 15 tokens that own_model.path={copy} reads; shorten them"
-    assert said in one_line(trained(copy), 2, "refused: data.prompts.max_tokens=8 + generation.max_new_tokens=8 is")
+    message = f"than the 15 tokens that own_model.path={copy} reads; shorten them"
+    assert message in one_line(trained(copy), 2, "refused: data.prompts.max_tokens=8 + generation.max_new_tokens=8 is")
     # long enough for that, shorter than SFT's rows: it is not trained on those
     (copy / "config.json").write_text(json.dumps(config | {"n_positions": 16}))
     well(trained(copy, "plan=true"))

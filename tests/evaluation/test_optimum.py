@@ -130,12 +130,12 @@ def test_a_large_reservoir_is_near_the_optimum() -> None:
 
 def mean_kl(rewards, beta: float) -> float:
     """The mean KL of the weights to uniform, prompt by prompt."""
-    found = []
+    kls = []
     for row in np.asarray(rewards, dtype=float):
         weight = [math.exp((r - max(row)) / beta) for r in row]
         total = sum(weight)
-        found.append(divergence([w / total for w in weight], [1 / len(row)] * len(row)))
-    return sum(found) / len(found)
+        kls.append(divergence([w / total for w in weight], [1 / len(row)] * len(row)))
+    return sum(kls) / len(kls)
 
 
 REWARDS = np.random.default_rng(7).beta(0.4, 0.6, (12, 200))

@@ -239,9 +239,9 @@ def test_what_is_no_band_is_refused() -> None:
     with pytest.raises(ValueError, match="not finite"):
         optimum_bounds(np.array([[0.0, math.nan]]), GRID, WHOLE, 1.0)
     for grid in (np.array([0.1, 1.0]), np.array([0.0, 1.0, 1.0])):
-        with pytest.raises(ValueError, match="ascends from 0"):
+        with pytest.raises(ValueError, match="must ascend from 0"):
             optimum_bounds(rewards, grid, all_of(2), 1.0)
-        with pytest.raises(ValueError, match="ascends from 0"):
+        with pytest.raises(ValueError, match="must ascend from 0"):
             optimum_of(rewards, rewards, grid, all_of(2))
     with pytest.raises(ValueError, match="not finite"):
         optimum_of(rewards, np.full((2, 2), np.inf), GRID, all_of(2))

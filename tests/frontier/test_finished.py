@@ -10,6 +10,7 @@ import pytest
 from imdb_rlhf.artifacts.files import write_manifest
 from imdb_rlhf.errors import ConfigError, RunError
 from imdb_rlhf.frontier import finished as points
+from imdb_rlhf.frontier.files import SWEEP_STATE
 
 Write = Callable[..., Path]
 FLAT = {5: (np.full((3, 2), 0.7), np.full((3, 2), 1.0))}
@@ -28,7 +29,7 @@ def test_a_run_a_sweep_and_a_folder_of_runs(write_run: Write, tmp_path: Path) ->
     first, second = (write_run("dpo", ("beta", beta), FLAT) for beta in (0.1, 1))
     sweep = tmp_path / "sweep"
     sweep.mkdir()
-    (sweep / points.SWEEP).write_text(json.dumps({"jobs": [{"run": str(second)}, {"run": None}]}))
+    (sweep / SWEEP_STATE).write_text(json.dumps({"jobs": [{"run": str(second)}, {"run": None}]}))
     assert points.find([first]) == [first]
     assert points.find([sweep]) == [second]
     assert points.find([tmp_path / "outputs"]) == [first, second]
@@ -67,7 +68,7 @@ def test_a_sweep_that_was_copied_with_its_runs_names_the_copies(write_run: Write
     run = write_run("dpo", ("beta", 0.1), FLAT)
     sweep = tmp_path / "outputs" / "sweeps" / "s"
     sweep.mkdir(parents=True)
-    (sweep / points.SWEEP).write_text(json.dumps({"jobs": [{"run": str(run)}]}))
+    (sweep / SWEEP_STATE).write_text(json.dumps({"jobs": [{"run": str(run)}]}))
     shutil.copytree(tmp_path / "outputs", tmp_path / "copy")
     assert points.find([sweep]) == [run]
     assert points.find([tmp_path / "copy" / "sweeps" / "s"]) == [tmp_path / "copy" / "runs" / run.name]
@@ -75,8 +76,8 @@ def test_a_sweep_that_was_copied_with_its_runs_names_the_copies(write_run: Write
 
 @pytest.mark.parametrize("text", ['{"jobs": [', "{}", '{"jobs": [1]}'])
 def test_what_is_no_sweeps_file(text: str, tmp_path: Path) -> None:
-    (tmp_path / points.SWEEP).write_text(text)
-    with pytest.raises(ConfigError, match="is not what a sweep writes"):
+    (tmp_path / SWEEP_STATE).write_text(text)
+    with pytest.raises(ConfigError, match="was not written by a sweep"):
         points.find([tmp_path])
 
 

@@ -9,7 +9,7 @@ from matplotlib.markers import MarkerStyle
 from plotly.validator_cache import ValidatorCache
 
 from imdb_rlhf.frontier.finished import FinishedRun, read
-from imdb_rlhf.frontier.methods import MARKERS, PALETTE, colour, method_names, style, styles
+from imdb_rlhf.frontier.methods import MARKERS, PALETTE, method_names, style, styles
 
 Write = Callable[..., Path]
 FLAT = {5: (np.full((3, 2), 0.7), np.full((3, 2), 1.0))}
@@ -22,7 +22,7 @@ def test_the_colours_are_okabe_and_itos() -> None:
 
 
 def test_the_methods_of_the_paper_differ() -> None:
-    assert len({colour(name) for name in NAMES[:6]}) == 6
+    assert len({style(name).colour for name in NAMES[:6]}) == 6
     assert len({style(name) for name in NAMES}) == len(NAMES)
     assert style(NAMES[3]) == style(3)
 
