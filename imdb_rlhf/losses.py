@@ -187,7 +187,7 @@ def token_rewards(logprob: Tensor, ref_logprob: Tensor, mask: Tensor, score: Ten
     Args:
         logprob: (episodes, time) log-probs of the completion's tokens under the policy that sampled them.
         ref_logprob: (episodes, time) the same under the reference.
-        mask: (episodes, time) bool; a completion's tokens come first and are at least one.
+        mask: (episodes, time) bool; a completion has at least one token, and its tokens come first.
         score: (episodes,) reward of the whole.
         coefficient: beta, nats to reward.
 

@@ -1,9 +1,9 @@
 """Every method against its closed form, through the package's own loop and algorithms, on a world that is enumerated.
 
 The world: 3 tokens, 27 completions of 3 tokens (no token ends one early), 2 prompts of different lengths, a table of
-rewards in 0..4, a random GPT-2 as reference, a temperature other than 1. What is expected is enumerated from plain
-logits in float64. Regret is what a policy falls short of the optimum in reward - beta KL, as a share of the range of
-the rewards.
+rewards in 0..4, a random GPT-2 as reference, a temperature other than 1. Expected values are enumerated from plain
+logits in float64. A policy's regret is the difference between the optimum's reward - beta KL and its own, as a share of
+the range of the rewards.
 """
 
 import math
@@ -66,7 +66,7 @@ def log_law(lm: PreTrainedModel) -> np.ndarray:
     return table
 
 
-REFERENCE = tiny.gpt2(vocabulary=TOKENS, context=8, width=64, spread=0.12).requires_grad_(False)
+REFERENCE = tiny.gpt2(vocabulary=TOKENS, context=8, width=48, layers=1, spread=0.14).requires_grad_(False)
 LOG_REF = log_law(REFERENCE)
 REWARDS = np.random.default_rng(0).uniform(0, RANGE, LOG_REF.shape)
 
@@ -84,7 +84,7 @@ def optimum(beta: float, rewards: np.ndarray = REWARDS) -> np.ndarray:
 
 
 def regret(lm: PreTrainedModel, beta: float, rewards: np.ndarray = REWARDS) -> float:
-    """What is lost to the optimum of reward - beta KL, as a share of the range of the rewards."""
+    """How far reward - beta KL is below the optimum's, as a share of the range of the rewards."""
     best, best_kl = reward_and_kl(optimum(beta, rewards), rewards)
     reward, kl = reward_and_kl(log_law(lm), rewards)
     return ((best - beta * best_kl) - (reward - beta * kl)) / float(np.ptp(rewards))
@@ -104,7 +104,7 @@ def win_chances() -> np.ndarray:
     return 1 / (1 + np.exp(REWARDS[:, None] - REWARDS[:, :, None]))
 
 
-# --- what the package is given
+# --- the inputs of algorithms
 
 
 @pytest.fixture(scope="module")
