@@ -11,8 +11,8 @@ setup: $(VENV)/.dev  ## the package, and what its tests need
 demo: $(VENV)/.package  ## the whole experiment, small: no network, no GPU
 	$(BIN)/python train.py algo=dpo beta=0.1
 
-test: lint
-	$(BIN)/python -m pytest -q -m "not slow and not gpu"
+test: lint  ## two workers with a thread each; a file's tests stay together, as they share what they set up
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not gpu"
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -m "slow and not gpu"

@@ -1,4 +1,4 @@
-"""A union of grids: `sweep=NAME`, or what the command line multiplies; every job is checked before anything is written.
+"""A union of grids: `sweep=NAME`, or the product of the command line's values. All jobs are checked before one starts.
 
 The jobs then go to `imdb_rlhf.sweep`, which runs each in a process of its own; Hydra's launcher is not used.
 """
@@ -20,17 +20,18 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from imdb_rlhf import cli
+from imdb_rlhf.config.keys import unknown_choice
 from imdb_rlhf.config.run import Run
 from imdb_rlhf.errors import ConfigError
-from imdb_rlhf.sweep import jobs as sweep
-from imdb_rlhf.sweep import run as running
+from imdb_rlhf.sweep import run as sweep_run
+from imdb_rlhf.sweep.jobs import Job, distinct, folder_name, in_group, refuse_torchrun
 
 
 class GridsSweeper(Sweeper):
-    """Jobs that are all valid, or none of which starts."""
+    """Starts all jobs, or none where one of them is refused."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Keep what composes a job."""
+        """Keep Hydra's loader and the configuration that jobs are composed from."""
         self.loader, self.master = hydra_context.config_loader, config
 
     def sweep(self, arguments: list[str]) -> Any:
@@ -40,35 +41,35 @@ class GridsSweeper(Sweeper):
             ConfigError: a job is refused; nothing was written.
             RunError: something that a job needs is not there.
         """
-        sweep.refuse_torchrun()
-        title, grids = grids_of([*cli.KEPT.overrides, *arguments], self._lines)
+        refuse_torchrun()
+        title, grids = grids_of([*cli.SWEEP_COMMAND.overrides, *arguments], self._lines)
         overrides = [job for grid in grids for job in product_of(grid)]
         runs = [self._run(job, alone=len(overrides) == 1) for job in overrides]
-        first = sweep.distinct(runs)
+        first = distinct(runs)
         if len(first) < len(runs):
             sys.stdout.write(f"{len(runs)} jobs, {len(first)} of them different: each is run once\n")
-        name = sweep.folder_name(title, [runs[position] for position in first])
+        name = folder_name(title, [runs[position] for position in first])
         jobs = []
         for position in first:
-            run = sweep.in_group(runs[position], name)
+            run = in_group(runs[position], name)
             text = OmegaConf.to_yaml(OmegaConf.structured(run))
-            jobs.append(sweep.Job(run, text, overrides[position], cli.KEPT.options))
-        command = shlex.join(["python", "train.py", *cli.KEPT.words]) if cli.KEPT.words else ""
-        if code := running.run_sweep(name, jobs, command):
+            jobs.append(Job(run, text, overrides[position], cli.SWEEP_COMMAND.options))
+        typed = cli.SWEEP_COMMAND.arguments
+        command = shlex.join(["python", "train.py", *typed]) if typed else ""
+        if code := sweep_run.run_sweep(name, jobs, command):
             sys.exit(code)
 
     def _lines(self, name: str) -> tuple[list[str], dict[str, str]]:
-        """The grids of a sweep by its name, from `sweeps/` or a folder of the user's, and what experiments add."""
-        found = self.loader.repository.load_config(f"sweep/{name}")  # type: ignore[attr-defined]
-        if found is None:
-            there = ", ".join(sorted(self.loader.get_group_options("sweep")))
-            raise ConfigError(f"sweep={name}: no such choice; there are {there}")
-        file: Any = OmegaConf.to_container(found.config)
+        """The grids of a sweep by its name, from `sweeps/` or `--config-dir`, and what experiments add to them."""
+        loaded = self.loader.repository.load_config(f"sweep/{name}")  # type: ignore[attr-defined]
+        if loaded is None:
+            raise ConfigError(unknown_choice("sweep", name, sorted(self.loader.get_group_options("sweep"))))
+        file: Any = OmegaConf.to_container(loaded.config)
         lines, added = file.get("grids"), file.get("experiments") or {}
         if not isinstance(lines, list) or not lines or not all(isinstance(line, str) for line in lines):
             raise ConfigError(f"sweep={name}: its file needs `grids:`, a list of lines such as `algo=dpo beta=0.1,1`")
         if not isinstance(added, dict) or not all(isinstance(line, str) for line in added.values()):
-            raise ConfigError(f"sweep={name}: `experiments:` is a line a name, such as `default: trainer.threads=1`")
+            raise ConfigError(f"sweep={name}: `experiments:` is a line per name, such as `default: trainer.threads=1`")
         return lines, added
 
     def _run(self, job: list[str], alone: bool) -> Run:
@@ -77,8 +78,8 @@ class GridsSweeper(Sweeper):
             OmegaConf.set_readonly(composed, None)
             return cli.checked(composed, job)
         except (ConfigError, HydraException, OmegaConfBaseException) as error:
-            said = str(error) if isinstance(error, ConfigError) else cli.explain(error)
-            raise ConfigError(said if alone else f"job {' '.join(job)}: {said}") from error
+            message = str(error) if isinstance(error, ConfigError) else cli.explain(error)
+            raise ConfigError(message if alone else f"job {' '.join(job)}: {message}") from error
 
 
 def grids_of(
@@ -86,31 +87,31 @@ def grids_of(
 ) -> tuple[str, list[list[Override]]]:
     """The sweep's title, and its grids: lists of overrides whose values multiply.
 
-    `sweep=NAME` brings the grids of `sweeps/NAME.yaml`, several names those of all; a key of the command line replaces
-    that key in each. What the file says of a grid's experiment is added to it where neither has the key. Without
-    `sweep=NAME` the command line is the only grid.
+    `sweep=NAME` brings the grids of `sweeps/NAME.yaml`, several names bring those of all; a key of the command line
+    replaces that key in each. The file's overrides for a grid's experiment are added where neither has the key.
+    Without `sweep=NAME` the command line is the only grid.
 
     Args:
         arguments: of the command line.
-        lines: the grids of a sweep by its name, and what each experiment adds to them.
+        lines: the grids of a sweep by its name, and the overrides that each experiment adds to them.
     """
-    given = OverridesParser.create().parse_overrides(list(arguments))
-    names = [name for override in given if override.key_or_group == "sweep" for name in _values(override)]
-    given = [override for override in given if override.key_or_group != "sweep"]
+    typed = OverridesParser.create().parse_overrides(list(arguments))
+    names = [name for override in typed if override.key_or_group == "sweep" for name in _values(override)]
+    typed = [override for override in typed if override.key_or_group != "sweep"]
     if not names:
-        swept = [override.key_or_group for override in given if override.is_sweep_override()]
-        return "-".join(swept) or "single", [given]
+        swept = [override.key_or_group for override in typed if override.is_sweep_override()]
+        return "-".join(swept) or "single", [typed]
     grids = []
-    mine = {_key(override) for override in given}
+    typed_keys = {_key(override) for override in typed}
     for name in names:
         grid_lines, experiments = lines(name)
         for line in grid_lines:
-            theirs = _parsed(line)
-            chosen = [value for o in (*given, *theirs) if o.key_or_group == "experiment" for value in _values(o)]
+            grid = _parsed(line)
+            chosen = [value for o in (*typed, *grid) if o.key_or_group == "experiment" for value in _values(o)]
             added = [] if len(chosen) > 1 else _parsed(experiments.get((chosen or ["default"])[0], ""))
-            known = mine | {_key(override) for override in theirs}
-            theirs += [override for override in added if _key(override) not in known]
-            grids.append([*(override for override in theirs if _key(override) not in mine), *given])
+            known = typed_keys | {_key(override) for override in grid}
+            grid += [override for override in added if _key(override) not in known]
+            grids.append([*(override for override in grid if _key(override) not in typed_keys), *typed])
     return "-".join(names), grids
 
 
@@ -119,15 +120,17 @@ def _parsed(line: str) -> list[Override]:
 
 
 def product_of(grid: Sequence[Override]) -> list[list[str]]:
-    """The jobs of a grid: one override a key, each with one of its values; of a key that stands twice the last counts.
+    """The jobs of a grid: every key with one of its values. Where a key is given twice, the last one counts.
 
     Raises:
-        ConfigError: an override has no values one after the other, as `interval(0, 1)`.
+        ConfigError: an override has no single values, such as `interval(0, 1)`.
     """
     choices: dict[str, list[str]] = {}
     for override in grid:
         if override.is_sweep_override() and not override.is_discrete_sweep():
-            raise ConfigError(f"{override.input_line}: a grid needs single values, as {override.key_or_group}=1,2,5")
+            raise ConfigError(
+                f"{override.input_line}: a grid needs single values, such as {override.key_or_group}=1,2,5"
+            )
         key, words = override.get_key_element(), [str(override.input_line)]
         if override.is_sweep_override():
             words = [f"{key}={value}" for value in override.sweep_string_iterator()]
@@ -145,7 +148,7 @@ def _key(override: Override) -> str:
 
 @dataclass
 class GridsSweeperConfig:
-    """What Hydra makes the sweeper of."""
+    """The configuration that Hydra makes the sweeper from."""
 
     _target_: str = "hydra_plugins.imdb_rlhf_sweeper.GridsSweeper"
 

@@ -1,4 +1,4 @@
-"""Command lines other than Hydra's: an argument that is refused costs one line."""
+"""Command lines other than Hydra's, which refuse an argument in one line."""
 
 import argparse
 from typing import NoReturn
@@ -7,10 +7,10 @@ from imdb_rlhf.errors import ConfigError
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """An argument parser whose complaint is an error to be shown in one line."""
+    """An argument parser that raises instead of printing its usage."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise instead of printing the usage.
+        """Raise the complaint.
 
         Raises:
             ConfigError: always.

@@ -8,8 +8,7 @@ import threading
 from argparse import Namespace
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass, fields, is_dataclass
-from difflib import get_close_matches
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, cast
@@ -22,34 +21,52 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
-from imdb_rlhf.config import algos, data, machine, model, optim, reward, stages
-from imdb_rlhf.config import run as run_config
-from imdb_rlhf.config.algos import ALGO_OF_GROUP
+from imdb_rlhf.config.keys import ALGORITHMS, CLASSES, SCHEMAS, names_of, owners, unknown_choice, unknown_key
 from imdb_rlhf.config.machine import check_processes
 from imdb_rlhf.config.run import Run
 from imdb_rlhf.errors import ConfigError, RunError, Stopped
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 SWEEPS = CONF.parent / "sweeps"
-MODULES = (run_config, algos, machine, model, data, reward, optim)
-SCHEMAS: dict[str, type] = {name: schema for module in MODULES for name, schema in module.SCHEMAS.items()}
 
 
-def register() -> None:
-    """Put the types of `config.py` where the YAML files of `conf/` name them, and the sweeps where `--help` looks."""
+def register(folder: Path | None = None) -> None:
+    """Tell Hydra of everything that it does not find in conf/ by itself.
+
+    These are the classes that conf/ names as `/schema/...`; `sweeps/`, for `--help`; and the sections of
+    `experiment_algo/*.yaml`, each as a config of its own, `<experiment>_<algorithm>`.
+
+    Args:
+        folder: of the user's own configuration (`--config-dir`), whose `experiment_algo/` is read too.
+
+    Raises:
+        ConfigError: such a file has no section per algorithm.
+    """
+    store = ConfigStore.instance()
     for name, schema in SCHEMAS.items():
         group, _, leaf = f"schema/{name}".rpartition("/")
-        ConfigStore.instance().store(group=group, name=leaf, node=schema, provider="imdb_rlhf")
+        store.store(group=group, name=leaf, node=schema, provider="imdb_rlhf")
     for file in sorted(SWEEPS.glob("*.yaml")):
-        ConfigStore.instance().store(
-            group="sweep", name=file.stem, node=OmegaConf.load(file), package="_global_", provider="imdb_rlhf"
-        )
-    OmegaConf.register_new_resolver("preset", _preset, replace=True)
+        node: Any = OmegaConf.load(file)
+        store.store(group="sweep", name=file.stem, node=node, package="_global_", provider="imdb_rlhf")
+    for place in (CONF, folder) if folder else (CONF,):
+        for file in sorted((place / "experiment_algo").glob("*.yaml")):
+            for algo, section in _sections(file).items():
+                name = f"{file.stem}_{algo}"
+                store.store(group="experiment_algo", name=name, node=section, package="_global_", provider="imdb_rlhf")
 
 
-def _preset(experiment: str) -> str:
-    """PPO's preset for an experiment: the one of its name, or that for small models."""
-    return experiment if (CONF / "ppo" / f"{experiment}.yaml").exists() else "small"
+def _sections(file: Path) -> dict[str, Any]:
+    """What an experiment changes in each algorithm."""
+    content = OmegaConf.load(file)
+    if not isinstance(content, DictConfig):
+        raise ConfigError(f"{file} needs a section per algorithm, such as `dpo:`")
+    for algo, section in content.items():
+        if algo not in ALGORITHMS:
+            raise ConfigError(f"{file}: {unknown_choice('algo', str(algo), list(ALGORITHMS))}")
+        if not isinstance(section, DictConfig):
+            raise ConfigError(f"{file}: the section {algo} has no keys; give some, or leave it out")
+    return {str(algo): section for algo, section in content.items()}
 
 
 def to_run(composed: DictConfig) -> Run:
@@ -64,7 +81,7 @@ def to_run(composed: DictConfig) -> Run:
         values.pop("hydra", None)
     try:
         OmegaConf.resolve(values)
-        _refuse_extra(values, OmegaConf.get_type(values), "", str(values.algo))
+        _refuse_unknown(values, OmegaConf.get_type(values), "", str(values.algo))
         run = OmegaConf.to_object(values)
     except ConfigError:
         raise
@@ -86,98 +103,78 @@ def checked(composed: DictConfig, overrides: Sequence[str]) -> Run:
     return to_run(composed)
 
 
-def _refuse_extra(node: DictConfig, schema: Any, prefix: str, algo: str) -> None:
-    names = [field.name for field in fields(schema)] if is_dataclass(schema) else []
-    for key in map(str, node):
+def _refuse_unknown(node: DictConfig, schema: Any, place: str, algo: str) -> None:
+    names = names_of(schema, place) if is_dataclass(schema) else []
+    for word in map(str, node):
+        key, child = f"{place}.{word}" if place else word, node._get_node(word)
         if key not in names:
-            names = [f"{prefix}{name}" for name in names]
-            raise ConfigError(_unknown(f"{prefix}{key}", names, algo, f"{prefix}{key}={node._get_node(key)}"))
-        child = node._get_node(key)
+            raise ConfigError(unknown_key(key, names, algo, shown=f"{key}={child}"))
         if isinstance(child, DictConfig) and not child._is_none():
-            _refuse_extra(child, OmegaConf.get_type(child), f"{prefix}{key}.", algo)
-
-
-def _unknown(key: str, names: list[str], algo: str | None = None, shown: str | None = None) -> str:
-    said, there = f"{shown or key}: no such key{f' for algo={algo}' if algo else ''}", ", ".join(names)
-    owners = _owners(key)
-    if algo and owners and algo not in owners:
-        return f"{said}; it belongs to algo={', '.join(owners)}; keys of {algo}: {there}"
-    # the last words alone: all keys of one place begin alike
-    near = get_close_matches(key.rpartition(".")[2], [name.rpartition(".")[2] for name in names], 1)
-    place = f"{key.rpartition('.')[0]}.".lstrip(".")
-    return f"{said}; {f'did you mean {place}{near[0]}? ' if near else ''}keys there: {there}"
-
-
-def _owners(key: str) -> list[str]:
-    """The algorithms that have what a key begins with."""
-    first = key.partition(".")[0]
-    return [name for name, schema in _ALGOS.items() if first in [field.name for field in fields(schema)]]
-
-
-_ALGOS: dict[str, Any] = {
-    name: schema for name, schema in SCHEMAS.items() if issubclass(schema, Run) and schema is not Run
-}
+            _refuse_unknown(child, OmegaConf.get_type(child), key, algo)
 
 
 def explain(error: BaseException) -> str:
-    """One line for what Hydra or OmegaConf say in several: the key, the value and the way out."""
+    """One line for an error that Hydra or OmegaConf describe in several: the key, the value and the way out."""
     chain = [error]
     while chain[-1].__cause__ is not None:
         chain.append(chain[-1].__cause__)
     text, last = "\n".join(map(str, chain)), str(chain[-1])
+    # 1. a choice that does not exist
     if match := re.search(
         r"Could not find '([^']+)'.*?Available options in '([^']+)':\n(.*?)\nConfig search", text, re.S
     ):
-        options = ", ".join(match[3].split())
-        return f"{match[2]}={match[1].rpartition('/')[2]}: no such choice; there are {options}"
-    key_match = re.search(r"full_key: ([\w.]+)", last)
+        return unknown_choice(match[2], match[1].rpartition("/")[2], match[3].split())
+    # 2. a key that does not exist
+    full_key = re.search(r"full_key: ([\w.-]+)", last)
     if match := re.search(r"Key '([^']+)' (?:not in|is not in struct)(?: '(\w+)')?", last):
-        key = key_match[1] if key_match else match[1]
-        asked = re.search(r"To append to your config use \+(.+)", text)
-        shown = asked[1] if asked else key
-        schema = _CLASSES.get(match[2] or "")
-        prefix = key.rpartition(".")[0]
-        names = [f"{prefix}.{f.name}" if prefix else f.name for f in fields(schema)] if schema else []
-        algo = next((name for name, run in _ALGOS.items() if run is schema), None)
-        return _unknown(key, names, algo, shown) if names else f"{shown}: no such key; --cfg job lists them"
+        key = full_key[1] if full_key else match[1]
+        override = re.search(r"To append to your config use \+(.+)", text)
+        shown = override[1] if override else key
+        schema = CLASSES.get(match[2] or "")
+        if schema is None:
+            return f"{shown}: no such key; --cfg job lists them"
+        algo = next((name for name, algorithm in ALGORITHMS.items() if algorithm is schema), None)
+        return unknown_key(key, names_of(schema, key.rpartition(".")[0]), algo, shown=shown)
+    # 3. a key without a value
     if match := re.search(r"[Mm]issing (?:mandatory value:|1 required positional argument:) '?([\w.]+)", text):
-        key = key_match[1] if key_match and key_match[1].endswith(match[1]) else match[1]
+        key = full_key[1] if full_key and full_key[1].endswith(match[1]) else match[1]
         return f"{key} has no value; set {key}=..."
-    if key_match:
-        asked = re.search(r"Error merging override (\S+)", text)
-        return f"{asked[1] if asked else key_match[1]}: {last.splitlines()[0]}; conf/ says what it takes"
+    # 4. a value of another type
+    if full_key:
+        override = re.search(r"Error merging override (\S+)", text)
+        return f"{override[1] if override else full_key[1]}: {last.splitlines()[0]}; conf/ says what it takes"
+    # 5. a group that this algorithm does not have
     if match := re.search(r"Could not override '([^']+)'", text):
-        if match[1] in ALGO_OF_GROUP:
-            owner = ALGO_OF_GROUP[match[1]]
-            return f"{match[1]}=... chooses a preset of algo={owner}, and this is another algorithm; add algo={owner}"
-        if owners := _owners(match[1].partition("@")[2]):
-            return f"{match[1]}: no such group for this algorithm; it belongs to algo={', '.join(owners)}"
+        group, _, place = match[1].partition("@")
+        having = owners(place or group)
+        if having and place:
+            return f"{match[1]}: no such group for this algorithm; it belongs to algo={', '.join(having)}"
+        if having:
+            algo = having[0]
+            return f"{group}=... chooses a preset of algo={algo}, and this is another algorithm; add algo={algo}"
         return f"{match[1]}: no such group; `python train.py --help` lists the groups, --cfg job the keys"
     return " ".join(line.strip() for line in text.splitlines() if line.strip())
 
 
-_CLASSES: dict[str, type] = {
-    n: v for module in (*MODULES, stages) for n, v in vars(module).items() if isinstance(v, type) and is_dataclass(v)
-}
-_OUTCOMES: list[tuple[int, str]] = []  # what the run of this process came to, where not well
+_FAILURES: list[tuple[int, str]] = []  # exit code and message of a run in this process that did not end well
 
 
 @dataclass(frozen=True)
-class Kept:
-    """The command line of a sweep, kept back from Hydra, which would compose the default algorithm with all of it.
+class SweepCommand:
+    """The command line of a sweep, most of which Hydra must not see: it would compose the default algorithm with it.
 
     Attributes:
-        words: as typed.
-        options: those that a job needs to compose, and Hydra's own keys.
-        overrides: the others.
+        arguments: all of it, as typed.
+        options: Hydra's own keys, and the options that every job needs to compose (`--config-dir`).
+        overrides: the other arguments: the sweeper makes jobs of them.
     """
 
-    words: list[str]
+    arguments: list[str]
     options: list[str]
     overrides: list[str]
 
 
-KEPT = Kept([], [], [])
+SWEEP_COMMAND = SweepCommand([], [], [])
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
@@ -190,23 +187,24 @@ def _job(composed: DictConfig) -> None:
 
         run_experiment(run, OmegaConf.to_yaml(OmegaConf.structured(run)), overrides)
     except ConfigError as error:
-        _OUTCOMES.append((2, f"refused: {error}"))
+        _FAILURES.append((2, f"refused: {error}"))
     except RunError as error:
-        _OUTCOMES.append((1, f"failed: {' '.join(str(error).split())}"))  # what a user's function raised has many lines
+        _FAILURES.append((1, f"failed: {' '.join(str(error).split())}"))  # a user's function may raise many lines
     except Stopped as error:
         _leave(75, f"stopped: {error}")
 
 
 def main() -> None:
-    """What `train.py` calls. Exit codes: 0 done, 1 a failure, 2 a configuration refused, 75 stopped by a signal."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come through to here instead of being printed
-    register()
+    """Run the command line. Exit codes: 0 done, 1 a failure, 2 a configuration refused, 75 stopped by a signal."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them
     parser = get_args_parser()
     parser.error = _refuse_option  # type: ignore[method-assign]  # argparse would answer in eight lines
-    _keep(parser.parse_args())
+    options = parser.parse_args()
+    _set_aside(options)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)  # as the keyboard would; the training loop has a handler of its own
     try:
+        register(Path(options.config_dir) if options.config_dir else None)
         _job()
     except ConfigError as error:
         _leave(2, f"refused: {error}")
@@ -220,23 +218,23 @@ def main() -> None:
         _leave(2, f"refused: {error}; give one of the choices that --help lists")
     except KeyboardInterrupt:
         _leave(75, "stopped: finished stages are kept; run the same command to go on")
-    if _OUTCOMES:
-        _leave(max(code for code, _ in _OUTCOMES), "\n".join(line for _, line in _OUTCOMES))
+    if _FAILURES:
+        _leave(max(code for code, _ in _FAILURES), "\n".join(line for _, line in _FAILURES))
 
 
-def _keep(asked: Namespace) -> None:
-    """Keep a sweep's overrides back from Hydra, and refuse a sweep that is asked of a single run."""
-    global KEPT
-    named = [word for word in asked.overrides if word.lstrip("+").startswith("sweep=")]
-    if named and not asked.multirun:
-        _leave(2, f"refused: {named[0]} is many runs; python train.py -m {named[0]} runs them")
-    overrides = [word for word in asked.overrides if not word.lstrip("+~").startswith(("hydra.", "hydra/"))]
-    options = [word for word in asked.overrides if word not in overrides]
+def _set_aside(options: Namespace) -> None:
+    """Hide a sweep's overrides from Hydra, and refuse a sweep without `-m`."""
+    global SWEEP_COMMAND
+    sweeps = [word for word in options.overrides if word.lstrip("+").startswith("sweep=")]
+    if sweeps and not options.multirun:
+        _leave(2, f"refused: {sweeps[0]} is many runs; python train.py -m {sweeps[0]} runs them")
+    overrides = [word for word in options.overrides if not word.lstrip("+~").startswith(("hydra.", "hydra/"))]
+    needed = [word for word in options.overrides if word not in overrides]
     for name in ("config_path", "config_name", "config_dir"):
-        if getattr(asked, name) is not None:
-            options += [f"--{name.replace('_', '-')}", getattr(asked, name)]
-    KEPT = Kept(sys.argv[1:], options, overrides) if asked.multirun else Kept([], [], [])
-    sys.argv = [word for word in sys.argv if word not in KEPT.overrides]
+        if getattr(options, name) is not None:
+            needed += [f"--{name.replace('_', '-')}", getattr(options, name)]
+    SWEEP_COMMAND = SweepCommand(sys.argv[1:], needed, overrides) if options.multirun else SweepCommand([], [], [])
+    sys.argv = [word for word in sys.argv if word not in SWEEP_COMMAND.overrides]
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:

@@ -1,4 +1,4 @@
-"""What can end a run early, and the exit code that goes with it (`cli` turns each into one line)."""
+"""The errors that end a run early, each with its exit code; `cli` shows each as one line."""
 
 
 class ConfigError(ValueError):
@@ -6,8 +6,8 @@ class ConfigError(ValueError):
 
 
 class RunError(RuntimeError):
-    """A failure that a user can mend: one line that says what and what to do; exit code 1."""
+    """A failure that the user can mend: the message names the problem and the way out; exit code 1."""
 
 
 class Stopped(Exception):
-    """A signal came, a checkpoint was written, the same command goes on from there; exit code 75."""
+    """A signal stopped the run after a checkpoint, from which the same command goes on; exit code 75."""

@@ -94,7 +94,7 @@ def plackett_luce(scores: Tensor, mask: Tensor) -> Tensor:
 
     Args:
         scores: (rankings, K) scores, best first; beta times the log-ratio for DPO.
-        mask: (rankings, K) bool, true for the completions that are there, which stand first.
+        mask: (rankings, K) bool, true for the completions that exist, which come first.
 
     Returns:
         (rankings,) losses; with K = 2 that of `dpo_sigmoid`.
@@ -187,7 +187,7 @@ def token_rewards(logprob: Tensor, ref_logprob: Tensor, mask: Tensor, score: Ten
     Args:
         logprob: (episodes, time) log-probs of the completion's tokens under the policy that sampled them.
         ref_logprob: (episodes, time) the same under the reference.
-        mask: (episodes, time) bool; a completion's tokens stand first and are at least one.
+        mask: (episodes, time) bool; a completion has at least one token, and its tokens come first.
         score: (episodes,) reward of the whole.
         coefficient: beta, nats to reward.
 
@@ -220,14 +220,14 @@ def whiten(values: Tensor, mask: Tensor, *, keep_mean: bool = False, bessel: boo
 
 
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
-    """Generalised advantage estimation (arXiv 1506.02438, equation 16) over one episode a row.
+    """Generalised advantage estimation (arXiv 1506.02438, equation 16) over one episode per row.
 
     delta_t = r_t + gamma V_{t+1} - V_t, A_t = delta_t + gamma lambda A_{t+1}, R = A + V; V is 0 after the last token.
 
     Args:
         rewards: (episodes, time).
         values: (episodes, time) V of the state before each token.
-        mask: (episodes, time) bool; a completion's tokens stand first.
+        mask: (episodes, time) bool; a completion's tokens come first.
         gamma: discount.
         lam: lambda.
 

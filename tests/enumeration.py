@@ -49,3 +49,11 @@ def _levels(probability: np.ndarray, selector: np.ndarray, n: int) -> tuple[np.n
     cumulative = np.cumsum(mass)
     powers = (cumulative / cumulative[-1]) ** n  # exactly 1 on top, also for a large n
     return level, mass, np.diff(powers, prepend=0.0)
+
+
+def exact_optimum(reference: np.ndarray, rewards: np.ndarray, beta: float) -> tuple[float, float]:
+    """Reward and KL of pi = reference * exp(r / beta) / Z in a discrete world, outcome by outcome."""
+    masses = [p * np.exp((r - rewards.max()) / beta) for p, r in zip(reference, rewards, strict=True)]
+    policy = np.array(masses) / sum(masses)
+    kl = sum(p * np.log(p / q) for p, q in zip(policy, reference, strict=True) if p > 0)
+    return float(policy @ rewards), float(kl)

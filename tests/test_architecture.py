@@ -1,4 +1,4 @@
-"""Imports go downward only, heavy libraries stay in their rooms, the README's tree is true."""
+"""Imports go downward only, heavy libraries stay in their rooms, the tree of docs/architecture.md is true."""
 
 import ast
 import re
@@ -189,17 +189,17 @@ def test_asking_imports_no_torch_and_writes_nothing(arguments, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-# --- the README
+# --- the tree
 
 
-def tree_paths(readme: str) -> tuple[set[str], set[str]]:
-    """What the README's tree names: the paths that have a line, and the `.py` files named on a folder's line.
+def tree_paths(page: str) -> tuple[set[str], set[str]]:
+    """What a page's tree names: the paths that have a line, and the `.py` files named on a folder's line.
 
     The tree is the fenced block with a line for train.py. A line is `path   comment`, indented under its folder, with
     or without box characters; a folder's line may name its files in the comment.
     """
     block = next(
-        (block for block in re.findall(r"```\w*\n(.*?)```", readme, re.S) if re.search(r"^train\.py", block, re.M)), ""
+        (block for block in re.findall(r"```\w*\n(.*?)```", page, re.S) if re.search(r"^train\.py", block, re.M)), ""
     )
     lines, mentions = set(), set()
     above: list[tuple[int, str]] = []  # the folders that a line may lie under, with their indentation
@@ -220,7 +220,7 @@ def tree_paths(readme: str) -> tuple[set[str], set[str]]:
 
 
 def test_a_tree_is_read():
-    readme = """
+    page = """
 ```
 pip install .
 ```
@@ -233,7 +233,7 @@ imdb_rlhf/
 tests/              mirrors
 ```
 """
-    lines, mentions = tree_paths(readme)
+    lines, mentions = tree_paths(page)
     assert lines == {
         "train.py",
         "imdb_rlhf",
@@ -245,10 +245,10 @@ tests/              mirrors
     assert mentions == {"imdb_rlhf/data/imdb.py", "imdb_rlhf/data/groups.py"}
 
 
-def test_the_readme_names_every_module_and_no_other():
-    lines, mentions = tree_paths((ROOT / "README.md").read_text(encoding="utf-8"))
+def test_the_tree_names_every_module_and_no_other():
+    lines, mentions = tree_paths((ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"))
     ours = {file.relative_to(ROOT).as_posix() for file in MODULES.values() if file.name != "__init__.py"}
-    assert not ours - lines - mentions, "not in the README's tree"
+    assert not ours - lines - mentions, "not in the tree of docs/architecture.md"
     # outputs/ is there only after a run
     assert not {path for path in lines if not path.startswith("outputs") and not (ROOT / path).exists()}, "not there"
 

@@ -1,42 +1,16 @@
 """The command line: what is refused, how, and that nothing is written."""
 
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 
 from imdb_rlhf import cli
 from imdb_rlhf.errors import ConfigError, RunError, Stopped
-
-ROOT = Path(__file__).parents[1]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a command came to."""
-
-    code: int
-    out: str
-    err: str
-
-
-def command(*arguments: str, cwd: Path) -> Answer:
-    """`python train.py ARGUMENTS` in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), *arguments],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    return Answer(done.returncode, done.stdout, done.stderr)
+from tests.command import Answer, run, train
 
 
 @pytest.fixture
@@ -46,26 +20,6 @@ def here(tmp_path, monkeypatch) -> Path:
     folder.mkdir()
     monkeypatch.chdir(folder)
     return folder
-
-
-@pytest.fixture
-def train(here, monkeypatch, capfd) -> Callable[..., Answer]:
-    """The same as `command` in this process."""
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # main sets it; gone again after the test
-
-    def run(*arguments: str) -> Answer:
-        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
-        monkeypatch.setattr(cli, "_OUTCOMES", [])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as left:
-            assert left.code is None or isinstance(left.code, int)
-            code = left.code or 0
-        printed = capfd.readouterr()
-        return Answer(code, printed.out, printed.err)
-
-    return run
 
 
 def one_line(answer: Answer, code: int, start: str) -> str:
@@ -90,7 +44,7 @@ def one_line(answer: Answer, code: int, start: str) -> str:
     ],
 )
 def test_a_refusal_in_a_process_of_its_own(here, arguments, start):
-    one_line(command(*arguments, cwd=here), 2, f"refused: {start}")
+    one_line(run(*arguments, cwd=here), 2, f"refused: {start}")
     assert not list(here.iterdir())
 
 
@@ -123,7 +77,10 @@ def test_a_refusal_in_a_process_of_its_own(here, arguments, start):
         (["ppo=trl_2023"], "ppo=... chooses a preset of algo=ppo, and this is another algorithm; add algo=ppo"),
         (["algo=sft", "ppo=paper"], "ppo=... chooses a preset of algo=ppo, and this is another algorithm"),
         (["ppo=mine", "algo=ppo"], "ppo=mine: no such choice; there are "),
-        (["model=gpt5"], "model=gpt5: no such choice; there are"),
+        (["model=gpt5"], "model=gpt5: no such choice; did you mean model=gpt2? there are"),
+        (["algo=best-of-n"], "algo=best-of-n: no such choice; did you mean algo=best_of_n? there are"),
+        (["bata=0.1"], "bata=0.1: no such key for algo=dpo; did you mean beta? keys there: "),
+        (["seed=-1"], "seed=-1 is out of range; give a number of at least 0"),
         (["experiment=nowhere"], "experiment=nowhere: no such choice; there are"),
         (["colour=red"], "colour=red: no such key for algo=dpo"),
         (["reward=own"], "reward.function has no value; set reward.function="),
@@ -135,37 +92,37 @@ def test_a_refusal_in_a_process_of_its_own(here, arguments, start):
         (["--config-dir", "nowhere"], "Additional config directory"),
     ],
 )
-def test_a_refusal(train, here, arguments, start, multirun):
+def test_a_refusal(here, arguments, start, multirun):
     one_line(train(*multirun, *arguments, f"paths.outputs={here / 'out'}"), 2, f"refused: {start}")
     assert not list(here.iterdir())
 
 
-def test_a_value_with_a_comma_is_a_sweep(train, here):
+def test_a_value_with_a_comma_is_a_sweep(here):
     assert "--multirun" in one_line(train("beta=0.1,1"), 2, "refused: Ambiguous value for argument 'beta=0.1,1'")
     assert not list(here.iterdir())
 
 
-def test_another_number_of_processes_than_wanted(train, here):
+def test_another_number_of_processes_than_wanted(here):
     one_line(train("trainer.processes=2"), 2, "refused: trainer.processes=2, but 1 running; start with `torchrun")
     assert not list(here.iterdir())
 
 
-def test_options_between_values(train, here):
+def test_options_between_values(here):
     assert "before or after" in one_line(
         train("beta=1", "-m", "seed=0,1"), 2, "refused: unrecognized arguments: seed=0"
     )
 
 
 @pytest.mark.parametrize("multirun", [[], ["-m"]], ids=["run", "multirun"])
-def test_an_experiment_file_with_a_key_that_the_algorithm_does_not_use(train, here, tmp_path, multirun):
-    mine = tmp_path / "mine"
-    (mine / "experiment").mkdir(parents=True)
-    (mine / "experiment" / "mine.yaml").write_text("# @package _global_\nbeta: 0.3\n")
-    (mine / "experiment" / "typo.yaml").write_text("# @package _global_\npolicy:\n  step: 3\n")
-    (mine / "experiment" / "range.yaml").write_text("# @package _global_\nbeta: -0.3\n")
-    options = ["--config-dir", str(mine), *multirun]
-    said = one_line(train(*options, "experiment=mine", "algo=sft"), 2, "refused: beta: no such key for algo=sft")
-    assert "it belongs to algo=dpo; keys of sft: algo, seed" in said
+def test_an_experiment_file_with_a_key_that_the_algorithm_does_not_use(here, tmp_path, multirun):
+    folder = tmp_path / "own"
+    (folder / "experiment").mkdir(parents=True)
+    (folder / "experiment" / "mine.yaml").write_text("# @package _global_\nbeta: 0.3\n")
+    (folder / "experiment" / "typo.yaml").write_text("# @package _global_\npolicy:\n  step: 3\n")
+    (folder / "experiment" / "range.yaml").write_text("# @package _global_\nbeta: -0.3\n")
+    options = ["--config-dir", str(folder), *multirun]
+    message = one_line(train(*options, "experiment=mine", "algo=sft"), 2, "refused: beta: no such key for algo=sft")
+    assert "it belongs to algo=dpo; keys of sft: algo, seed" in message
     one_line(train(*options, "experiment=typo"), 2, "refused: policy.step: no such key; did you mean policy.steps?")
     one_line(train(*options, "experiment=range"), 2, "refused: beta=-0.3 is out of range")
     one_line(train(*options, "experiment=mine,range"), 2, "refused: ")
@@ -174,11 +131,51 @@ def test_an_experiment_file_with_a_key_that_the_algorithm_does_not_use(train, he
     assert shown.code == 0 and OmegaConf.create(shown.out).beta == 0.3
 
 
+def test_an_experiment_of_ones_own_has_sections_and_a_preset(here, tmp_path):
+    folder = tmp_path / "own"
+    for name in ("experiment", "experiment_algo"):
+        (folder / name).mkdir(parents=True)
+    (folder / "experiment" / "plain.yaml").write_text("# @package _global_\nseed: 3\n")
+    experiment = "# @package _global_\ndefaults:\n  - override /ppo_preset: ziegler\nevaluation:\n  every: 9\n"
+    (folder / "experiment" / "mine.yaml").write_text(experiment)
+    sections = "dpo: &steps\n  policy: {steps: 7}\nunlikelihood: *steps\nppo:\n  evaluation: {every: 2}\n"
+    (folder / "experiment_algo" / "mine.yaml").write_text(sections)
+
+    def shown(*arguments: str) -> Any:
+        answer = train("--config-dir", str(folder), "--cfg", "job", *arguments)
+        assert (answer.code, answer.err) == (0, "")
+        return OmegaConf.create(answer.out)
+
+    assert (shown("experiment=plain").seed, shown("experiment=plain").policy.batch_size) == (3, 64)
+    assert shown("experiment=plain", "algo=ppo").ppo.preset == "small"
+    dpo, ppo = shown("experiment=mine"), shown("experiment=mine", "algo=ppo")
+    assert (dpo.policy.steps, dpo.evaluation.every) == (7, 9)
+    assert shown("experiment=mine", "algo=unlikelihood").policy.steps == 7
+    assert shown("experiment=mine", "policy.steps=8").policy.steps == 8
+    assert (ppo.ppo.preset, ppo.evaluation.every) == ("ziegler", 2)
+    assert shown("experiment=mine", "algo=ppo", "ppo=paper").ppo.preset == "paper"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("dop:\n  seed: 1\n", "algo=dop: no such choice; did you mean algo=dpo? there are sft, dpo"),
+        ("dpo:\n", "the section dpo has no keys; give some, or leave it out"),
+        ("- dpo\n", " needs a section per algorithm, such as `dpo:`"),
+    ],
+)
+def test_sections_of_ones_own_that_are_none(here, tmp_path, text, message):
+    file = tmp_path / "own" / "experiment_algo" / "mine.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text(text)
+    assert message in one_line(train("--config-dir", str(tmp_path / "own")), 2, f"refused: {file}")
+
+
 # --- asked
 
 
 def test_help_lists_every_group(here):
-    answer = command("--help", cwd=here)
+    answer = run("--help", cwd=here)
     assert (answer.code, answer.err) == (0, "")
     groups = ("algo", "data", "model", "reward", "experiment", "launcher", "logger", "optim", "ppo", "sweep", "trainer")
     for group in groups:
@@ -187,7 +184,7 @@ def test_help_lists_every_group(here):
     assert not list(here.iterdir())
 
 
-def test_cfg_job_shows_the_composed_configuration(train, here):
+def test_cfg_job_shows_the_composed_configuration(here):
     answer = train("--cfg", "job", "beta=0.5", "data=imdb")
     assert (answer.code, answer.err) == (0, "")
     shown = OmegaConf.create(answer.out)
@@ -197,7 +194,7 @@ def test_cfg_job_shows_the_composed_configuration(train, here):
 
 
 @pytest.mark.parametrize("arguments", [["ppo=trl_2023", "algo=ppo"], ["algo=ppo", "ppo=trl_2023"]])
-def test_a_preset_may_stand_before_the_algorithm(train, here, arguments):
+def test_a_preset_may_stand_before_the_algorithm(here, arguments):
     answer = train("--cfg", "job", *arguments)
     assert (answer.code, answer.err) == (0, "")
     assert OmegaConf.create(answer.out).ppo.preset == "trl_2023"
@@ -222,7 +219,7 @@ LEARNED = ["data", "sft", "groups", "reference", "reward_model"]
         (["algo=ppo", "ppo=trl_2023", "ppo.reward=ground_truth"], ["data", "sft", "reference"]),
     ],
 )
-def test_a_plan_of_every_method(train, here, arguments, stages):
+def test_a_plan_of_every_method(here, arguments, stages):
     answer = train("plan=true", "trainer.threads=1", *arguments)
     assert (answer.code, answer.err) == (0, "")
     method = arguments[0].removeprefix("algo=")
@@ -231,7 +228,7 @@ def test_a_plan_of_every_method(train, here, arguments, stages):
     assert not list(here.iterdir())
 
 
-def test_plan_names_the_stages_and_writes_nothing(train, here):
+def test_plan_names_the_stages_and_writes_nothing(here):
     answer = train("plan=true", "trainer.threads=1")
     assert (answer.code, answer.err) == (0, "")
     assert [line.split()[0] for line in answer.out.splitlines()] == [
@@ -246,7 +243,7 @@ def test_plan_names_the_stages_and_writes_nothing(train, here):
     assert not list(here.iterdir())
 
 
-def test_a_plan_of_a_sweep_writes_nothing(train, here):
+def test_a_plan_of_a_sweep_writes_nothing(here):
     answer = train("-m", "plan=true", "beta=0.1,1", "trainer.threads=1")
     assert answer.code == 0
     assert len(re.findall(r"to be made +outputs/runs/dpo-beta", answer.out)) == 2
@@ -276,7 +273,7 @@ def ending(monkeypatch) -> Callable[..., list[tuple[str, float, list[str]]]]:
     return put
 
 
-def test_done_is_0(train, here, ending):
+def test_done_is_0(here, ending):
     calls = ending(None)
     assert train("beta=0.5") == Answer(0, "", "")
     config_yaml, beta, overrides = calls[0]
@@ -285,36 +282,36 @@ def test_done_is_0(train, here, ending):
     assert not list(here.iterdir())
 
 
-def test_a_failure_is_1_and_one_line(train, ending):
+def test_a_failure_is_1_and_one_line(ending):
     ending(RunError("data.path=x: no such folder;\n  give one"))
     assert one_line(train(), 1, "failed: ") == "failed: data.path=x: no such folder; give one\n"
 
 
-def test_what_is_refused_late_is_2(train, ending):
+def test_what_is_refused_late_is_2(ending):
     ending(ConfigError("trainer.processes=2, but 1 running"))
     one_line(train(), 2, "refused: trainer.processes=2")
 
 
-def test_a_signal_is_75(train, ending):
+def test_a_signal_is_75(ending):
     ending(Stopped("dpo at step 3 of 9; run the same command to go on"))
     assert one_line(train(), 75, "stopped: ") == "stopped: dpo at step 3 of 9; run the same command to go on\n"
 
 
-def test_a_fault_of_ours_is_no_message(train, ending):
+def test_a_programming_error_is_no_message(ending):
     ending(ZeroDivisionError("division by zero"))
     with pytest.raises(ZeroDivisionError):
         train()
 
 
-# --- the words
+# --- messages
 
 
 @pytest.mark.parametrize(
-    ("message", "said"),
+    ("message", "line"),
     [
         ("Missing mandatory value: reward.function", "reward.function has no value; set reward.function=..."),
         ("Something\n  else\n\nhappened", "Something else happened"),
     ],
 )
-def test_explain(message, said):
-    assert cli.explain(ValueError(message)) == said
+def test_explain(message, line):
+    assert cli.explain(ValueError(message)) == line

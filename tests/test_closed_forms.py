@@ -1,45 +1,34 @@
 """Every method against its closed form, through the package's own loop and algorithms, on a world that is enumerated.
 
 The world: 3 tokens, 27 completions of 3 tokens (no token ends one early), 2 prompts of different lengths, a table of
-rewards in 0..4, a random GPT-2 as reference, a temperature other than 1. What is expected is enumerated from plain
-logits in float64. Regret is what a policy falls short of the optimum in reward - beta KL, as a share of the range of
-the rewards.
+rewards in 0..4, a random GPT-2 as reference, a temperature other than 1. Expected values are enumerated from plain
+logits in float64. A policy's regret is the difference between the optimum's reward - beta KL and its own, as a share of
+the range of the rewards.
 """
 
 import math
 from collections.abc import Sequence
 from copy import deepcopy
+from functools import partial
 from itertools import product
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from imdb_rlhf.algos.dpo import DPO
 from imdb_rlhf.algos.ppo import PPO
 from imdb_rlhf.algos.preferred_ft import PreferredFT
 from imdb_rlhf.algos.unlikelihood import Unlikelihood
-from imdb_rlhf.config.algos import (
-    DPOConfig,
-    DPOLoss,
-    DPORun,
-    PPOConfig,
-    PPORun,
-    PreferredFTRun,
-    RewardSource,
-    Scale,
-    UnlikelihoodRun,
-    ValueNetwork,
-    Whitening,
-)
-from imdb_rlhf.config.machine import Device, Precision, TrainerConfig
-from imdb_rlhf.config.optim import AdamWConfig, Schedule
-from imdb_rlhf.config.stages import EvaluationConfig, GenerationConfig, Labels, Order, PairsConfig, Ties
+from imdb_rlhf.config.algos import DPOLoss, DPORun, PPORun, PreferredFTRun, UnlikelihoodRun
+from imdb_rlhf.config.optim import AdamWConfig
+from imdb_rlhf.config.ppo import Scale, ValueNetwork
+from imdb_rlhf.config.run import Run
+from imdb_rlhf.config.stages import Labels
 from imdb_rlhf.data.pairs import draw_pairs, flip
 from imdb_rlhf.evaluation import best_of_n
 from imdb_rlhf.evaluation.evaluate import evaluate
@@ -48,26 +37,21 @@ from imdb_rlhf.models.logprobs import Rows, sequence_logprobs
 from imdb_rlhf.models.policy import Policy
 from imdb_rlhf.models.sampling import sample, uniforms
 from imdb_rlhf.rewards import Scores
-from imdb_rlhf.training.loop import Hooks, Settings, train
 from imdb_rlhf.training.runtime import Runtime
+from tests import tiny
 from tests.enumeration import exact_kl
-from tests.tiny import FixedInputs
+
+R = TypeVar("R", bound=Run)
 
 TOKENS, LENGTH, TEMPERATURE, RANGE = 3, 3, 0.8, 4.0
 PROMPTS = [[1], [2, 0]]
 COMPLETIONS = [list(tokens) for tokens in product(range(TOKENS), repeat=LENGTH)]
-GENERATION = GenerationConfig(max_new_tokens=LENGTH, shortest_limit=None, temperature=TEMPERATURE)
+GENERATION = tiny.generation(max_new_tokens=LENGTH, temperature=TEMPERATURE)
 INDEX = {tuple(tokens): at for at, tokens in enumerate(COMPLETIONS)}
-K, GROUPS = 4, 3000  # samples a group, groups a prompt
+K, GROUPS = 4, 3000  # samples per group, groups per prompt
+EOS = TOKENS  # not in the vocabulary, so never sampled
 
 # --- the world, by enumeration: tables are (prompts, completions)
-
-
-def gpt2(seed: int) -> GPT2LMHeadModel:
-    torch.manual_seed(seed)
-    sizes = {"vocab_size": TOKENS, "n_positions": 8, "n_embd": 64, "n_layer": 2, "n_head": 2}
-    rates = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
-    return GPT2LMHeadModel(GPT2Config(initializer_range=0.12, bos_token_id=0, eos_token_id=0, **sizes, **rates)).eval()
 
 
 @torch.no_grad()
@@ -82,7 +66,7 @@ def log_law(lm: PreTrainedModel) -> np.ndarray:
     return table
 
 
-REFERENCE = gpt2(0).requires_grad_(False)
+REFERENCE = tiny.gpt2(vocabulary=TOKENS, context=8, width=48, layers=1, spread=0.14).requires_grad_(False)
 LOG_REF = log_law(REFERENCE)
 REWARDS = np.random.default_rng(0).uniform(0, RANGE, LOG_REF.shape)
 
@@ -100,9 +84,10 @@ def optimum(beta: float, rewards: np.ndarray = REWARDS) -> np.ndarray:
 
 
 def regret(lm: PreTrainedModel, beta: float, rewards: np.ndarray = REWARDS) -> float:
-    """What is lost to the optimum of reward - beta KL, as a share of the range of the rewards."""
-    (best, best_kl), (mine, kl) = reward_and_kl(optimum(beta, rewards), rewards), reward_and_kl(log_law(lm), rewards)
-    return ((best - beta * best_kl) - (mine - beta * kl)) / float(np.ptp(rewards))
+    """How far reward - beta KL is below the optimum's, as a share of the range of the rewards."""
+    best, best_kl = reward_and_kl(optimum(beta, rewards), rewards)
+    reward, kl = reward_and_kl(log_law(lm), rewards)
+    return ((best - beta * best_kl) - (reward - beta * kl)) / float(np.ptp(rewards))
 
 
 def coefficient_of(kl: float) -> float:
@@ -119,26 +104,17 @@ def win_chances() -> np.ndarray:
     return 1 / (1 + np.exp(REWARDS[:, None] - REWARDS[:, :, None]))
 
 
-# --- what the package is given
+# --- the inputs of algorithms
 
 
 @pytest.fixture(scope="module")
 def runtime() -> Runtime:
-    return Runtime(TrainerConfig(Device.cpu, Precision.float32, 1, 1, None, 0, 1))
-
-
-class Digits:
-    """A tokenizer whose texts are the token ids."""
-
-    eos_token_id = TOKENS  # not in the vocabulary, so never sampled
-
-    def batch_decode(self, rows: list[list[int]], skip_special_tokens: bool) -> list[str]:
-        return ["".join(map(str, row)) for row in rows]
+    return tiny.runtime()
 
 
 def policy() -> Policy:
     """A copy of the reference."""
-    return Policy(deepcopy(REFERENCE), cast(PreTrainedTokenizerBase, Digits()))
+    return tiny.policy(deepcopy(REFERENCE), EOS)
 
 
 def score(prompts: list[list[int]], completions: list[list[int]]) -> np.ndarray:
@@ -150,9 +126,8 @@ def score(prompts: list[list[int]], completions: list[list[int]]) -> np.ndarray:
 def drawn(stage: str, count: int) -> list[list[list[int]]]:
     """`count` samples of the reference after each prompt."""
     random = uniforms(0, stage, range(len(PROMPTS)), count, LENGTH)
-    eos = Digits.eos_token_id
     pairs = zip(PROMPTS, random, strict=True)
-    return [sample(REFERENCE, [prompt] * count, draws, eos, TEMPERATURE).ids for prompt, draws in pairs]
+    return [sample(REFERENCE, [prompt] * count, draws, EOS, TEMPERATURE).ids for prompt, draws in pairs]
 
 
 @pytest.fixture(scope="module")
@@ -160,28 +135,27 @@ def groups(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An artifact of groups: samples of the reference, each prompt many times over."""
     rows = []
     for prompt, completions in enumerate(drawn("groups", K * GROUPS)):
-        heads = [PROMPTS[prompt]] * len(completions)
-        known = sequence_logprobs(REFERENCE, Rows.of(heads, completions), TEMPERATURE).tolist()
-        rewards = score(heads, completions)
-        for at, (head, tokens) in enumerate(zip(heads, completions, strict=True)):
-            rows.append((prompt * GROUPS + at // K, at % K, head, tokens, rewards[at], known[at]))
+        prompt_ids = [PROMPTS[prompt]] * len(completions)
+        ref_logprobs = sequence_logprobs(REFERENCE, Rows.of(prompt_ids, completions), TEMPERATURE).tolist()
+        rewards = score(prompt_ids, completions)
+        for at, tokens in enumerate(completions):
+            rows.append((prompt * GROUPS + at // K, at % K, PROMPTS[prompt], tokens, rewards[at], ref_logprobs[at]))
     columns = ["prompt_id", "sample_id", "prompt_ids", "completion_ids", "reward_logit", "ref_logprob"]
     folder = tmp_path_factory.mktemp("groups")
     pd.DataFrame(rows, columns=columns).to_parquet(folder / "groups.parquet")
     return folder
 
 
-def inputs(runtime: Runtime, groups: Path = Path(), kl_coefficient: float = 1.0) -> FixedInputs:
-    return FixedInputs(policy(), REFERENCE, runtime, groups, PROMPTS, score, kl_coefficient)
+def inputs(runtime: Runtime, groups: Path = Path(), kl_coefficient: float = 1.0) -> tiny.FixedInputs:
+    return tiny.FixedInputs(policy(), REFERENCE, runtime, groups, PROMPTS, score, kl_coefficient)
 
 
-def adam(lr: float, clip: float | None = 1.0) -> AdamWConfig:
-    return AdamWConfig("adamw", lr, 0, Schedule.linear, clip, 0.9, 0.999, 1e-8, 0.0)
+adam = partial(tiny.adamw, beta2=0.999, eps=1e-8)
 
 
 def fit(algorithm: Any, runtime: Runtime, optim: AdamWConfig, folder: Path) -> None:
-    """The package's loop."""
-    train(algorithm, Settings(0, optim, None, 0, 1), runtime, folder, Hooks())
+    """Train with the package's loop."""
+    tiny.train(algorithm, tiny.settings(optim=optim), folder, runtime)
 
 
 def language_model(algorithm: Any) -> PreTrainedModel:
@@ -189,34 +163,23 @@ def language_model(algorithm: Any) -> PreTrainedModel:
 
 
 def assert_optimal(algorithm: Any, beta: float, rewards: np.ndarray = REWARDS) -> None:
-    """What was trained is within 1 % of the optimum, which the reference is far from."""
+    """The trained policy is within 1 % of the optimum; the reference is far from it."""
     assert regret(REFERENCE, beta, rewards) > 0.05
-    found = regret(language_model(algorithm), beta, rewards)
-    assert -1e-6 <= found <= 0.01
+    assert -1e-6 <= regret(language_model(algorithm), beta, rewards) <= 0.01
 
 
-def pairs_config(**changes: Any) -> PairsConfig:
-    values = {"labels": Labels.bradley_terry, "tau": None, "noise": None, "min_margin": 0.0, "ties": Ties.drop}
-    return PairsConfig(**{**values, "order": Order.prefix, **changes})
+pairs_config = partial(tiny.pairs, labels=Labels.bradley_terry)
 
 
-def preferences(batch_size: int, steps: int, **changes: Any) -> Any:
-    values = {
-        "seed": 0,
-        "generation": GENERATION,
-        "policy": SimpleNamespace(batch_size=batch_size, epochs=1.0, steps=steps),
-        "pairs": pairs_config(),
-        "dpo": DPOConfig(DPOLoss.sigmoid, 0.0, False),
-    }
-    return SimpleNamespace(**{**values, **changes})
+def preferences(kind: type[R], batch_size: int, steps: int, **changes: Any) -> R:
+    """A run of a preference method."""
+    policy = tiny.steps(batch_size=batch_size, steps=steps)
+    return tiny.run(kind, **{"generation": GENERATION, "policy": policy, "pairs": pairs_config(), **changes})
 
 
 def ppo_run(target_kl: float | None = None, **changes: Any) -> PPORun:
     values = {
-        "preset": "test",
-        "reward": RewardSource.ground_truth,
         "scale": Scale.logit,
-        "normalize": False,
         "value": ValueNetwork.own,
         "episodes": 55 * 256,
         "batch_size": 256,
@@ -225,23 +188,11 @@ def ppo_run(target_kl: float | None = None, **changes: Any) -> PPORun:
         "rollout_batch_size": 256,
         "gamma": 1.0,
         "lam": 0.95,
-        "policy_clip": 0.2,
         "value_clip": 1.0,
         "value_coefficient": 0.5,
-        "whiten_rewards": False,
-        "advantage_whitening": Whitening.minibatch,
-        "kl_coefficient": None,
-        "initial_kl_coefficient": None,
         "min_kl_coefficient": 1e-3,
-        "max_kl_coefficient": 100.0,
-        "horizon": None,
-        "coefficient_range": 6.0,
-        "missing_eos_penalty": 0.0,
-        "early_stop_kl": None,
-        "optim": None,
     }
-    ppo = PPOConfig(**{**values, **changes})
-    return cast(PPORun, SimpleNamespace(seed=0, target_kl=target_kl, ppo=ppo, generation=GENERATION))
+    return tiny.run(PPORun, target_kl=target_kl, ppo=tiny.ppo(**{**values, **changes}), generation=GENERATION)
 
 
 # --- preferences
@@ -264,41 +215,41 @@ def test_the_groups_are_samples_of_the_enumerated_reference(groups: Path) -> Non
 def test_dpo_reaches_the_optimum(
     beta: float, tau: float | None, runtime: Runtime, groups: Path, tmp_path: Path
 ) -> None:
-    run = cast(DPORun, preferences(256, 250, beta=beta, pairs=pairs_config(tau=tau)))
+    run = preferences(DPORun, 256, 250, beta=beta, pairs=pairs_config(tau=tau))
     algorithm = DPO.from_inputs(inputs(runtime, groups), run)
-    fit(algorithm, runtime, adam(2e-3), tmp_path)
+    fit(algorithm, runtime, adam(lr=2e-3), tmp_path)
     assert_optimal(algorithm, beta * (tau or 1.0))
 
 
 def test_plackett_luce_reaches_the_optimum(runtime: Runtime, groups: Path, tmp_path: Path) -> None:
-    run = cast(DPORun, preferences(64, 250, beta=1.0, dpo=DPOConfig(DPOLoss.plackett_luce, 0.0, False)))
+    run = preferences(DPORun, 64, 250, beta=1.0, dpo=tiny.dpo(DPOLoss.plackett_luce))
     algorithm = DPO.from_inputs(inputs(runtime, groups), run)
-    fit(algorithm, runtime, adam(2e-3), tmp_path)
+    fit(algorithm, runtime, adam(lr=2e-3), tmp_path)
     assert_optimal(algorithm, 1.0)
 
 
 def test_the_robust_loss_undoes_flipped_labels(runtime: Runtime, groups: Path, tmp_path: Path) -> None:
     frame = pd.read_parquet(groups / "groups.parquet")
     flipped = flip(draw_pairs(frame, pairs_config(), 0), 0.25, 0)
-    run = cast(DPORun, preferences(256, 300, beta=1.0, dpo=DPOConfig(DPOLoss.robust, 0.25, False)))
+    run = preferences(DPORun, 256, 300, beta=1.0, dpo=tiny.dpo(DPOLoss.robust, 0.25))
     algorithm = DPO(policy(), frame, flipped, run)
-    fit(algorithm, runtime, adam(1e-3), tmp_path)
+    fit(algorithm, runtime, adam(lr=1e-3), tmp_path)
     assert_optimal(algorithm, 1.0)
 
 
 def test_ipo_reaches_its_optimum(runtime: Runtime, groups: Path, tmp_path: Path) -> None:
     """Reference * exp(p / beta) / Z with p the chance to win against a sample of the reference (arXiv 2310.12036)."""
     wins = win_chances()
-    run = cast(DPORun, preferences(256, 250, beta=0.3, dpo=DPOConfig(DPOLoss.ipo, 0.0, False)))
+    run = preferences(DPORun, 256, 250, beta=0.3, dpo=tiny.dpo(DPOLoss.ipo))
     algorithm = DPO.from_inputs(inputs(runtime, groups), run)
-    fit(algorithm, runtime, adam(2e-3), tmp_path)
+    fit(algorithm, runtime, adam(lr=2e-3), tmp_path)
     assert_optimal(algorithm, 0.3, (wins * np.exp(LOG_REF)[:, None]).sum(2))
 
 
 def test_preferred_ft_reaches_the_law_of_the_winners(runtime: Runtime, groups: Path, tmp_path: Path) -> None:
-    run = cast(PreferredFTRun, preferences(256, 300))
+    run = preferences(PreferredFTRun, 256, 300)
     algorithm = PreferredFT.from_inputs(inputs(runtime, groups), run)
-    fit(algorithm, runtime, adam(1e-3), tmp_path)
+    fit(algorithm, runtime, adam(lr=1e-3), tmp_path)
     # two different samples of the reference, and the first wins
     ref, different = np.exp(LOG_REF), 1 - np.eye(len(COMPLETIONS))
     winners = ref * (win_chances() * different * ref[:, None]).sum(2)
@@ -308,10 +259,10 @@ def test_preferred_ft_reaches_the_law_of_the_winners(runtime: Runtime, groups: P
 
 
 def test_unlikelihood_without_its_second_term_is_preferred_ft(runtime: Runtime, groups: Path, tmp_path: Path) -> None:
-    first = PreferredFT.from_inputs(inputs(runtime, groups), cast(PreferredFTRun, preferences(64, 10)))
-    other = Unlikelihood.from_inputs(inputs(runtime, groups), cast(UnlikelihoodRun, preferences(64, 10, alpha=0.0)))
+    first = PreferredFT.from_inputs(inputs(runtime, groups), preferences(PreferredFTRun, 64, 10))
+    other = Unlikelihood.from_inputs(inputs(runtime, groups), preferences(UnlikelihoodRun, 64, 10, alpha=0.0))
     for algorithm in (first, other):  # the sum over tokens and their mean differ by a factor, which Adam does not see
-        fit(algorithm, runtime, adam(1e-3, clip=None), tmp_path)
+        fit(algorithm, runtime, adam(lr=1e-3, max_grad_norm=None), tmp_path)
     laws = [log_law(language_model(algorithm)) for algorithm in (first, other)]
     assert np.abs(laws[0] - LOG_REF).max() > 0.1
     assert laws[0] == pytest.approx(laws[1], abs=1e-3)
@@ -323,7 +274,7 @@ def test_unlikelihood_without_its_second_term_is_preferred_ft(runtime: Runtime, 
 @pytest.mark.parametrize("value", list(ValueNetwork))
 def test_ppo_reaches_the_optimum(value: ValueNetwork, runtime: Runtime, tmp_path: Path) -> None:
     algorithm = PPO.from_inputs(inputs(runtime, Path(), 1.0), ppo_run(kl_coefficient=1.0, value=value))
-    fit(algorithm, runtime, adam(1e-3), tmp_path)
+    fit(algorithm, runtime, adam(lr=1e-3), tmp_path)
     assert_optimal(algorithm, 1.0)
 
 
@@ -333,7 +284,7 @@ def test_the_controller_settles_at_its_target(runtime: Runtime, tmp_path: Path) 
     sizes = {"episodes": 60 * 512, "batch_size": 512, "minibatch_size": 512}
     run = ppo_run(target, value=ValueNetwork.shared, **sizes)
     algorithm = PPO.from_inputs(inputs(runtime, Path(), 1.5 * beta), run)
-    fit(algorithm, runtime, adam(1e-3), tmp_path)
+    fit(algorithm, runtime, adam(lr=1e-3), tmp_path)
     reward, kl = reward_and_kl(log_law(language_model(algorithm)))
     last = np.array(algorithm.history[-len(algorithm.history) // 5 :])
     assert kl == pytest.approx(target, rel=0.1)
@@ -364,19 +315,19 @@ def test_best_of_n_is_that_of_all_draws(n: int) -> None:
         assert kl - 1e-9 <= bound <= best_of_n.kl_bound(n) + 1e-9
 
         rows = np.array(samples[prompt]).reshape(400, 16)
-        found = best_of_n.expected(selector[rows], REWARDS[prompt][rows], n)
-        error = found.std() / math.sqrt(len(found))
-        assert abs(found.mean() - best @ REWARDS[prompt]) < 3.5 * error
+        estimates = best_of_n.expected(selector[rows], REWARDS[prompt][rows], n)
+        error = estimates.std() / math.sqrt(len(estimates))
+        assert abs(estimates.mean() - best @ REWARDS[prompt]) < 3.5 * error
 
 
 def moved() -> Policy:
     """Another policy than the reference."""
-    made = policy()
+    other = policy()
     torch.manual_seed(1)
     with torch.no_grad():
-        for weight in made.lm.parameters():
+        for weight in other.lm.parameters():
             weight.add_(0.05 * torch.randn_like(weight))
-    return made
+    return other
 
 
 def test_the_exact_kl_of_steps_sums_to_that_of_sequences() -> None:
@@ -396,16 +347,16 @@ class Lookup:
     """The table as a reward of texts."""
 
     def score(self, texts: Sequence[str]) -> Scores:
-        tokens = [[int(digit) for digit in text] for text in texts]
+        tokens = [tiny.tokenizer(TOKENS + 1, EOS)(text)["input_ids"] for text in texts]
         values = score([row[:-LENGTH] for row in tokens], [row[-LENGTH:] for row in tokens])
         return Scores(values, values)
 
 
 def test_an_evaluation_estimates_the_enumerated_numbers(runtime: Runtime) -> None:
-    made = moved()
-    config = EvaluationConfig(seed=0, samples=1000, every=1, batch_size=1000, bootstrap=100, confidence=0.95)
-    frame = evaluate(made, REFERENCE, Lookup(), {"test": PROMPTS}, config, GENERATION, runtime, 0)
-    law = log_law(made.lm)
+    other = moved()
+    config = tiny.evaluation(samples=1000, batch_size=1000, bootstrap=100)
+    frame = evaluate(other, REFERENCE, Lookup(), {"test": PROMPTS}, config, GENERATION, runtime, 0)
+    law = log_law(other.lm)
     for prompt, rows in frame.groupby("prompt_id"):
         pi, log_ratio = np.exp(law[int(str(prompt))]), (law - LOG_REF)[int(str(prompt))]
         wanted = {"reward": pi @ REWARDS[int(str(prompt))], "kl": pi @ log_ratio, "kl_k1": pi @ log_ratio}

@@ -1,33 +1,32 @@
-"""Every file of conf/ composes to typed values, explains its keys, and no option is dead."""
+"""Every file of conf/ composes to typed values and explains its keys, and no option is dead."""
 
 import ast
 import re
-from collections.abc import Iterator
 from dataclasses import MISSING, fields, is_dataclass
-from functools import lru_cache
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
-from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from imdb_rlhf import cli
-from imdb_rlhf.config.algos import ALGO_OF_GROUP, DPOLoss, DPORun, PPOConfig, PPORun, RewardSource, SFTRun
+from imdb_rlhf.config.algos import DPOLoss, DPORun, PPORun, SFTRun
 from imdb_rlhf.config.data import EmbeddedData, ImdbData, PromptsConfig
+from imdb_rlhf.config.keys import ALGORITHMS, CLASSES, SCHEMAS, owners
 from imdb_rlhf.config.machine import NoLogger, TrainerConfig, WandbLogger
 from imdb_rlhf.config.model import Attention, PretrainedModel, ScratchModel
 from imdb_rlhf.config.optim import AdamWConfig, RMSpropConfig
-from imdb_rlhf.config.reward import ClassifierReward, LexiconReward, OwnReward, TwoLabelReward
+from imdb_rlhf.config.ppo import PPOConfig
+from imdb_rlhf.config.reward import ClassifierReward, LexiconReward, Objective, OwnReward, RewardSource, TwoLabelReward
 from imdb_rlhf.config.run import Run
-from imdb_rlhf.config.stages import Labels, Objective, ReservoirConfig
+from imdb_rlhf.config.stages import Labels, ReservoirConfig
 from imdb_rlhf.errors import ConfigError
+from tests.command import composed, run_of
 
-ROOT = Path(__file__).parents[1]
-CONF = ROOT / "conf"
+CONF = cli.CONF
 FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
-SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))
+SWEEPS = sorted(cli.SWEEPS.glob("*.yaml"))
 
 
 def choices(group: str) -> list[str]:
@@ -35,25 +34,16 @@ def choices(group: str) -> list[str]:
 
 
 ALGOS, EXPERIMENTS = choices("algo"), choices("experiment")
-# What a choice cannot do without.
+# Overrides that a choice cannot do without.
 NEEDS = {"reward/own": ["reward.function=mine.py:score"], "algo/own_model": ["own_model.path=mine"]}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def hydra_reads_conf() -> Iterator[None]:
-    cli.register()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        yield
-
-
-@lru_cache(None)
-def composed(*overrides: str) -> DictConfig:
-    """What these overrides compose to; not to be written to."""
-    return compose("config", list(overrides), return_hydra_config=True)
-
-
-def run_of(*overrides: str) -> Run:
-    return cli.to_run(composed(*overrides))
+def sections(experiment: str) -> dict[str, Any]:
+    """What an experiment changes in single algorithms."""
+    file = CONF / "experiment_algo" / f"{experiment}.yaml"
+    content = OmegaConf.to_container(OmegaConf.load(file))
+    assert isinstance(content, dict)
+    return {str(algo): section for algo, section in content.items()}
 
 
 def commands_of(file: Path) -> list[list[str]]:
@@ -64,10 +54,10 @@ def commands_of(file: Path) -> list[list[str]]:
         places += [["algo=reward_model", "optim@reward_model.optim"]]
         places += [["algo=ppo", "optim@ppo.optim"]] if name == "adamw" else []  # the presets set its own keys
         return [[*before, f"{place}={name}"] for *before, place in places]
-    if group in ALGO_OF_GROUP:
-        return [[f"algo={ALGO_OF_GROUP[group]}", f"{group}={name}"]]
-    if group == "experiment_algo":
-        return [[f"experiment={e}", f"algo={a}"] for e in EXPERIMENTS for a in ALGOS if f"{e}_{a}" == name]
+    if group == "experiment_algo":  # a section per algorithm
+        return [[f"experiment={name}", f"algo={algo}"] for algo in sections(name)]
+    if group not in ("algo", "experiment") and (algorithms := owners(group)) and len(algorithms) == 1:
+        return [[f"algo={algorithms[0]}", f"{group}={name}"]]
     if group in (".", "stage"):  # always there
         return [[]]
     return [[f"{group}={name}", *NEEDS.get(f"{group}/{name}", [])]]
@@ -78,9 +68,11 @@ def test_every_file_composes(file):
     commands = commands_of(file)
     assert commands, f"no command reads conf/{file}"
     for overrides in commands:
-        choices = composed(*overrides).hydra.runtime.choices
+        choices = composed(*overrides, hydra=True).hydra.runtime.choices
         chosen = {(group.partition("@")[0], name) for group, name in choices.items()}
-        assert file.parent.as_posix() in (".", "stage") or (file.parent.as_posix(), file.stem) in chosen
+        group, name = file.parent.as_posix(), file.stem
+        name = f"{name}_{overrides[1].removeprefix('algo=')}" if group == "experiment_algo" else name
+        assert group in (".", "stage") or (group, name) in chosen
         run = run_of(*overrides)
         assert isinstance(run, Run)
         typed(run)
@@ -88,11 +80,12 @@ def test_every_file_composes(file):
 
 def typed(node: Any) -> None:
     """No piece of a run is left as a plain dictionary, and every value has its field's type."""
+    hints = get_type_hints(type(node))
     for field in fields(node):
         value = getattr(node, field.name)
         assert not isinstance(value, dict), field.name
-        if isinstance(field.type, type):
-            assert isinstance(value, field.type), field.name
+        if isinstance(hints[field.name], type):
+            assert isinstance(value, hints[field.name]), field.name
         if is_dataclass(value):
             typed(value)
 
@@ -115,8 +108,10 @@ def test_every_job_of_every_sweep_composes(file):
     jobs = jobs_of(file)
     if file.stem == "seeds":  # they differ in the seed, whose every value the other sweeps' jobs could have
         jobs = [job for job in jobs if "seed=4" in job]
-    assert len({run_of(*job).algo for job in jobs}) >= 1
-    assert len({repr(run_of(*job)) for job in jobs}) == len(jobs), "a job stands twice"
+    runs = [run_of(*job) for job in jobs]
+    named = [[word.removeprefix("algo=") for word in job if word.startswith("algo=")] for job in jobs]
+    assert [[run.algo] for run in runs] == named, "a job does not name its algorithm, or another is run"
+    assert len({repr(run) for run in runs}) == len(jobs), "a job stands twice"
 
 
 def test_the_sizes_of_the_sweeps():
@@ -126,7 +121,7 @@ def test_the_sizes_of_the_sweeps():
 
 
 def test_frontier_is_the_papers_22_runs():
-    runs = [run_of(*job) for job in jobs_of(ROOT / "sweeps" / "frontier.yaml")]
+    runs = [run_of(*job) for job in jobs_of(cli.SWEEPS / "frontier.yaml")]
     knobs: dict[tuple[str, str | None], list[float | None]] = {}
     for run in runs:
         knobs.setdefault((run.algo, run.variant), []).append(run.knob[1] if run.knob else None)
@@ -148,7 +143,7 @@ def test_every_experiment_composes_with_every_algorithm(experiment, algo):
     run = run_of(f"experiment={experiment}", f"algo={algo}", *NEEDS.get(f"algo/{algo}", []))
     assert run.algo == algo
     assert type(run).__name__.lower() == f"{algo.replace('_', '')}run"
-    assert type(run) is cli.SCHEMAS[algo]
+    assert type(run) is ALGORITHMS[algo]
 
 
 @pytest.mark.parametrize("reward", choices("reward"))
@@ -270,6 +265,38 @@ def test_an_experiment_has_its_preset(experiment, preset):
     assert (run.ppo.preset, changed.ppo.preset) == (preset, "ziegler")
 
 
+def test_default_says_the_values_of_a_default_run():
+    text = (CONF / "experiment" / "default.yaml").read_text()
+    values = re.findall(r"([a-z_.]+)=(\S+)(?=[ \n])", "".join(re.findall(r"^#   (.*\n)", text, re.M)))
+    assert [key for key, _ in values] == [
+        "policy.batch_size",
+        "policy.optim.lr",
+        "policy.optim.warmup_steps",
+        "policy.optim.schedule",
+        "pairs.min_margin",
+    ]
+    run = run_of()
+    assert run_of(*(f"{key}={value}" for key, value in values)) == run
+    paper = run_of("policy.batch_size=64", "policy.optim.lr=1e-6")  # as conf/algo/dpo.yaml and the comment have it
+    assert isinstance(paper, DPORun) and isinstance(run, DPORun) and paper.policy != run.policy
+    changed = sections("default")["dpo"]
+    assert set(changed) == {"policy", "pairs"} and set(changed["pairs"]) == {"min_margin"}
+    assert len(changed["policy"]) - 1 + len(changed["policy"]["optim"]) == 4
+
+
+def test_a_section_changes_its_algorithm_and_no_other():
+    for experiment in (file.stem for file in (CONF / "experiment_algo").glob("*.yaml")):
+        for algo, section in sections(experiment).items():
+            values = OmegaConf.to_container(composed(f"experiment={experiment}", f"algo={algo}"))
+            assert contains(values, section), (experiment, algo)
+
+
+def contains(whole: Any, part: Any) -> bool:
+    if isinstance(part, dict):
+        return all(key in whole and contains(whole[key], value) for key, value in part.items())
+    return bool(str(whole) == str(part))
+
+
 def test_an_experiment_may_choose_the_algorithm():
     run = run_of("experiment=trl_gpt2_sentiment")
     assert isinstance(run, PPORun) and isinstance(run.reward, ClassifierReward)
@@ -308,15 +335,11 @@ def test_the_choice_of_a_file_is_its_name():
 # --- no dead option, no value in Python
 
 
-def our_dataclasses() -> dict[str, type]:
-    return cli._CLASSES
-
-
 def test_every_type_is_made_by_some_command():
-    made: set[type] = set()
+    types: set[type] = set()
 
     def walk(node: Any) -> None:
-        made.update(type(node).__mro__)
+        types.update(type(node).__mro__)
         for field in fields(node):
             if is_dataclass(getattr(node, field.name)):
                 walk(getattr(node, field.name))
@@ -324,27 +347,27 @@ def test_every_type_is_made_by_some_command():
     for file in FILES:
         for overrides in commands_of(file):
             walk(run_of(*overrides))
-    assert not {name for name, value in our_dataclasses().items() if value not in made}
-    assert not {name for name, schema in cli.SCHEMAS.items() if schema not in made}
+    assert not {name for name, value in CLASSES.items() if value not in types}
+    assert not {name for name, schema in SCHEMAS.items() if schema not in types}
 
 
 def test_a_field_has_no_default_so_a_file_must_set_it():
-    for name, schema in our_dataclasses().items():
+    for name, schema in CLASSES.items():
         for field in fields(schema):
             assert field.default is MISSING and field.default_factory is MISSING, f"{name}.{field.name}"
 
 
 def parts_that_act(path: Path) -> list[ast.AST]:
-    """A module; of `config.py` the properties alone, since what is only checked there is used by nobody."""
+    """A module; of `config/` the properties alone: nobody uses a key that is only checked there."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    if path.name != "config.py":
+    if path.parent.name != "config":
         return [tree]
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
     return [node for node in functions if any(ast.unparse(mark) == "property" for mark in node.decorator_list)]
 
 
 def test_every_field_is_read_somewhere():
-    sources = [*(ROOT / "imdb_rlhf").rglob("*.py")]
+    sources = [*Path(cli.__file__).parent.rglob("*.py")]
     read = {
         node.attr
         for path in sources
@@ -352,7 +375,7 @@ def test_every_field_is_read_somewhere():
         for node in ast.walk(part)
         if isinstance(node, ast.Attribute)
     }
-    names = {(schema.__name__, field.name) for schema in our_dataclasses().values() for field in fields(schema)}
+    names = {(name, field.name) for name, schema in CLASSES.items() for field in fields(schema)}
     assert not {f"{schema}.{name}" for schema, name in names if name not in read}
 
 
@@ -370,7 +393,7 @@ def test_every_file_holds_only_known_keys():
 
     for file in FILES:
         for overrides in commands_of(file):
-            walk(composed(*overrides), "")
+            walk(composed(*overrides, hydra=True), "")
 
 
 # --- every key is explained where it gets its value
@@ -384,7 +407,7 @@ PLAIN |= {"beta1", "beta2", "eps", "weight_decay", "alpha", "max_tokens", "promp
 
 def unexplained(text: str) -> list[str]:
     """Keys of a YAML file without a comment beside them or on the line above; those below `optim` only change."""
-    found, above, inside = [], "", 99
+    bare, above, inside = [], "", 99
     for line in text.splitlines():
         key = re.match(r"( *)([a-z_0-9]+):", line)
         if key:
@@ -392,9 +415,9 @@ def unexplained(text: str) -> list[str]:
             inside = indent if key[2] == "optim" else 99 if indent <= inside else inside
             explained = above.lstrip().startswith("#") or " #" in line or key[2] in PLAIN or indent > inside
             if not explained:
-                found.append(key[2])
+                bare.append(key[2])
         above = line
-    return found
+    return bare
 
 
 def test_what_unexplained_means():
@@ -416,20 +439,19 @@ def test_every_key_is_explained(file):
 
 @pytest.mark.parametrize("file", FILES, ids=str)
 def test_every_file_says_what_it_is(file):
-    if not file.parent.name.startswith("experiment_algo"):
-        comments = [line for line in (CONF / file).read_text().splitlines()[:2] if line.startswith("# ")]
-        assert any("@package" not in line for line in comments)
+    comments = [line for line in (CONF / file).read_text().splitlines()[:2] if line.startswith("# ")]
+    assert any("@package" not in line for line in comments)
 
 
-# --- what to_run gives back
+# --- to_run
 
 
 def test_to_run_leaves_the_composed_config_alone():
-    mine = compose("config", ["beta=0.5"], return_hydra_config=True)
-    before = OmegaConf.to_yaml(mine)
-    run = cli.to_run(mine)
+    config = composed("beta=0.5", hydra=True)
+    before = OmegaConf.to_yaml(config)
+    run = cli.to_run(config)
     assert isinstance(run, DPORun) and run.beta == 0.5
-    assert OmegaConf.to_yaml(mine) == before
+    assert OmegaConf.to_yaml(config) == before
 
 
 def test_the_stored_config_composes_to_the_same_run():

@@ -188,10 +188,10 @@ def test_padding_is_no_part_of_a_ranking(padding: float, kind: torch.dtype) -> N
     losses = plackett_luce(padded, mask)
     assert losses.tolist() == pytest.approx([-math.log(ranking_probability(row)) for row in rankings], abs=1e-6)
     losses.sum().backward()
-    found = gradient(padded)
+    actual = gradient(padded)
     for row, ranking in enumerate(rankings):
-        assert found[row][len(ranking) :] == [0.0] * (4 - len(ranking))
-        assert found[row][: len(ranking)] == pytest.approx(ranking_gradient(ranking), abs=1e-6)
+        assert actual[row][len(ranking) :] == [0.0] * (4 - len(ranking))
+        assert actual[row][: len(ranking)] == pytest.approx(ranking_gradient(ranking), abs=1e-6)
 
 
 def ranking_gradient(scores: list[float]) -> list[float]:
@@ -371,9 +371,9 @@ def test_with_lambda_1_the_return_is_what_is_yet_to_come() -> None:
 )
 def test_the_policy_loss_by_hand(ratio: float, advantage: float, loss: float, slope: float) -> None:
     logprob = double([-3.0 + math.log(ratio)], grad=True)
-    found = ppo_policy_loss(logprob, double([-3.0]), double([advantage]), 0.2)
-    assert found.tolist() == [pytest.approx([loss])]
-    found.sum().backward()
+    actual = ppo_policy_loss(logprob, double([-3.0]), double([advantage]), 0.2)
+    assert actual.tolist() == [pytest.approx([loss])]
+    actual.sum().backward()
     assert gradient(logprob) == [pytest.approx([slope])]
 
 
@@ -390,9 +390,9 @@ def test_the_policy_loss_by_hand(ratio: float, advantage: float, loss: float, sl
 )
 def test_the_value_loss_by_hand(value: float, old: float, returns: float, loss: float, slope: float) -> None:
     now = double([value], grad=True)
-    found = ppo_value_loss(now, double([old]), double([returns]), 0.2)
-    assert found.tolist() == [pytest.approx([loss])]
-    found.sum().backward()
+    actual = ppo_value_loss(now, double([old]), double([returns]), 0.2)
+    assert actual.tolist() == [pytest.approx([loss])]
+    actual.sum().backward()
     assert gradient(now) == [pytest.approx([slope])]
 
 

@@ -19,8 +19,8 @@ every_case = pytest.mark.parametrize("name", CASES)
 both_precisions = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 
 
-def close(ours: Tensor | float, theirs: Tensor | float) -> None:
-    torch.testing.assert_close(torch.as_tensor(ours), torch.as_tensor(theirs), rtol=0, atol=1e-5, check_dtype=False)
+def close(actual: Tensor | float, trl: Tensor | float) -> None:
+    torch.testing.assert_close(torch.as_tensor(actual), torch.as_tensor(trl), rtol=0, atol=1e-5, check_dtype=False)
 
 
 def rewards_of(case: dict[str, Any], mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -33,10 +33,10 @@ def token_losses(case: dict[str, Any], new: dict[str, Tensor], policy_clip: floa
     """Losses of single tokens on TRL's advantages and returns."""
     dtype = new["logprobs"].dtype
     old = {key: torch.tensor(case[key], dtype=dtype) for key in ("logprobs", "values")}
-    theirs = {key: torch.tensor(case["trl"][key], dtype=dtype) for key in ("advantages", "returns")}
+    trl = {key: torch.tensor(case["trl"][key], dtype=dtype) for key in ("advantages", "returns")}
     return [
-        ppo_policy_loss(new["logprobs"], old["logprobs"], theirs["advantages"], policy_clip),
-        ppo_value_loss(new["values"], old["values"], theirs["returns"], value_clip),
+        ppo_policy_loss(new["logprobs"], old["logprobs"], trl["advantages"], policy_clip),
+        ppo_value_loss(new["values"], old["values"], trl["returns"], value_clip),
     ]
 
 
@@ -77,36 +77,36 @@ def test_where_ours_differs_whitened_rewards_do_not_reach_a_completion_from_its_
     mask = torch.tensor(case["mask"], dtype=torch.bool)
     rewards, values = rewards_of(case, mask, torch.float64), torch.tensor(case["values"], dtype=torch.float64) * mask
     whitened = whiten(rewards, mask, keep_mean=True, bessel=True)
-    theirs = torch.tensor(case["trl"]["returns"], dtype=torch.float64)
+    trl = torch.tensor(case["trl"]["returns"], dtype=torch.float64)
 
     returns = gae(whitened, values, mask, case["gamma"], case["lam"])[1]
     whole = mask.all(-1)
-    close(returns[whole], theirs[whole])
-    assert ((returns - theirs)[~whole & mask[:, 0]].abs().amax(-1) > 1e-3).all()
+    close(returns[whole], trl[whole])
+    assert ((returns - trl)[~whole & mask[:, 0]].abs().amax(-1) > 1e-3).all()
 
     # TRL's: a masked 0 becomes mean - mean/std, and goes on as if it were a token's reward
     mean, std = rewards[mask].mean(), rewards[mask].std(correction=1)
     leaking = torch.where(mask, whitened, mean - mean / std)
     advantages, returns = gae(leaking, values, torch.ones_like(mask), case["gamma"], case["lam"])
-    close(returns, theirs)
+    close(returns, trl)
     close(whiten(advantages, mask, bessel=True)[mask], torch.tensor(case["trl"]["advantages"])[mask])
 
 
 @both_precisions
 @every_case
 def test_losses_and_their_gradients(name: str, dtype: torch.dtype) -> None:
-    case, theirs = CASES[name], CASES[name]["trl"]
+    case, trl = CASES[name], CASES[name]["trl"]
     mask = torch.tensor(case["mask"], dtype=torch.bool)
     new = {key: torch.tensor(case[f"new_{key}"], dtype=dtype, requires_grad=True) for key in ("logprobs", "values")}
     policy, value = token_losses(case, new, case["cliprange"], case["cliprange_value"])
     total = policy[mask].mean() + case["vf_coef"] * value[mask].mean()
-    close(policy[mask].mean(), theirs["policy_loss"])
-    close(value[mask].mean(), theirs["value_loss"])
-    close(total, theirs["total_loss"])
+    close(policy[mask].mean(), trl["policy_loss"])
+    close(value[mask].mean(), trl["value_loss"])
+    close(total, trl["total_loss"])
     total.backward()
     for key, tensor in new.items():
         assert tensor.grad is not None
-        close(tensor.grad, torch.tensor(theirs[f"new_{key}_gradient"]))
+        close(tensor.grad, torch.tensor(trl[f"new_{key}_gradient"]))
 
 
 @every_case
@@ -128,18 +128,18 @@ def test_the_controller_reads_the_mean_of_sums_over_sequences(name: str) -> None
     log_ratio = torch.tensor(case["logprobs"]) - torch.tensor(case["ref_logprobs"])
     kl = float((log_ratio * mask).sum(-1).mean())
     close(kl, case["trl"]["kl"])
-    ours = next_kl_coefficient(
+    actual = next_kl_coefficient(
         case["kl_coefficient"], kl, case["target"], len(mask), case["horizon"], low=0.0, high=math.inf
     )
-    assert ours == pytest.approx(case["trl"]["next_kl_coefficient"], rel=1e-6)
+    assert actual == pytest.approx(case["trl"]["next_kl_coefficient"], rel=1e-6)
 
 
 def test_the_controller_over_batches() -> None:
     given = VECTORS["controller"]
-    coefficient, found = given["kl_coefficient"], []
+    coefficient, coefficients = given["kl_coefficient"], []
     for kl in given["kls"]:
         coefficient = next_kl_coefficient(
             coefficient, kl, given["target"], given["episodes"], given["horizon"], low=0.0, high=math.inf
         )
-        found.append(coefficient)
-    assert found == pytest.approx(given["trl"], rel=1e-8)
+        coefficients.append(coefficient)
+    assert coefficients == pytest.approx(given["trl"], rel=1e-8)

@@ -18,19 +18,11 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 from imdb_rlhf.algos.dpo import DPO
 from imdb_rlhf.algos.ppo import PPO
 from imdb_rlhf.algos.sft import SFT
-from imdb_rlhf.config.algos import (
-    DPOConfig,
-    DPOLoss,
-    DPORun,
-    PPOConfig,
-    PPORun,
-    RewardSource,
-    Scale,
-    ValueNetwork,
-    Whitening,
-)
+from imdb_rlhf.config.algos import DPOConfig, DPOLoss, DPORun, PPORun
 from imdb_rlhf.config.machine import Device, Precision, TrainerConfig, check_processes
 from imdb_rlhf.config.optim import AdamWConfig, Schedule
+from imdb_rlhf.config.ppo import PPOConfig, Scale, ValueNetwork, Whitening
+from imdb_rlhf.config.reward import RewardSource
 from imdb_rlhf.config.stages import GenerationConfig, Order, SFTConfig
 from imdb_rlhf.data.pairs import Pairs
 from imdb_rlhf.errors import ConfigError

@@ -23,36 +23,33 @@ from transformers import (
 )
 
 from imdb_rlhf.algos.inputs import Score
-from imdb_rlhf.config.algos import (
-    BestOfNConfig,
-    DPOConfig,
-    DPOLoss,
-    OwnModelConfig,
-    PPOConfig,
-    RewardSource,
-    Scale,
-    ValueNetwork,
-    Whitening,
-)
+from imdb_rlhf.config.algos import BestOfNConfig, DPOConfig, DPOLoss, OwnModelConfig
 from imdb_rlhf.config.data import EmbeddedData, PromptsConfig
 from imdb_rlhf.config.machine import Device, LauncherConfig, NoLogger, PathsConfig, Precision, TrainerConfig
 from imdb_rlhf.config.model import Attention, ScratchModel
 from imdb_rlhf.config.optim import AdamWConfig, RMSpropConfig, Schedule
-from imdb_rlhf.config.reward import Crop, LexiconReward, Positions, TwoLabelReward
+from imdb_rlhf.config.ppo import PPOConfig, Scale, ValueNetwork, Whitening
+from imdb_rlhf.config.reward import (
+    Crop,
+    Init,
+    LexiconReward,
+    Objective,
+    Positions,
+    RewardModelConfig,
+    RewardSource,
+    TwoLabelReward,
+)
 from imdb_rlhf.config.run import KeepModel, Run
 from imdb_rlhf.config.stages import (
     Eos,
     EvaluationConfig,
     GenerationConfig,
     GroupsConfig,
-    Init,
     Labels,
-    Objective,
     Order,
     PairsConfig,
     PolicyConfig,
     ReservoirConfig,
-    RewardModelConfig,
     SFTConfig,
     Ties,
 )
@@ -78,16 +75,30 @@ def gpt2_config(
     dropout: float = 0.0,
     **changes: Any,
 ) -> GPT2Config:
-    """A tiny GPT-2; with this spread of weights its next-token distributions are far from uniform."""
+    """A tiny GPT-2 whose next-token distributions, at this spread of weights, are far from uniform.
+
+    `changes` are GPT2Config's own keys; they win over the sizes above.
+    """
     sizes = {"vocab_size": vocabulary, "n_positions": context, "n_embd": width, "n_layer": layers, "n_head": heads}
     rates = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), dropout)
-    return GPT2Config(**sizes, **rates, initializer_range=spread, bos_token_id=eos, eos_token_id=eos, **changes)
+    rest = {"initializer_range": spread, "bos_token_id": eos, "eos_token_id": eos}
+    return GPT2Config(**{**sizes, **rates, **rest, **changes})
 
 
 def gpt2(seed: int = 0, **sizes: Any) -> GPT2LMHeadModel:
     """A causal LM with random weights, in evaluation mode; `sizes` as in `gpt2_config`."""
     torch.manual_seed(seed)
     return GPT2LMHeadModel(gpt2_config(**sizes)).eval()
+
+
+def scattered_gpt2(seed: int = 0, attention: str = "eager", spread: float = 0.3, **sizes: Any) -> GPT2LMHeadModel:
+    """A causal LM whose biases are not 0 and whose norms do not begin at 1, so that leaving one out is seen."""
+    lm = GPT2LMHeadModel(gpt2_config(attn_implementation=attention, **sizes)).eval()
+    random = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in lm.named_parameters():
+            parameter.normal_(float("ln_" in name and "weight" in name), spread, generator=random)
+    return lm
 
 
 def gpt2_scorer(seed: int = 0, labels: int = 1, **sizes: Any) -> GPT2ForSequenceClassification:

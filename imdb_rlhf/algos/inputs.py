@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 from transformers import PreTrainedModel
 
-from imdb_rlhf.config.algos import PPOConfig
+from imdb_rlhf.config.ppo import PPOConfig
 from imdb_rlhf.models.policy import Policy
 from imdb_rlhf.training.runtime import Runtime
 

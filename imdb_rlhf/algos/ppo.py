@@ -1,13 +1,13 @@
 """Proximal policy optimization (arXiv 1707.06347) of a reward minus a KL penalty, as in arXiv 1909.08593 and its code.
 
-A batch of episodes is sampled and scored once, then trained on in several passes of minibatches:
+A batch of episodes is sampled and scored once, then trained on in several passes over minibatches:
 1. completions of training prompts are sampled from the policy;
-2. old log-probs and values are scored again through the path that trains, the reference's log-probs beside them
-   (log-probs of the decoding loop differ by rounding, and would make the first ratio other than 1);
-3. rewards: -beta (log pi_old - log ref) a token, the score of the whole on the last token, whitened if wanted;
+2. old log-probs and values come from scoring the completions again through the training path, as do the reference's
+   log-probs (the decoding loop's differ by rounding, so that the first ratio would not be 1);
+3. rewards: -beta (log pi_old - log ref) per token, plus the score on the last token, whitened if configured;
 4. advantages and returns by GAE; advantages whitened over the minibatch, or over the batch;
 5. clipped policy and value losses;
-6. the controller moves beta once a batch.
+6. the controller moves beta once per batch.
 Left out: dropout, an entropy bonus, Ziegler's fixed score for completions without a full stop.
 """
 
@@ -25,7 +25,9 @@ from imdb_rlhf.algos.batches import Stream
 from imdb_rlhf.algos.inputs import Inputs, Score
 from imdb_rlhf.algos.method import Method
 from imdb_rlhf.algos.rollout import Minibatch, Rollout, aligned, padded
-from imdb_rlhf.config.algos import PPORun, RewardSource, Whitening
+from imdb_rlhf.config.algos import PPORun
+from imdb_rlhf.config.ppo import Whitening
+from imdb_rlhf.config.reward import RewardSource
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.losses import (
     KL_ERROR_CLIP,
@@ -46,19 +48,19 @@ from imdb_rlhf.training.runtime import Runtime
 
 # How figures name the constants of other projects.
 PRESET_NAMES = {"trl_2023": " (TRL)", "ziegler": " (Ziegler)"}
-# How far a log-ratio of a token may be from 0 before the first step on a batch: the largest, and the mean size.
-# The batch is scored in other shapes than it is trained on, which bf16 rounds by some hundredths.
+# How far a token's log-ratio may be from 0 before the first step on a batch: the largest, and the mean size. The batch
+# is scored in other shapes than it is trained on, and bf16 rounds them differently by some hundredths.
 ROUNDING = {"float32": (1e-3, 1e-4), "bf16": (0.5, 0.05)}
 
 
 class PPO(Method):
-    """Maximises the score minus beta times the KL, a minibatch a step.
+    """Maximises the score minus beta times the KL, one minibatch per step.
 
     Args:
-        policy: what is trained.
-        reference: what the KL is taken to; frozen.
+        policy: the policy to train.
+        reference: the policy that the KL is taken to; frozen.
         prompts: token rows that episodes begin with.
-        score: prompts and completions (tokens) to (n,) scores of the whole.
+        score: prompt_ids and completion_ids to (n,) scores.
         run: the configuration.
         runtime: precision and processes.
         kl_coefficient: beta of the first batch.
@@ -91,13 +93,13 @@ class PPO(Method):
         self.stream = Stream(
             len(prompts), config.batch_size, lambda e: generator(run.seed, "ppo/prompts", e).permutation(len(prompts))
         )
-        # what the batches to come depend on, beside the weights
+        # the state that later batches depend on, besides the weights
         self.coefficient = kl_coefficient
         self.rollout: Rollout | None = None
         self.notes: dict[str, float] = {}
         self.number, self.stopped = -1, False
         self.skipped_steps = 0
-        self.history: list[list[float]] = []  # a batch: mean KL, beta
+        self.history: list[list[float]] = []  # per batch: mean KL, beta
 
     @classmethod
     def from_inputs(cls, inputs: Inputs, run: PPORun) -> Self:
@@ -119,9 +121,9 @@ class PPO(Method):
 
     @property
     def horizon(self) -> float:
-        """Episodes over which the controller works an error off: by default such that log beta has a wanted range.
+        """Episodes over which the controller corrects an error; by default they give log beta its configured range.
 
-        Never less than a batch: beta moves by a fifth at most.
+        Never less than a batch: beta then moves by a fifth at most.
         """
         config = self.config
         episodes = config.batches * config.batch_size
@@ -166,15 +168,15 @@ class PPO(Method):
         new = run.generation.max_new_tokens
         random = uniforms(run.seed, "ppo", episodes.tolist(), 1, new)[:, 0]
         ends = limits(run.seed, "ppo", episodes.tolist(), 1, run.generation)[:, 0]
-        found: list[tuple[Any, ...]] = []
-        # neighbours in length together; the batches are a function of all prompts, and processes share them out whole
+        episodes_here: list[tuple[Any, ...]] = []
+        # prompts of like length together; the batches are a function of all prompts, and processes share them out whole
         order = np.argsort([len(prompt) for prompt in prompts], kind="stable")
         for index, at in enumerate(range(0, len(order), config.rollout_batch_size)):
             batch = order[at : at + config.rollout_batch_size]
             if index % self.runtime.world == self.runtime.rank:
-                found += self._episodes(batch, [prompts[i] for i in batch], random[batch], ends[batch])
-        found = sorted(self.runtime.gather(found), key=lambda episode: episode[0])
-        _, completions, finished, scores, *tokens = (list(column) for column in zip(*found, strict=True))
+                episodes_here += self._episodes(batch, [prompts[i] for i in batch], random[batch], ends[batch])
+        gathered = sorted(self.runtime.gather(episodes_here), key=lambda episode: episode[0])
+        _, completions, finished, scores, *tokens = (list(column) for column in zip(*gathered, strict=True))
         rows = Rows.of(prompts, completions)
         counts = rows.lengths - rows.starts
         mask = torch.arange(int(counts.max())) < counts[:, None]
@@ -206,7 +208,7 @@ class PPO(Method):
     def _episodes(
         self, batch: np.ndarray, prompts: list[list[int]], random: np.ndarray, ends: np.ndarray
     ) -> list[tuple[Any, ...]]:
-        """Number, completion, finished, score, and log-prob, reference's log-prob and value of each token."""
+        """Per episode: number, completion, finished, score; per token: log-prob, the reference's log-prob, value."""
         device = self.runtime.device
         temperature = self.run.generation.temperature
         with self.runtime.autocast():
@@ -260,7 +262,7 @@ class PPO(Method):
     # --- loss ------------------------------------------------------------------------------------------------------
 
     def loss(self, module: nn.Module, part: tuple[Rollout, bool]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Summed losses of a part's tokens, and what practitioners plot.
+        """Summed losses of a part's tokens, and the metrics that practitioners plot.
 
         Raises:
             RunError: a ratio of a batch's first step is not 1 within rounding: the rollout was not scored as it is
@@ -284,7 +286,7 @@ class PPO(Method):
                 "ppo/policy_loss": policy_loss,
                 "ppo/value_loss": value_loss,
                 "ppo/ratio": (ratio * mask).sum(),
-                # k3: what is not below 0 and has the mean of KL(pi_old || pi)
+                # k3: never below 0, and its mean is that of KL(pi_old || pi)
                 "ppo/approx_kl": ((ratio - 1 - log_ratio) * mask).sum(),
                 "ppo/clip_fraction": (((ratio - 1).abs() > config.policy_clip) & mask).sum(),
                 "ppo/value_clip_fraction": (((value - rollout.value).abs() > config.value_clip) & mask).sum(),
@@ -300,10 +302,10 @@ class PPO(Method):
                 "stays the model scores differently than it samples"
             )
 
-    # --- what a checkpoint and the summary hold --------------------------------------------------------------------
+    # --- checkpoint and summary --------------------------------------------------------------------
 
     def after(self, values: dict[str, float]) -> None:
-        """Leave the rest of the batch out once the policy has moved too far from the one that sampled it."""
+        """Skip the rest of the batch once the policy has moved too far from the one that sampled it."""
         limit = self.config.early_stop_kl
         if limit is not None and values and values["ppo/approx_kl"] > limit:
             self.stopped = True
@@ -324,13 +326,13 @@ class PPO(Method):
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on within a batch of episodes, or after it."""
+        """Resume within a batch of episodes, or after it."""
         self.rollout = None if state["rollout"] is None else Rollout(**state["rollout"])
         self.number, self.coefficient, self.stopped = state["number"], state["coefficient"], state["stopped"]
         self.skipped_steps, self.notes, self.history = state["skipped_steps"], state["notes"], state["history"]
 
     def report(self) -> dict[str, Any]:
-        """KL over the last fifth of the batches, and where the coefficient ended."""
+        """Return the KL over the last fifth of the batches, and the last coefficient."""
         last = self.history[-max(1, len(self.history) // 5) :]
         kl, coefficient = float(np.mean([kl for kl, _ in last])), self.history[-1][1]
         target = self.run.target_kl

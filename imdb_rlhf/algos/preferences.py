@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from imdb_rlhf.algos.batches import Stream, share, steps_for
 from imdb_rlhf.algos.inputs import Inputs
 from imdb_rlhf.algos.method import Method
-from imdb_rlhf.config.algos import PreferenceRun
+from imdb_rlhf.config.families import PreferenceRun
 from imdb_rlhf.data.pairs import Pairs, load_pairs, shuffled
 from imdb_rlhf.data.rankings import Rankings
 from imdb_rlhf.models.logprobs import LogProbs, Rows

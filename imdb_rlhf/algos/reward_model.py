@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from imdb_rlhf.algos.batches import Stream, steps_for
 from imdb_rlhf.algos.preferences import Completions, RankingBatch, RankingPart
-from imdb_rlhf.config.algos import LearnedRun
-from imdb_rlhf.config.stages import Objective
+from imdb_rlhf.config.families import LearnedRun
+from imdb_rlhf.config.reward import Objective
 from imdb_rlhf.data.groups import read, without_appended_eos
 from imdb_rlhf.data.pairs import load_pairs, shuffled
 from imdb_rlhf.data.rankings import Rankings, draw_choices

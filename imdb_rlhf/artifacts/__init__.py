@@ -1,1 +1,1 @@
-"""What stages made, in folders named by the hash of their inputs: whole or absent."""
+"""The results of stages, in folders named by the hash of their inputs: whole or absent."""

@@ -1,4 +1,4 @@
-"""`python -m imdb_rlhf.artifacts list|prune`: what is in the store, what made it, what uses it."""
+"""`python -m imdb_rlhf.artifacts list|prune`: the artifacts in the store, their inputs, and the runs that use them."""
 
 import json
 import re
@@ -11,27 +11,42 @@ from pathlib import Path
 from typing import Any
 
 from imdb_rlhf.arguments import OneLineParser
-from imdb_rlhf.artifacts.files import check_manifest, try_lock
+from imdb_rlhf.artifacts.files import RUN_ARTIFACTS, check_manifest, try_lock
 from imdb_rlhf.artifacts.store import INPUTS
 from imdb_rlhf.errors import ConfigError, RunError
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A folder of the store, as `list` shows it."""
+    """A folder of the store, as `list` shows it.
+
+    Attributes:
+        stage: the stage that made it.
+        key: hash of the stage and its inputs.
+        path: the folder.
+        state: "whole", "damaged", "unfinished" or "being made".
+        size: bytes.
+        age: seconds since the folder last changed.
+        made_from: the inputs in a few words.
+        used_by: names of the runs that use it.
+    """
 
     stage: str
     key: str
     path: Path
-    state: str  # whole, damaged, unfinished, or being made
-    size: int  # bytes
-    age: float  # seconds
+    state: str
+    size: int
+    age: float
     made_from: str
-    used_by: tuple[str, ...]  # names of runs
+    used_by: tuple[str, ...]
 
 
 def contents(outputs: Path) -> list[Entry]:
-    """Return what lies in `outputs/artifacts`, oldest first within a stage; reads every byte, writes nothing."""
+    """List `outputs/artifacts` by stage, oldest first; reads every byte, writes nothing.
+
+    Raises:
+        RunError: a run's artifacts.json cannot be read.
+    """
     users = _users(outputs)
     entries = []
     for path in sorted((outputs / "artifacts").glob("*/*")):
@@ -52,46 +67,49 @@ def contents(outputs: Path) -> list[Entry]:
 
 
 def prune(outputs: Path, *, damaged: bool = False, remove: bool = False) -> list[Entry]:
-    """Return what no run uses and nobody is making, removed if `remove`; with `damaged`, what is damaged too.
+    """Return the artifacts that no run uses and no process is making, removed if `remove`.
 
-    A damaged folder is never read by a run, so it goes whether a run names its key or not.
+    With `damaged`, damaged ones are included even if a run names their key, since no run reads a damaged folder.
+
+    Raises:
+        RunError: a run's artifacts.json cannot be read.
     """
-    going = [
+    unused = [
         entry
         for entry in contents(outputs)
         if (entry.state in ("whole", "unfinished") and not entry.used_by) or (damaged and entry.state == "damaged")
     ]
-    return [entry for entry in going if not remove or _remove(entry)]
+    return [entry for entry in unused if not remove or _remove(entry)]
 
 
 def _remove(entry: Entry) -> bool:
     with try_lock(entry.path.with_name(f"{entry.key}.lock")) as free:
-        if not free or not entry.path.exists():  # somebody is making it, or has just finished it
+        if not free or not entry.path.exists():  # a process is making it, or has just finished it
             return False
         away = entry.path.with_name(f"{entry.key}.removing")
         if away != entry.path:
             shutil.rmtree(away, ignore_errors=True)
-            entry.path.rename(away)  # at once: a reader finds all of it or nothing
+            entry.path.rename(away)  # in one step, so that a reader finds all of it or nothing
         shutil.rmtree(away)
         return True
 
 
 def _users(outputs: Path) -> dict[tuple[str, str], tuple[str, ...]]:
-    """The runs that name an artifact in their artifacts.json, by (stage, key)."""
+    """The names of the runs that list an artifact in their artifacts.json, by (stage, key)."""
     users: dict[tuple[str, str], tuple[str, ...]] = {}
-    for path in sorted((outputs / "runs").glob("*/artifacts.json")):
+    for path in sorted((outputs / "runs").glob(f"*/{RUN_ARTIFACTS}")):
         try:
-            named = [(str(stage), str(key)) for stage, key in json.loads(path.read_text()).items()]
+            artifacts = [(str(stage), str(key)) for stage, key in json.loads(path.read_text()).items()]
         except (ValueError, AttributeError) as error:
-            # Taken for empty, it would cost the run its artifacts.
+            # Skipping it would let `prune` remove that run's artifacts.
             raise RunError(f"{path} is not a JSON object of stages and keys: mend it or remove that run") from error
-        for artifact in named:
+        for artifact in artifacts:
             users[artifact] = (*users.get(artifact, ()), path.parent.name)
     return users
 
 
 def _made_from(path: Path, width: int = 60) -> str:
-    """The inputs in a few words; what is only a hash says nothing to a reader and is left out."""
+    """An artifact's inputs in a few words, without hashes, which tell a reader nothing."""
     try:
         inputs = json.loads((path / INPUTS).read_text())["inputs"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -145,12 +163,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns 0, 1 for a failure, 2 for arguments that are refused."""
     shared = OneLineParser(add_help=False)
     shared.add_argument("--outputs", type=Path, default=Path("outputs"), help="the folder that runs write to")
-    parser = OneLineParser(prog="python -m imdb_rlhf.artifacts", description="What the stages made, and who uses it.")
+    parser = OneLineParser(prog="python -m imdb_rlhf.artifacts", description="List or remove the results of stages.")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=OneLineParser)
-    commands.add_parser("list", parents=[shared], help="show every artifact and check every byte of it")
-    pruning = commands.add_parser("prune", parents=[shared], help="remove what no run uses")
-    pruning.add_argument("--yes", action="store_true", help="remove it; otherwise only show it")
-    pruning.add_argument("--damaged", action="store_true", help="what is damaged, too")
+    commands.add_parser("list", parents=[shared], help="show all artifacts and check every byte of them")
+    pruning = commands.add_parser("prune", parents=[shared], help="remove artifacts that no run uses")
+    pruning.add_argument("--yes", action="store_true", help="remove them; without it, only show them")
+    pruning.add_argument("--damaged", action="store_true", help="include damaged artifacts")
     try:
         options = parser.parse_args(arguments)
         if not options.outputs.is_dir():

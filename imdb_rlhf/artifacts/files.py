@@ -1,4 +1,4 @@
-"""Hashes, manifests, locks, and files that are written whole or not at all."""
+"""Hashes, atomic writes, manifests and locks."""
 
 import hashlib
 import json
@@ -17,62 +17,32 @@ from filelock import FileLock, Timeout
 from imdb_rlhf.errors import RunError
 
 MANIFEST = "DONE"
+RUN_ARTIFACTS = "artifacts.json"  # in a run's folder: the keys of the artifacts that the run uses
 
+PART = ".part"  # suffix of a file that atomic_write has not yet moved into place
 
-UNFINISHED_WRITE = ".part"  # the ending of what atomic_write has not yet moved into place
+# --- hashes
 
 
 def hash_of(value: Any, length: int = 16) -> str:
     """Return the first `length` hex digits of the sha256 of `value` as canonical JSON.
 
-    The order of a mapping's keys does not count; 1 and 1.0 and True differ.
+    The order of a mapping's keys does not matter; 1, 1.0 and True differ.
 
     Raises:
-        TypeError: a value has no canonical JSON (only JSON's own types, dataclasses, enums and paths have one).
+        TypeError: a value has no canonical JSON (JSON's own types, dataclasses, enums and paths have one).
         ValueError: a number is NaN or infinite.
     """
     canonical = json.dumps(plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:length]
 
 
-def hash_file(path: Path) -> str:
-    """Return the sha256 of a file's bytes (64 hex digits)."""
-    if _remembered is not None:
-        found = Path(path).stat()
-        return _remembered(str(path), found.st_size, found.st_mtime_ns)
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-_remembered: Callable[[str, int, int], str] | None = None
-
-
-def remember_hashes() -> None:
-    """Read each file once in the rest of this process, unless its size or time changes; for one that ends soon."""
-    global _remembered
-
-    @cache
-    def remembered(path: str, size: int, changed: int) -> str:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-
-    _remembered = remembered
-
-
-def hash_folder(path: Path, pattern: str = "**/*") -> str:
-    """Return a hash (64 hex digits) of the names and bytes of a folder's files; links count as what they point to.
+def plain(value: Any) -> Any:
+    """Convert a value to JSON's own types.
 
     Raises:
-        RunError: no file matches.
+        TypeError: as `hash_of`.
     """
-    files = {file.relative_to(path).as_posix(): hash_file(file) for file in Path(path).glob(pattern) if file.is_file()}
-    if not files:
-        raise RunError(f"no file in {path} matches {pattern}")
-    return hash_of(files, length=64)
-
-
-def plain(value: Any) -> Any:
-    """The value as JSON's own types."""
     if isinstance(value, Enum):
         return plain(value.value)
     if value is None or isinstance(value, bool | int | float | str):
@@ -90,10 +60,52 @@ def plain(value: Any) -> Any:
     raise TypeError(f"{value!r} ({type(value).__name__}) cannot be part of a key: it has no canonical JSON")
 
 
+def hash_file(path: Path) -> str:
+    """Return the sha256 of a file's bytes (64 hex digits)."""
+    if _cached_hash is not None:
+        stat = Path(path).stat()
+        return _cached_hash(str(path), stat.st_size, stat.st_mtime_ns)
+    return _hash_bytes(path)
+
+
+_cached_hash: Callable[[str, int, int], str] | None = None
+
+
+def remember_hashes() -> None:
+    """From now on, hash a file again only if its size or time has changed; for a process that ends soon."""
+    global _cached_hash
+
+    @cache
+    def cached_hash(path: str, size: int, changed: int) -> str:
+        return _hash_bytes(path)
+
+    _cached_hash = cached_hash
+
+
+def _hash_bytes(path: Path | str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_folder(path: Path, pattern: str = "**/*") -> str:
+    """Return a hash (64 hex digits) of the names and bytes of the files that match `pattern`; links are followed.
+
+    Raises:
+        RunError: no file matches.
+    """
+    files = {file.relative_to(path).as_posix(): hash_file(file) for file in Path(path).glob(pattern) if file.is_file()}
+    if not files:
+        raise RunError(f"no file in {path} matches {pattern}")
+    return hash_of(files, length=64)
+
+
+# --- atomic writes
+
+
 def atomic_write(path: Path, data: bytes | str) -> None:
-    """Write a file beside its place, to the disk, and then move it there: a reader sees the old bytes or the new."""
+    """Write a file to the disk under another name and then rename it: a reader sees the old bytes or the new."""
     path = Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED_WRITE}")
+    aside = path.with_name(f".{path.name}.{os.getpid()}{PART}")
     try:
         with open(aside, "wb") as file:
             file.write(data.encode() if isinstance(data, str) else data)
@@ -107,18 +119,30 @@ def atomic_write(path: Path, data: bytes | str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON, whole or not at all."""
+    """Write indented JSON by `atomic_write`."""
     atomic_write(path, json.dumps(value, indent=2) + "\n")
 
 
-def write_manifest(folder: Path, exclude: Sequence[str] = ()) -> None:
-    """Bring a folder to the disk and write the size and sha256 of its files to DONE.
+def fsync(path: Path) -> None:
+    """Wait until a file or a folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
-    Files whose path in the folder matches a pattern of `exclude` ("wandb/*" takes in what lies deeper) are left out,
-    now and by `check_manifest`. What an interrupted `atomic_write` left is removed.
+
+# --- manifests
+
+
+def write_manifest(folder: Path, exclude: Sequence[str] = ()) -> None:
+    """Write the size and sha256 of a folder's files to DONE, once all of them are on the disk.
+
+    Files whose path in the folder matches a pattern of `exclude` ("wandb/*" includes deeper ones) are left out, both
+    here and by `check_manifest`. Leftovers of an interrupted `atomic_write` are removed.
     """
     folder = Path(folder)
-    for leftover in folder.rglob(f".*{UNFINISHED_WRITE}"):
+    for leftover in folder.rglob(f".*{PART}"):
         leftover.unlink()
     files = {}
     for name, path in sorted(_files(folder, exclude).items()):
@@ -130,9 +154,9 @@ def write_manifest(folder: Path, exclude: Sequence[str] = ()) -> None:
 
 
 def check_manifest(folder: Path, contents: Sequence[str] | None = None) -> str | None:
-    """Return None if the folder holds what its DONE says, else one line about what differs.
+    """Return None if the folder is as its DONE says, else one line about the first difference.
 
-    Every file is compared byte for byte, or those alone that `contents` names (the others by their sizes).
+    Compares names, sizes and bytes; given `contents`, the bytes of the files named there alone.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -145,7 +169,7 @@ def check_manifest(folder: Path, contents: Sequence[str] | None = None) -> str |
         present = _files(folder, manifest["exclude"])
     except (ValueError, TypeError, KeyError, AttributeError):
         return f"{MANIFEST} is not readable"
-    # What is cheap first: names, then sizes, then every byte.
+    # The cheap comparisons first: names, then sizes, then every byte.
     if missing := sorted(expected.keys() - present.keys()):
         return f"{missing[0]} is missing"
     if extra := sorted(present.keys() - expected.keys()):
@@ -157,6 +181,19 @@ def check_manifest(folder: Path, contents: Sequence[str] | None = None) -> str |
         if (contents is None or name in contents) and hash_file(present[name]) != sha256:
             return f"{name} has other bytes than were written"
     return None
+
+
+def _files(folder: Path, exclude: Sequence[str] = ()) -> dict[str, Path]:
+    """A folder's files by their path in it, without DONE."""
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    return {
+        name: path
+        for name, path in files.items()
+        if name != MANIFEST and not any(fnmatch(name, pattern) for pattern in exclude)
+    }
+
+
+# --- locks
 
 
 @contextmanager
@@ -175,7 +212,7 @@ def in_use(folder: Path) -> Iterator[None]:
 
 
 def wait_until_free(folder: Path, seconds: float) -> None:
-    """Return when nobody holds `<folder>.lock`, or after so many seconds."""
+    """Wait until no process holds `<folder>.lock`, for at most this many seconds."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.with_name(f"{folder.name}.lock"))
     with suppress(Timeout):
@@ -185,7 +222,7 @@ def wait_until_free(folder: Path, seconds: float) -> None:
 
 @contextmanager
 def try_lock(path: Path) -> Iterator[bool]:
-    """Hold the lock if nobody does; says whether."""
+    """Hold a lock if no process holds it; yields whether it is held now by this one."""
     lock = FileLock(path)
     try:
         lock.acquire(blocking=False)
@@ -196,22 +233,3 @@ def try_lock(path: Path) -> Iterator[bool]:
         yield True
     finally:
         lock.release()
-
-
-def _files(folder: Path, exclude: Sequence[str] = ()) -> dict[str, Path]:
-    """A folder's files by their path in it; DONE itself is none of them."""
-    named = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    return {
-        name: path
-        for name, path in named.items()
-        if name != MANIFEST and not any(fnmatch(name, pattern) for pattern in exclude)
-    }
-
-
-def fsync(path: Path) -> None:
-    """Bring a file or a folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

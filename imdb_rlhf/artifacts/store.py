@@ -1,12 +1,12 @@
-"""The store: what a stage made, in a folder named by the hash of what it was made from; whole or absent.
+"""The store: each stage's result is a folder named by the hash of the stage's inputs; it is whole or absent.
 
-    outputs/artifacts/<stage>/<key>/            finished: inputs.json says what made it, DONE holds every file's sha256
-    outputs/artifacts/<stage>/<key>.work/       being made, or left by a crash with the checkpoint to go on from
-    outputs/artifacts/<stage>/<key>.damaged-1/  no longer what DONE says; never used, never deleted by a run
-    outputs/artifacts/<stage>/<key>.lock        held while the artifact is made; empty, and stays
+    outputs/artifacts/<stage>/<key>/            finished: inputs.json names its inputs, DONE holds every file's sha256
+    outputs/artifacts/<stage>/<key>.work/       being made, or left by a crash with the checkpoint to resume from
+    outputs/artifacts/<stage>/<key>.damaged-1/  differs from its DONE; a run neither uses nor deletes it
+    outputs/artifacts/<stage>/<key>.lock        held while the artifact is made; an empty file that stays
 
-An upstream artifact's key is one of a stage's inputs, so a key stands for everything that led to it (a Merkle tree).
-`python -m imdb_rlhf.artifacts list|prune` shows what is there and removes what no run uses.
+An upstream artifact's key is one of a stage's inputs, so a key identifies everything that led to it (a Merkle tree).
+`python -m imdb_rlhf.artifacts list|prune` shows the artifacts and removes those that no run uses.
 """
 
 import json
@@ -27,20 +27,28 @@ from imdb_rlhf.errors import RunError
 
 INPUTS = "inputs.json"
 
-
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """What a stage made: `path` is a whole folder, to be read and never written to."""
+    """The result of a stage.
+
+    Attributes:
+        stage: the stage's name.
+        key: hash of the stage and its inputs.
+        path: a whole folder, to be read and never written to.
+        reused: whether it existed before.
+        seconds: the time that making it took; if the stage was resumed, since the last resumption.
+        source_changed: whether another version of the package's source made it.
+    """
 
     stage: str
     key: str
     path: Path
     reused: bool
-    seconds: float  # what making it took, then; of a stage that was resumed, the last leg
-    source_changed: bool  # it was made by another version of the package's source
+    seconds: float
+    source_changed: bool
 
 
 class Processes(Protocol):
@@ -51,7 +59,7 @@ class Processes(Protocol):
         """This process's number, from 0."""
 
     def broadcast(self, obj: Any) -> Any:
-        """The `obj` of rank 0, on every rank."""
+        """Return rank 0's `obj` on every rank."""
 
     def barrier(self) -> None:
         """Return once every rank has called this."""
@@ -71,7 +79,7 @@ class Solo:
 
 
 class Store:
-    """Artifacts under `root`; `on_wait` and `on_damage` are told in one line (on rank 0) what is worth a line."""
+    """Artifacts under `root`; `on_wait` and `on_damage` are called (on rank 0) with one line for the console."""
 
     def __init__(
         self,
@@ -81,41 +89,41 @@ class Store:
         on_wait: Callable[[str], None] = lambda message: None,
         on_damage: Callable[[str], None] = lambda message: None,
     ) -> None:
-        """Write nothing yet: `root` need not exist."""
+        """Open the store; `root` need not exist, and nothing is written yet."""
         self.root = Path(root)
         self.processes = processes or Solo()
         self.on_wait = on_wait
         self.on_damage = on_damage
-        self._source = source_hash()  # now: somebody may edit the files while a stage runs
+        self._source = source_hash()  # now, since someone may edit the files while a stage runs
 
     def key(self, stage: str, inputs: Mapping[str, Any]) -> str:
-        """Name the artifact that `stage` makes from `inputs` (JSON, dataclasses, enums and paths)."""
+        """Return the key of the artifact that `stage` makes from `inputs` (JSON, dataclasses, enums and paths)."""
         return hash_of({"stage": stage, "inputs": inputs})
 
     def find(self, stage: str, inputs: Mapping[str, Any]) -> Artifact | None:
-        """Return the artifact if it is there and whole. Writes nothing, locks nothing."""
+        """Return the artifact if it exists and is whole. Writes nothing, locks nothing."""
         key = self.key(stage, inputs)
         folder = self.root / stage / key
         if check_manifest(folder) is not None:
             return None
-        made = json.loads((folder / INPUTS).read_text())
-        return Artifact(stage, key, folder, True, made["seconds"], made["source"] != self._source)
+        record = json.loads((folder / INPUTS).read_text())
+        return Artifact(stage, key, folder, True, record["seconds"], record["source"] != self._source)
 
     def build(
         self, stage: str, inputs: Mapping[str, Any], make: Callable[[Path], None], *, resumable: bool = False
     ) -> Artifact:
-        """Return the artifact, made by `make(folder)` on every rank unless it is there already.
+        """Return the artifact; if it does not exist yet, `make(folder)` makes it on every rank.
 
-        Of several processes, or runs, that want the same artifact one makes it and the others wait. If `make` raises,
-        there is no artifact. A `resumable` stage finds in `folder` what its interrupted predecessor left there; any
-        other finds it empty. What rank 0 alone cannot do raises on every rank; a `make` that raises on one rank must
-        end them all (as torchrun does).
+        If several runs want the same artifact, one makes it and the others wait. If `make` raises, there is no
+        artifact. A `resumable` stage gets the folder that its interrupted predecessor left; any other gets an empty
+        one. If rank 0 cannot prepare or finish the folder, every rank raises; if `make` raises on one rank, the
+        launcher must end all of them (as torchrun does).
         """
         work = self.root / stage / f"{self.key(stage, inputs)}.work"
-        with ExitStack() as held:
-            found = self._on_rank_0(lambda: self._find_or_lock(held, stage, inputs, work, resumable))
-            if found is not None:
-                return found
+        with ExitStack() as locks:
+            artifact = self._on_rank_0(lambda: self._find_or_lock(locks, stage, inputs, work, resumable))
+            if artifact is not None:
+                return artifact
             began = time.monotonic()
             try:
                 make(work)
@@ -127,7 +135,7 @@ class Store:
                 raise
 
     def _on_rank_0(self, step: Callable[[], T]) -> T:
-        """Run `step` on rank 0 alone; its result, or its failure, is every rank's."""
+        """Run `step` on rank 0 alone; every rank returns its result or raises its failure."""
         result: T | None = None
         error: Exception | None = None
         if self.processes.rank == 0:
@@ -143,11 +151,12 @@ class Store:
         return result
 
     def _find_or_lock(
-        self, held: ExitStack, stage: str, inputs: Mapping[str, Any], work: Path, resumable: bool
+        self, locks: ExitStack, stage: str, inputs: Mapping[str, Any], work: Path, resumable: bool
     ) -> Artifact | None:
-        found = self.find(stage, inputs)
-        if found is not None:
-            return found
+        """Return the artifact if it exists; else hold its lock, prepare its work folder and return None."""
+        artifact = self.find(stage, inputs)
+        if artifact is not None:
+            return artifact
         work.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(work.with_suffix(".lock"))
         try:
@@ -155,10 +164,10 @@ class Store:
         except Timeout:
             self.on_wait(f"{stage} {work.stem} is being made by another process: waiting for it")
             lock.acquire()
-        held.callback(lock.release)
-        found = self.find(stage, inputs)  # made while this process waited
-        if found is not None:
-            return found
+        locks.callback(lock.release)
+        artifact = self.find(stage, inputs)  # another process may have made it while this one waited
+        if artifact is not None:
+            return artifact
         folder = work.with_suffix("")
         if folder.exists():
             self._set_aside(folder)
@@ -177,7 +186,7 @@ class Store:
 
     def _seal(self, stage: str, inputs: Mapping[str, Any], work: Path, seconds: float) -> Artifact:
         folder = work.with_suffix("")
-        made = {
+        record = {
             "stage": stage,
             "key": folder.name,
             "inputs": plain(inputs),
@@ -186,7 +195,7 @@ class Store:
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "version": _package_version(),
         }
-        atomic_write(work / INPUTS, json.dumps(made, indent=2) + "\n")
+        atomic_write(work / INPUTS, json.dumps(record, indent=2) + "\n")
         write_manifest(work)
         work.rename(folder)
         fsync(folder.parent)

@@ -1,10 +1,10 @@
-"""Which reviews, and how many prompts of each kind."""
+"""Datasets: which reviews, and how many prompts of each kind."""
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from imdb_rlhf.config.ranges import number
+from imdb_rlhf.config.ranges import Prompts, Range, Seed, Tokens
 from imdb_rlhf.errors import ConfigError
 
 
@@ -17,21 +17,19 @@ class Br(StrEnum):
 
 @dataclass
 class PromptsConfig:
-    """How many prompts of each kind, and how long."""
+    """How many prompts of each kind, and how long (in tokens)."""
 
-    train: int
-    validation: int
-    test: int
-    min_tokens: int
-    max_tokens: int
+    train: Prompts
+    validation: Prompts
+    test: Prompts
+    min_tokens: Tokens
+    max_tokens: Tokens
 
     def check(self, at: str) -> None:
-        """Refuse a value out of range."""
-        for key in ("train", "validation", "test", "min_tokens"):
-            number(self, key, at, 1)
+        """Refuse a shortest prompt that is longer than the longest."""
         if self.min_tokens > self.max_tokens:
             raise ConfigError(
-                f"data.prompts.min_tokens={self.min_tokens} is above data.prompts.max_tokens={self.max_tokens}; "
+                f"{at}min_tokens={self.min_tokens} is above {at}max_tokens={self.max_tokens}; "
                 "lower the one or raise the other"
             )
 
@@ -42,15 +40,11 @@ class DataConfig:
 
     kind: ClassVar[str]
     name: str
-    seed: int
-    sft_reviews: int
+    seed: Seed
+    sft_reviews: Annotated[int, Range(1, 10**8)]
     prompts: PromptsConfig
     preferences: str | None
     preferences_eos: bool
-
-    def check(self, at: str) -> None:
-        """Refuse a value out of range."""
-        number(self, "sft_reviews", at, 1)
 
 
 @dataclass
@@ -58,12 +52,7 @@ class EmbeddedData(DataConfig):
     """Generated film-review openings."""
 
     kind = "embedded"
-    labelled_reviews: int
-
-    def check(self, at: str) -> None:
-        """Refuse a value out of range."""
-        super().check(at)
-        number(self, "labelled_reviews", at, 2)
+    labelled_reviews: Annotated[int, Range(2, 10**8)]
 
 
 @dataclass
@@ -81,14 +70,13 @@ class ImdbData(DataConfig):
     labelled_splits: list[str]
 
     def check(self, at: str) -> None:
-        """Refuse a value out of range."""
-        super().check(at)
+        """Refuse a list of splits that is empty."""
         for key in ("sft_splits", "prompt_splits", "test_splits", "labelled_splits"):
             if not getattr(self, key):
                 raise ConfigError(f"{at}{key}=[] names no split; give some of train, test, unsupervised")
 
 
-# Where conf/ names these classes: `/schema/<key>`.
+# The names under which conf/ finds these classes: `/schema/<key>`.
 SCHEMAS: dict[str, type] = {
     "data/embedded": EmbeddedData,
     "data/imdb": ImdbData,

@@ -3,13 +3,14 @@
 import os
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Annotated
 
-from imdb_rlhf.config.ranges import number
+from imdb_rlhf.config.ranges import BatchSize, Range, Steps
 from imdb_rlhf.errors import ConfigError
 
 
 class Device(StrEnum):
-    """Where the models live."""
+    """Where the models are."""
 
     auto = "auto"
     cpu = "cpu"
@@ -30,19 +31,11 @@ class TrainerConfig:
 
     device: Device
     precision: Precision
-    processes: int
-    threads: int | None
-    micro_batch: int | None
-    checkpoint_every: int
-    log_every: int
-
-    def check(self, at: str) -> None:
-        """Refuse a value out of range."""
-        number(self, "processes", at, 1)
-        number(self, "threads", at, 1)
-        number(self, "micro_batch", at, 1)
-        number(self, "checkpoint_every", at, 0)
-        number(self, "log_every", at, 1)
+    processes: Annotated[int, Range(1, 4096)]
+    threads: Annotated[int | None, Range(1, 4096)]
+    micro_batch: BatchSize | None
+    checkpoint_every: Annotated[int, Range(0, 10**9)]
+    log_every: Steps
 
 
 @dataclass
@@ -81,11 +74,7 @@ class LauncherConfig:
     """How many jobs of a sweep run at once."""
 
     name: str
-    jobs: int | None
-
-    def check(self, at: str) -> None:
-        """Refuse a value out of range."""
-        number(self, "jobs", at, 1)
+    jobs: Annotated[int | None, Range(1, 4096)]
 
 
 @dataclass
@@ -96,9 +85,9 @@ class PathsConfig:
 
 
 def check_processes(wanted: int) -> None:
-    """Refuse a number of running processes that is not the wanted one.
+    """Refuse to run in another number of processes than `trainer.processes`.
 
-    `accelerate launch --cpu --num_processes 2` silently runs one; torchrun says how many there are in WORLD_SIZE.
+    torchrun sets WORLD_SIZE to their number. `accelerate launch --cpu --num_processes 2` silently runs one.
 
     Raises:
         ConfigError: naming both numbers and the way out.
@@ -111,7 +100,7 @@ def check_processes(wanted: int) -> None:
         )
 
 
-# Where conf/ names these classes: `/schema/<key>`.
+# The names under which conf/ finds these classes: `/schema/<key>`.
 SCHEMAS: dict[str, type] = {
     "trainer": TrainerConfig,
     "logger/wandb": WandbLogger,

@@ -1,9 +1,10 @@
-"""Which model: pretrained, or made here with random weights."""
+"""The language model: pretrained, or made here with random weights."""
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Annotated
 
-from imdb_rlhf.config.ranges import number
+from imdb_rlhf.config.ranges import Range, Seed
 from imdb_rlhf.errors import ConfigError
 
 
@@ -21,6 +22,11 @@ class ModelConfig:
     name: str
     attention: Attention
 
+    @property
+    def known_context(self) -> int | None:
+        """Longest row that it reads, in tokens; None where only its files tell."""
+        return None
+
 
 @dataclass
 class PretrainedModel(ModelConfig):
@@ -34,31 +40,31 @@ class PretrainedModel(ModelConfig):
 class ScratchModel(ModelConfig):
     """A GPT-2 with random weights and a byte-level BPE tokenizer trained on the SFT text."""
 
-    layers: int
-    width: int
-    heads: int
-    context: int
-    tokenizer_size: int
-    vocabulary: int
-    init_seed: int
+    layers: Annotated[int, Range(1, 1000)]
+    width: Annotated[int, Range(1, 100_000)]
+    heads: Annotated[int, Range(1, 1000)]
+    context: Annotated[int, Range(4, 10**6)]
+    tokenizer_size: Annotated[int, Range(260, 10**6)]
+    vocabulary: Annotated[int, Range(260, 10**6)]
+    init_seed: Seed
+
+    @property
+    def known_context(self) -> int | None:
+        """As configured."""
+        return self.context
 
     def check(self, at: str) -> None:
-        """Refuse a value out of range."""
-        for key in ("layers", "width", "heads"):
-            number(self, key, at, 1)
-        number(self, "context", at, 4)
-        number(self, "tokenizer_size", at, 260)
-        number(self, "init_seed", at, 0, 2**63 - 1)
+        """Refuse sizes that do not go together."""
         if self.width % self.heads:
             raise ConfigError(f"{at}heads={self.heads} does not divide {at}width={self.width}; choose a divisor")
         if self.vocabulary < self.tokenizer_size:
             raise ConfigError(
-                f"model.vocabulary={self.vocabulary} is smaller than model.tokenizer_size={self.tokenizer_size}; "
+                f"{at}vocabulary={self.vocabulary} is smaller than {at}tokenizer_size={self.tokenizer_size}; "
                 "make it at least as large"
             )
 
 
-# Where conf/ names these classes: `/schema/<key>`.
+# The names under which conf/ finds these classes: `/schema/<key>`.
 SCHEMAS: dict[str, type] = {
     "model/pretrained": PretrainedModel,
     "model/scratch": ScratchModel,

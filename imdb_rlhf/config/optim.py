@@ -1,9 +1,10 @@
-"""Optimizers and the learning rate's schedule."""
+"""Optimizers and the schedule of the learning rate."""
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Annotated
 
-from imdb_rlhf.config.ranges import number
+from imdb_rlhf.config.ranges import Decay, Range
 
 
 class Schedule(StrEnum):
@@ -19,51 +20,31 @@ class OptimConfig:
     """What every optimizer has."""
 
     name: str
-    lr: float
-    warmup_steps: int
+    lr: Annotated[float, Range(0, 1000, above=True)]
+    warmup_steps: Annotated[int, Range(0, 10**9)]
     schedule: Schedule
-    max_grad_norm: float | None
-
-    def check(self, at: str) -> None:
-        """Refuse a value out of range."""
-        number(self, "lr", at, 0, above=True)
-        number(self, "warmup_steps", at, 0)
-        number(self, "max_grad_norm", at, 0, above=True)
+    max_grad_norm: Annotated[float | None, Range(0, above=True)]
 
 
 @dataclass
 class AdamWConfig(OptimConfig):
     """torch.optim.AdamW."""
 
-    beta1: float
-    beta2: float
-    eps: float
-    weight_decay: float
-
-    def check(self, at: str) -> None:
-        """Refuse a value out of range."""
-        super().check(at)
-        number(self, "beta1", at, 0, 0.999999)
-        number(self, "beta2", at, 0, 0.999999)
-        number(self, "eps", at, 0, above=True)
-        number(self, "weight_decay", at, 0)
+    beta1: Decay
+    beta2: Decay
+    eps: Annotated[float, Range(0, 1, above=True)]
+    weight_decay: Annotated[float, Range(0, 100)]
 
 
 @dataclass
 class RMSpropConfig(OptimConfig):
     """torch.optim.RMSprop without momentum."""
 
-    alpha: float
-    eps: float
-
-    def check(self, at: str) -> None:
-        """Refuse a value out of range."""
-        super().check(at)
-        number(self, "alpha", at, 0, 0.999999)
-        number(self, "eps", at, 0, above=True)
+    alpha: Decay
+    eps: Annotated[float, Range(0, 1, above=True)]
 
 
-# Where conf/ names these classes: `/schema/<key>`.
+# The names under which conf/ finds these classes: `/schema/<key>`.
 SCHEMAS: dict[str, type] = {
     "optim/adamw": AdamWConfig,
     "optim/rmsprop": RMSpropConfig,

@@ -1,40 +1,92 @@
-"""Ranges of numbers, checked over the whole tree before anything is loaded."""
+"""Ranges of numbers, written beside the type of a field: `layers: Annotated[int, Range(1, 1000)]`.
+
+An upper bound is far above every sensible value: a number beyond it is a slip of the keyboard.
+"""
 
 import math
-from dataclasses import fields, is_dataclass
-from typing import Any
+from collections.abc import Hashable
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
+from typing import Annotated, Any, get_args, get_type_hints
 
 from imdb_rlhf.errors import ConfigError
 
 
-def number(owner: Any, key: str, prefix: str, low: float, high: float = math.inf, *, above: bool = False) -> None:
-    """Refuse a number out of its range."""
-    value = getattr(owner, key)
-    if value is None:
-        return
-    name = f"{prefix}{key}"
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"{name}={value} is not a finite number; give one {_range(low, high, above)}")
-    if value < low or (above and value <= low) or value > high:
-        raise ConfigError(f"{name}={value} is out of range; give a number {_range(low, high, above)}")
+@dataclass(frozen=True)
+class Range:
+    """The numbers from `low` to `high`; `above` leaves `low` itself out."""
+
+    low: float
+    high: float = math.inf
+    above: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        return value <= self.high and (value > self.low if self.above else value >= self.low)
+
+    def __str__(self) -> str:
+        text = f"above {_digits(self.low)}" if self.above else f"of at least {_digits(self.low)}"
+        return text if self.high == math.inf else f"{text} and at most {_digits(self.high)}"
 
 
-def _range(low: float, high: float, above: bool) -> str:
-    text = f"above {low:g}" if above else f"of at least {low:g}"
-    return text if high == math.inf else f"{text} and at most {high:g}"
+def _digits(number: float) -> str:
+    return str(number) if isinstance(number, int) else f"{number:g}"
+
+
+Seed = Annotated[int, Range(0, 2**63 - 1)]
+Share = Annotated[float, Range(0, 1)]
+Decay = Annotated[float, Range(0, 0.999999)]
+Epochs = Annotated[float, Range(0, 1000, above=True)]
+Steps = Annotated[int, Range(1, 10**9)]
+BatchSize = Annotated[int, Range(1, 10**6)]
+Tokens = Annotated[int, Range(1, 10**6)]
+Prompts = Annotated[int, Range(1, 10**8)]
+Coefficient = Annotated[float, Range(0, 10**6)]
+PositiveCoefficient = Annotated[float, Range(0, 10**6, above=True)]
 
 
 def check(node: Any, at: str = "") -> None:
-    """Check `node` and all below it: every number finite, every value in its range.
+    """Refuse a number that is not finite or out of its field's range, in `node` and in everything below it.
+
+    A class with a `check(at)` of its own refuses values that do not go together; it is called after its ranges were
+    checked. `at` is the prefix of its fields' names: `policy.optim.` or nothing.
 
     Raises:
-        ConfigError: naming the key.
+        ConfigError: naming the key, the value and the way out.
     """
+    schema: Any = type(node)
+    ranges = _ranges(schema)
+    for field in fields(node):
+        value = getattr(node, field.name)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            _check_number(f"{at}{field.name}", value, ranges.get(field.name))
     if at and hasattr(node, "check"):
         node.check(at)
     for field in fields(node):
         value = getattr(node, field.name)
         if is_dataclass(value):
             check(value, f"{at}{field.name}.")
-        elif isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(f"{at}{field.name}={value} is not a finite number; give one that is")
+
+
+@cache
+def _ranges(schema: Hashable) -> dict[str, Range]:
+    """The range of each field that has one."""
+    hints = get_type_hints(schema, include_extras=True)
+    return {name: wanted for name, hint in hints.items() if (wanted := range_of(hint)) is not None}
+
+
+def range_of(hint: Any) -> Range | None:
+    """The range that a type is annotated with: `Seed`, `Seed | None`."""
+    marks = [mark for part in (hint, *get_args(hint)) for mark in getattr(part, "__metadata__", ())]
+    return next((mark for mark in marks if isinstance(mark, Range)), None)
+
+
+def _check_number(key: str, value: float, wanted: Range | None) -> None:
+    if not math.isfinite(value):
+        raise ConfigError(f"{key}={value} is not a finite number; give one {wanted or 'that is'}")
+    if wanted is not None and value not in wanted:
+        raise out_of_range(key, value, wanted)
+
+
+def out_of_range(key: str, value: float, wanted: Range) -> ConfigError:
+    """The refusal of a number outside its range."""
+    return ConfigError(f"{key}={value} is out of range; give a number {wanted}")

@@ -1,34 +1,28 @@
-"""Kinds of true reward."""
+"""Rewards: the kinds of true reward, and the reward model that is trained to stand in for it."""
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from imdb_rlhf.config.optim import OptimConfig
-from imdb_rlhf.config.ranges import number
-from imdb_rlhf.config.stages import Init
+from imdb_rlhf.config.ranges import BatchSize, Epochs, Range, Seed
 
 
-class Ranking(StrEnum):
-    """Which number of a two-label classifier is its ranking scale."""
+class RewardSource(StrEnum):
+    """Which reward a method optimises or selects by: the reward model's or the true one."""
 
-    log_odds = "log_odds"
-    positive_logit = "positive_logit"
-
-
-class Crop(StrEnum):
-    """Where the crops that a two-label reward is trained on start."""
-
-    opening = "opening"
-    anywhere = "anywhere"
-    mixed = "mixed"
+    learned = "learned"
+    ground_truth = "ground_truth"
 
 
-class Positions(StrEnum):
-    """Where in a crop a two-label reward is trained to predict the label."""
+class Init(StrEnum):
+    """Which weights the training of a reward starts from: the reference policy's, or the model's own."""
 
-    last = "last"
-    second_half = "second_half"
+    sft = "sft"
+    base = "base"
+
+
+# --- the true reward --------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -38,12 +32,29 @@ class RewardConfig:
     kind: ClassVar[str]
     name: str
 
+    @property
+    def starts_from(self) -> Init | None:
+        """Which weights its training starts from; None for a reward that no stage trains."""
+        return None
+
+    @property
+    def training_batch_size(self) -> int | None:
+        """Reviews per step of its training; None for a reward that no stage trains."""
+        return None
+
 
 @dataclass
 class LexiconReward(RewardConfig):
     """The log-odds of the generated world."""
 
     kind = "lexicon"
+
+
+class Ranking(StrEnum):
+    """Which number of a two-label classifier is the ranking scale."""
+
+    log_odds = "log_odds"
+    positive_logit = "positive_logit"
 
 
 @dataclass
@@ -55,11 +66,22 @@ class ClassifierReward(RewardConfig):
     revision: str | None
     positive_label: str | None
     ranking: Ranking
-    batch_size: int
+    batch_size: BatchSize
 
-    def check(self, at: str) -> None:
-        """Refuse a value out of range."""
-        number(self, "batch_size", at, 1)
+
+class Crop(StrEnum):
+    """Where in a review the crops start that a two-label reward is trained on."""
+
+    opening = "opening"
+    anywhere = "anywhere"
+    mixed = "mixed"
+
+
+class Positions(StrEnum):
+    """At which tokens of a crop a two-label reward is trained to predict the label."""
+
+    last = "last"
+    second_half = "second_half"
 
 
 @dataclass
@@ -67,26 +89,27 @@ class TwoLabelReward(RewardConfig):
     """A two-label head that a stage fine-tunes on labelled reviews."""
 
     kind = "two_label"
-    seed: int
+    seed: Seed
     init: Init
-    epochs: float
-    batch_size: int
+    epochs: Epochs
+    batch_size: BatchSize
     crop: Crop
     positions: Positions
-    dropout: float
-    lm_weight: float
-    held_out: int
-    score_batch_size: int
+    dropout: Annotated[float, Range(0, 0.9)]
+    lm_weight: Annotated[float, Range(0, 1000)]
+    held_out: Annotated[int, Range(2, 10**8)]
+    score_batch_size: BatchSize
     optim: OptimConfig
 
-    def check(self, at: str) -> None:
-        """Refuse a value out of range."""
-        number(self, "epochs", at, 0, above=True)
-        number(self, "batch_size", at, 1)
-        number(self, "score_batch_size", at, 1)
-        number(self, "held_out", at, 2)
-        number(self, "dropout", at, 0, 0.9)
-        number(self, "lm_weight", at, 0)
+    @property
+    def starts_from(self) -> Init | None:
+        """As configured."""
+        return self.init
+
+    @property
+    def training_batch_size(self) -> int | None:
+        """As configured."""
+        return self.batch_size
 
 
 @dataclass
@@ -97,7 +120,31 @@ class OwnReward(RewardConfig):
     function: str
 
 
-# Where conf/ names these classes: `/schema/<key>`.
+# --- the reward model -------------------------------------------------------------------------------------------------
+
+
+class Objective(StrEnum):
+    """The examples that a reward model is trained on."""
+
+    pairs = "pairs"
+    best_of_k = "best_of_k"
+
+
+@dataclass
+class RewardModelConfig:
+    """The reward model: a scalar head that learns from groups which completion is better."""
+
+    seed: Seed
+    init: Init
+    objective: Objective
+    epochs: Epochs
+    batch_size: BatchSize
+    validation: Annotated[float, Range(0, 0.5, above=True)]
+    evaluations: Annotated[int, Range(1, 10_000)]
+    optim: OptimConfig
+
+
+# The names under which conf/ finds these classes: `/schema/<key>`.
 SCHEMAS: dict[str, type] = {
     "reward/lexicon": LexiconReward,
     "reward/classifier": ClassifierReward,

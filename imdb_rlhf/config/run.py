@@ -1,15 +1,15 @@
-"""What every algorithm's configuration has."""
+"""The configuration that every algorithm has."""
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, ClassVar
 
 from imdb_rlhf.config.data import DataConfig
 from imdb_rlhf.config.machine import LauncherConfig, LoggerConfig, PathsConfig, TrainerConfig
-from imdb_rlhf.config.model import ModelConfig, ScratchModel
-from imdb_rlhf.config.ranges import check
-from imdb_rlhf.config.reward import RewardConfig, TwoLabelReward
-from imdb_rlhf.config.stages import EvaluationConfig, GenerationConfig, Init, SFTConfig
+from imdb_rlhf.config.model import ModelConfig
+from imdb_rlhf.config.ranges import Seed, check
+from imdb_rlhf.config.reward import Init, RewardConfig
+from imdb_rlhf.config.stages import EvaluationConfig, GenerationConfig, SFTConfig
 from imdb_rlhf.errors import ConfigError
 
 
@@ -21,16 +21,20 @@ class KeepModel(StrEnum):
     none = "none"
 
 
-# Keys of a run that its numbers do not depend on.
+# Keys that no number of a run depends on.
 NOT_IN_HASH = ("logger", "launcher", "paths", "plan")
 
 
 @dataclass
 class Run:
-    """What every algorithm has."""
+    """The keys that every algorithm has; a subclass in `algos.py` adds those of one algorithm.
 
+    `has_policy` says whether a run ends in a policy, which is a point of the frontier.
+    """
+
+    has_policy: ClassVar[bool] = True
     algo: str
-    seed: int
+    seed: Seed
     plan: bool
     keep_model: KeepModel
     model: ModelConfig
@@ -46,17 +50,16 @@ class Run:
 
     def __post_init__(self) -> None:
         check(self)
-        prompt = self.data.prompts.max_tokens
-        total = prompt + self.generation.max_new_tokens
-        if isinstance(self.model, ScratchModel) and self.sft.path is None:
-            if total > self.model.context:
+        prompt, context = self.data.prompts.max_tokens, self.known_context
+        if context is not None:
+            if prompt + self.generation.max_new_tokens > context:
                 raise ConfigError(
                     f"data.prompts.max_tokens={prompt} + generation.max_new_tokens={self.generation.max_new_tokens} is "
-                    f"longer than model.context={self.model.context}; shorten them or raise model.context"
+                    f"longer than model.context={context}; shorten them or raise model.context"
                 )
-            if self.sft.max_tokens > self.model.context:
+            if self.sft.max_tokens > context:
                 raise ConfigError(
-                    f"sft.max_tokens={self.sft.max_tokens} is longer than model.context={self.model.context}; "
+                    f"sft.max_tokens={self.sft.max_tokens} is longer than model.context={context}; "
                     "shorten it or raise model.context"
                 )
         if self.sft.path is None and self.sft.revision is not None:
@@ -68,19 +71,21 @@ class Run:
                 f"data.preferences={self.data.preferences} is not used by algo={self.algo}"
                 f"{'' if self.variant is None else f' ({self.variant})'}; drop it or choose algo=dpo"
             )
-        self._divides("sft.batch_size", self.sft.batch_size)
-        if isinstance(self.reward, TwoLabelReward):
-            if self.sft.path is not None and self.reward.init == Init.base:
-                raise ConfigError(
-                    "reward.init=base is the model that SFT starts from, and sft.path leaves none; use sft"
-                )
-            self._divides("reward.batch_size", self.reward.batch_size)
+        if self.reward.starts_from == Init.base and self.sft.path is not None:
+            raise ConfigError("reward.init=base is the model that SFT starts from, and sft.path leaves none; use sft")
+        self._check_divisible("sft.batch_size", self.sft.batch_size)
+        self._check_divisible("reward.batch_size", self.reward.training_batch_size)
 
-    def _divides(self, name: str, value: int) -> None:
-        if value % self.trainer.processes:
+    def _check_divisible(self, key: str, value: int | None) -> None:
+        if value is not None and value % self.trainer.processes:
             raise ConfigError(
-                f"{name}={value} is not a multiple of trainer.processes={self.trainer.processes}; choose a multiple"
+                f"{key}={value} is not a multiple of trainer.processes={self.trainer.processes}; choose a multiple"
             )
+
+    @property
+    def known_context(self) -> int | None:
+        """Longest row that the policy reads, in tokens; None where only a model's files tell."""
+        return self.model.known_context if self.sft.path is None else None
 
     @property
     def knob(self) -> tuple[str, float] | None:
@@ -118,7 +123,7 @@ class Run:
         return False
 
 
-# Where conf/ names these classes: `/schema/<key>`.
+# The names under which conf/ finds these classes: `/schema/<key>`.
 SCHEMAS: dict[str, type] = {
     "run": Run,
 }

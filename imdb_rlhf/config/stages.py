@@ -1,11 +1,56 @@
-"""What the stages on the way to a policy take: sampling, SFT, groups, pairs, the reward model, evaluation."""
+"""The stages on the way to a policy: sampling, SFT, groups, pairs, the policy's training, evaluation, the reservoir."""
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Annotated
 
 from imdb_rlhf.config.optim import OptimConfig
-from imdb_rlhf.config.ranges import number
+from imdb_rlhf.config.ranges import BatchSize, Epochs, Range, Seed, Steps, Tokens, out_of_range
 from imdb_rlhf.errors import ConfigError
+
+
+@dataclass
+class GenerationConfig:
+    """How completions are sampled, everywhere."""
+
+    max_new_tokens: Tokens
+    shortest_limit: Tokens | None
+    temperature: Annotated[float, Range(0, 100, above=True)]
+
+    def check(self, at: str) -> None:
+        """Refuse a shortest limit above the longest."""
+        if self.shortest_limit is not None and self.shortest_limit > self.max_new_tokens:
+            raise out_of_range(f"{at}shortest_limit", self.shortest_limit, Range(1, self.max_new_tokens))
+
+
+@dataclass
+class SFTConfig:
+    """The reference policy."""
+
+    path: str | None
+    revision: str | None
+    seed: Seed
+    epochs: Epochs
+    batch_size: BatchSize
+    max_tokens: Annotated[int, Range(2, 10**6)]
+    optim: OptimConfig
+
+
+class Eos(StrEnum):
+    """Whether a completion that was cut at the length limit is trained with an EOS that was never sampled."""
+
+    sampled = "sampled"
+    appended = "appended"
+
+
+@dataclass
+class GroupsConfig:
+    """Groups: K completions of the reference for each training prompt."""
+
+    seed: Seed
+    k: Annotated[int, Range(2, 10_000)]
+    eos: Eos
+    batch_size: BatchSize
 
 
 class Labels(StrEnum):
@@ -16,13 +61,6 @@ class Labels(StrEnum):
     noisy = "noisy"
 
 
-class Order(StrEnum):
-    """Whether the pairs of a prefix stay together in training."""
-
-    prefix = "prefix"
-    shuffled = "shuffled"
-
-
 class Ties(StrEnum):
     """What becomes of a pair with equal rewards."""
 
@@ -30,74 +68,11 @@ class Ties(StrEnum):
     random = "random"
 
 
-class Eos(StrEnum):
-    """Whether a completion that was cut at the length limit is trained with an EOS that was never sampled."""
+class Order(StrEnum):
+    """Whether the pairs of a prefix stay together in training."""
 
-    sampled = "sampled"
-    appended = "appended"
-
-
-class Init(StrEnum):
-    """Which weights a reward starts from."""
-
-    sft = "sft"
-    base = "base"
-
-
-class Objective(StrEnum):
-    """What a reward model is trained on."""
-
-    pairs = "pairs"
-    best_of_k = "best_of_k"
-
-
-@dataclass
-class GenerationConfig:
-    """How completions are sampled, everywhere."""
-
-    max_new_tokens: int
-    shortest_limit: int | None
-    temperature: float
-
-    def check(self, at: str) -> None:
-        """Refuse a value out of range."""
-        number(self, "max_new_tokens", at, 1)
-        number(self, "shortest_limit", at, 1, self.max_new_tokens)
-        number(self, "temperature", at, 0, above=True)
-
-
-@dataclass
-class SFTConfig:
-    """The reference policy."""
-
-    path: str | None
-    revision: str | None
-    seed: int
-    epochs: float
-    batch_size: int
-    max_tokens: int
-    optim: OptimConfig
-
-    def check(self, at: str) -> None:
-        """Refuse a value out of range."""
-        number(self, "epochs", at, 0, above=True)
-        number(self, "batch_size", at, 1)
-        number(self, "max_tokens", at, 2)
-
-
-@dataclass
-class GroupsConfig:
-    """K reference completions for each training prompt."""
-
-    seed: int
-    k: int
-    eos: Eos
-    batch_size: int
-
-    def check(self, at: str) -> None:
-        """Refuse a value out of range."""
-        number(self, "k", at, 2)
-        number(self, "batch_size", at, 1)
+    prefix = "prefix"
+    shuffled = "shuffled"
 
 
 @dataclass
@@ -105,17 +80,14 @@ class PairsConfig:
     """Which pairs are drawn from the groups, and who wins them."""
 
     labels: Labels
-    tau: float | None
-    noise: float | None
-    min_margin: float
+    tau: Annotated[float | None, Range(0, 1000, above=True)]
+    noise: Annotated[float | None, Range(0, 0.5)]
+    min_margin: Annotated[float, Range(0, 1000)]
     ties: Ties
     order: Order
 
     def check(self, at: str) -> None:
-        """Refuse a value out of range."""
-        number(self, "tau", at, 0, above=True)
-        number(self, "noise", at, 0, 0.5)
-        number(self, "min_margin", at, 0)
+        """Refuse a key that has no effect beside the others, or one that they need."""
         if self.ties == Ties.random and self.min_margin > 0:
             raise ConfigError(
                 f"{at}ties=random has no effect: {at}min_margin={self.min_margin} drops every tie; set it to 0"
@@ -136,68 +108,28 @@ class PairsConfig:
 class PolicyConfig:
     """The training of the policy."""
 
-    epochs: float
-    steps: int | None
-    batch_size: int
+    epochs: Epochs
+    steps: Steps | None
+    batch_size: BatchSize
     optim: OptimConfig
-
-    def check(self, at: str) -> None:
-        """Refuse a value out of range."""
-        number(self, "epochs", at, 0, above=True)
-        number(self, "steps", at, 1)
-        number(self, "batch_size", at, 1)
 
 
 @dataclass
 class EvaluationConfig:
     """Reward and KL on the validation and test prompts."""
 
-    seed: int
-    samples: int
-    every: int
-    batch_size: int
-    bootstrap: int
-    confidence: float
-
-    def check(self, at: str) -> None:
-        """Refuse a value out of range."""
-        number(self, "samples", at, 1)
-        number(self, "every", at, 1)
-        number(self, "batch_size", at, 1)
-        number(self, "bootstrap", at, 100)
-        number(self, "confidence", at, 0.5, 0.9999)
-
-
-@dataclass
-class RewardModelConfig:
-    """The learned reward."""
-
-    seed: int
-    init: Init
-    objective: Objective
-    epochs: float
-    batch_size: int
-    validation: float
-    evaluations: int
-    optim: OptimConfig
-
-    def check(self, at: str) -> None:
-        """Refuse a value out of range."""
-        number(self, "epochs", at, 0, above=True)
-        number(self, "batch_size", at, 1)
-        number(self, "validation", at, 0, 0.5, above=True)
-        number(self, "evaluations", at, 1)
+    seed: Seed
+    samples: Annotated[int, Range(1, 100_000)]
+    every: Steps
+    batch_size: BatchSize
+    bootstrap: Annotated[int, Range(100, 10**6)]
+    confidence: Annotated[float, Range(0.5, 0.9999)]
 
 
 @dataclass
 class ReservoirConfig:
-    """M reference samples of each evaluation prompt."""
+    """The reservoir: M reference samples per prompt, for the validation and test prompts."""
 
-    seed: int
-    samples: int
-    batch_size: int
-
-    def check(self, at: str) -> None:
-        """Refuse a value out of range."""
-        number(self, "samples", at, 2)
-        number(self, "batch_size", at, 1)
+    seed: Seed
+    samples: Annotated[int, Range(2, 10**6)]
+    batch_size: BatchSize

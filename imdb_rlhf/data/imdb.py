@@ -23,13 +23,13 @@ def split_files(folder: Path, split: str, key: str = "data.path") -> list[Path]:
     Raises:
         RunError: the folder has no parquet, or none of that split.
     """
-    every = sorted(folder.glob("plain_text/*.parquet")) or sorted(folder.glob("*.parquet"))
-    if not every:
+    all_files = sorted(folder.glob("plain_text/*.parquet")) or sorted(folder.glob("*.parquet"))
+    if not all_files:
         raise RunError(f"{key}={folder} holds no parquet; expected plain_text/{split}-00000-of-00001.parquet")
-    files = [path for path in every if path.name.startswith(f"{split}-") or path.stem == split]
+    files = [path for path in all_files if path.name.startswith(f"{split}-") or path.stem == split]
     if not files:
         raise RunError(
-            f"{key}={folder} holds no parquet of split {split}; there are {', '.join(p.name for p in every)}"
+            f"{key}={folder} holds no parquet of split {split}; there are {', '.join(p.name for p in all_files)}"
         )
     return files
 
@@ -66,7 +66,7 @@ def read_split(folder: Path, split: str, br: Br, *, labels: bool, key: str = "da
             row = int(wrong[0])
             raise RunError(f"{path} row {row}: label {frame['label'].iloc[row]} is not one of {allowed}; mend the file")
         strings = np.array([isinstance(text, str) for text in frame["text"]], dtype=bool)
-        wrong = np.flatnonzero(~strings & frame["text"].notna())  # a null is None or nan, as pandas likes it
+        wrong = np.flatnonzero(~strings & frame["text"].notna())  # pandas reads a null as None or nan
         if len(wrong):
             raise RunError(f"{path} row {int(wrong[0])}: text is not a string; mend the file")
         frames.append(frame)
@@ -75,8 +75,8 @@ def read_split(folder: Path, split: str, br: Br, *, labels: bool, key: str = "da
     if br == Br.newline:
         text = text.str.replace(r"(?:\s*<br\s*/?>\s*)+", "\n", regex=True).str.strip()
     reviews["text"] = text
-    kept = reviews[text != ""]
-    return kept.astype({"label": int}).reset_index(drop=True), len(reviews) - len(kept)
+    filled = reviews[text != ""]
+    return filled.astype({"label": int}).reset_index(drop=True), len(reviews) - len(filled)
 
 
 def check_folder(folder: Path, config: ImdbData) -> None:
@@ -109,7 +109,7 @@ def divide(config: ImdbData, held_out: int, folder: Path) -> Reviews:
     """
     pools, report = _read_pools(config, held_out, folder)
     words = config.prompts.max_tokens  # a token never spans two words, so this many words are enough tokens
-    short: set[tuple[str, int]] = set()  # passed over once or more
+    short: set[tuple[str, int]] = set()  # reviews that were passed over at least once
 
     def take(splits: Sequence[str], count: int, what: str, *, long: bool) -> pd.DataFrame:
         parts, missing = [], count
@@ -135,12 +135,14 @@ def divide(config: ImdbData, held_out: int, folder: Path) -> Reviews:
     validation = take(config.prompt_splits, config.prompts.validation, "data.prompts.validation", long=True)
     train = take(config.prompt_splits, config.prompts.train, "data.prompts.train", long=True)
     sft = take(config.sft_splits, config.sft_reviews, "data.sft_reviews", long=False)
-    held = take(config.test_splits, held_out, "reward.held_out", long=False)  # last: the others do not depend on it
+    held_out_reviews = take(
+        config.test_splits, held_out, "reward.held_out", long=False
+    )  # last, so that the others do not depend on it
     report["too_short_for_a_prompt"] = len(short)
     texts = {"sft": sft, "train": train, "validation": validation, "test": test}
     report["reviews"] = {role: len(frame) for role, frame in texts.items()}
     if held_out:
-        apart = {*held["name"], *test["name"], *validation["name"]}
+        apart = {*held_out_reviews["name"], *test["name"], *validation["name"]}
         labelled = labelled[~labelled["name"].isin(apart)]
         if labelled["label"].nunique() < 2:
             raise RunError(
@@ -149,13 +151,13 @@ def divide(config: ImdbData, held_out: int, folder: Path) -> Reviews:
     return Reviews(
         {role: list(frame["text"]) for role, frame in texts.items()},
         labelled.reindex(columns=["text", "label"]).reset_index(drop=True),
-        held.reindex(columns=["text", "label"]).reset_index(drop=True),
+        held_out_reviews.reindex(columns=["text", "label"]).reset_index(drop=True),
         report,
     )
 
 
 def _read_pools(config: ImdbData, held_out: int, folder: Path) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
-    """Each split, shuffled, without a text that stands in it twice or in an earlier one (test first)."""
+    """Each split, shuffled, without texts that are in it twice or also in an earlier split (test first)."""
     splits = list(dict.fromkeys([*config.test_splits, *config.prompt_splits, *config.sft_splits]))
     needs_labels = {*config.labelled_splits, *config.test_splits} if held_out else set()
     splits += [split for split in config.labelled_splits if held_out and split not in splits]

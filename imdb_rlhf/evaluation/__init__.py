@@ -1,1 +1,1 @@
-"""What a policy is worth: reward and KL, with honest intervals."""
+"""One policy's reward and KL, with intervals; best-of-N and the optimum, from the reference's samples."""

@@ -11,24 +11,24 @@ from pathlib import Path
 from imdb_rlhf.cli import main
 from imdb_rlhf.errors import ConfigError
 
-HELP = """How much reward has a model that exists, at what KL to the reference? Nothing is trained.
+HELP = """How much reward does an existing model get, at what KL to the reference? Nothing is trained.
 
   python -m imdb_rlhf.evaluation MODEL_DIR [key=value ...]
 
-MODEL_DIR   folder (or Hub id) of a Hugging Face causal LM with the reference's tokenizer
-key=value   as train.py takes them: what says which reference, reward and prompts, and
-            own_model.name=...  what the frontier calls it
-            paths.outputs=DIR   where the runs to compare it with lie
-            plan=true           what would be made, what reused; runs nothing
+MODEL_DIR   folder or Hub id of a Hugging Face causal LM with the reference's tokenizer
+key=value   as train.py takes them: those that define reference, reward and prompts, and
+            own_model.name=...  the model's name in the frontier
+            paths.outputs=DIR   folder of the runs to compare it with
+            plan=true           prints what would be made and what reused; runs nothing
 
 It is the same as: python train.py algo=own_model own_model.path=MODEL_DIR [key=value ...]"""
 
 
 def overrides(arguments: Sequence[str]) -> list[str]:
-    """What `train.py` is to be given for the arguments of this command line.
+    """The arguments of `train.py` that this command line's arguments stand for.
 
     Raises:
-        ConfigError: the first argument is no model, or another one is not of the form key=value.
+        ConfigError: the first argument is not a model, or another one is not of the form key=value.
     """
     usage = "python -m imdb_rlhf.evaluation MODEL_DIR [key=value ...]"
     if not arguments or not arguments[0] or arguments[0].startswith("-"):
@@ -38,8 +38,8 @@ def overrides(arguments: Sequence[str]) -> list[str]:
     if wrong is not None:
         raise ConfigError(f"{wrong!r} is not of the form key=value; {usage}")
     if "=" in model and not Path(model).expanduser().exists():
-        raise ConfigError(f"{model!r} stands where MODEL_DIR should; {usage}")
-    # a path may be more than a word of Hydra's grammar, where backslashes before a quote are doubled and others are not
+        raise ConfigError(f"{model!r} is in the place of MODEL_DIR; {usage}")
+    # the path is quoted for Hydra, whose grammar doubles backslashes only where a quote follows
     quoted = re.sub(r"(\\+)$", r"\1\1", re.sub(r"(\\*)'", r"\1\1\\'", model))
     return ["algo=own_model", f"own_model.path='{quoted}'", *others]
 

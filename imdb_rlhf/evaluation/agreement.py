@@ -14,13 +14,13 @@ BINS = 10
 
 
 def true_pairs(frame: pd.DataFrame) -> np.ndarray:
-    """All pairs of different completions of one prompt with different true rewards.
+    """All pairs of different completions of one prompt whose true rewards differ.
 
     Args:
         frame: rows with `prompt_id`, `completion_ids`, `reward_logit`.
 
     Returns:
-        (pairs, 2) int64 row numbers, the higher log-odds first; the pairs of a prompt are neighbours.
+        (pairs, 2) int64 row numbers, the higher log-odds first, ordered by prompt.
     """
     logits = frame["reward_logit"].to_numpy()
     completions = [tuple(ids) for ids in frame["completion_ids"]]
@@ -28,33 +28,33 @@ def true_pairs(frame: pd.DataFrame) -> np.ndarray:
         (a, b) if logits[a] > logits[b] else (b, a)
         for _, members in sorted(frame.groupby("prompt_id", sort=True).indices.items())
         for a, b in combinations([int(row) for row in members], 2)
-        # one completion that was sampled twice is no pair, even where rounding scored it twice
+        # a completion that was sampled twice is not a pair, even if rounding gave it two scores
         if logits[a] != logits[b] and completions[a] != completions[b]
     ]
     return np.array(pairs, dtype=np.int64).reshape(-1, 2)
 
 
 def pair_accuracy(gaps: np.ndarray) -> np.ndarray:
-    """(pairs,) whether each pair is ordered rightly; an equal score counts half.
+    """(pairs,) 1 for each pair that is ordered correctly, 0 for others, 0.5 for equal scores.
 
     Args:
-        gaps: (pairs,) score of the better one minus that of the other.
+        gaps: (pairs,) score of the better completion minus that of the other.
     """
     return np.where(gaps == 0, 0.5, gaps > 0)
 
 
 def reliability(gaps: np.ndarray) -> list[dict[str, Any]]:
-    """What becomes of predicted win probabilities: 10 bins of sigmoid(r_i - r_j) of equal width.
+    """Predicted win probabilities sigmoid(r_i - r_j) against the share of wins, in 10 bins of equal width.
 
-    Every pair stands in both orders, so that the table does not depend on an order: it is symmetric about 1/2, and its
-    counts sum to twice the pairs.
+    Every pair counts in both orders, so that the table does not depend on the order: it is symmetric about 1/2, and its
+    counts sum to twice the number of pairs.
 
     Args:
-        gaps: (pairs,) score of the better one minus that of the other, on the Bradley-Terry scale.
+        gaps: (pairs,) score of the better completion minus that of the other, on the Bradley-Terry scale.
 
     Returns:
-        A dict a bin: `lower`, `upper`, `count`, `predicted` (mean probability), `observed` (share of wins); the last
-        two are None where nothing falls into the bin.
+        A dict per bin: `lower`, `upper`, `count`, `predicted` (mean probability) and `observed` (share of wins); the
+        last two are None for an empty bin.
     """
     predicted = sigmoid(np.concatenate([gaps, -gaps]))
     won = np.concatenate([np.ones(len(gaps)), np.zeros(len(gaps))])
@@ -97,15 +97,16 @@ def spearman(first: np.ndarray, second: np.ndarray) -> float | None:
 
 
 def account(frame: pd.DataFrame, raw: np.ndarray, config: EvaluationConfig) -> dict[str, Any]:
-    """What a learned reward is held to on samples of the reference policy.
-
-    `accuracy` is the mean over prompts of the share of rightly ordered pairs, and its interval is over prompts. What is
-    not defined, e.g. without any pair, is None.
+    """How well a learned reward agrees with the true one on samples of the reference policy.
 
     Args:
         frame: rows with `prompt_id`, `completion_ids`, `reward`, `reward_logit` and the normalised `score`.
         raw: (rows,) the same scores on the Bradley-Terry scale.
         config: of the bootstrap.
+
+    Returns:
+        Keys of `report.json`; a value that is undefined, e.g. without any pair, is None. `accuracy` is the mean over
+        prompts of the share of correctly ordered pairs, and its interval is over prompts.
     """
     pairs = true_pairs(frame)
     gaps = raw[pairs[:, 0]] - raw[pairs[:, 1]]
@@ -113,10 +114,10 @@ def account(frame: pd.DataFrame, raw: np.ndarray, config: EvaluationConfig) -> d
     accuracies = pd.Series(pair_accuracy(gaps)).groupby(owners).mean().to_numpy(dtype=np.float64)
     bins = reliability(gaps)
     score = frame["score"].to_numpy()
-    found = len(pairs) > 0
-    interval = bootstrap_mean(accuracies, config.bootstrap, config.confidence, config.seed) if found else None
+    some = len(pairs) > 0
+    interval = bootstrap_mean(accuracies, config.bootstrap, config.confidence, config.seed) if some else None
     return {
-        "accuracy": float(accuracies.mean()) if found else None,
+        "accuracy": float(accuracies.mean()) if some else None,
         "accuracy_ci": None if interval is None else list(interval),
         "test_pairs": len(pairs),
         "reliability": bins,

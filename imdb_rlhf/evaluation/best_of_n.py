@@ -1,8 +1,8 @@
-"""Best-of-N: draw N samples from the reference, keep the one with the highest selector; all N from one reservoir.
+"""Best-of-N: draw N samples from the reference and keep the one with the highest selector; all N from one reservoir.
 
-A reservoir holds M samples of the reference for each prompt, each with a selector (the score that picks) and a value
-(the reward that is reported; it may be the selector itself). Ties in the selector are split evenly among the samples
-drawn, so the policy is a constant times the reference on each level of the selector. KL is in nats.
+A reservoir (M reference samples per prompt) has a selector, the score that picks, and a value per sample: the reward
+that is reported, which may be the selector itself. Ties in the selector are split evenly among the drawn samples, so
+the policy is a constant times the reference on each level of the selector. KL is in nats.
 """
 
 from collections.abc import Sequence
@@ -11,11 +11,11 @@ import numpy as np
 
 
 def weights(selector: np.ndarray, n: int) -> np.ndarray:
-    """The probability of each sample to be the best of n drawn without replacement from its prompt's reservoir.
+    """The probability that each sample is the best of n drawn without replacement from its prompt's reservoir.
 
-    With the samples in ascending order of the selector, sample i of M is the best with probability
-    C(i-1, n-1) / C(M, n); samples that are tied share theirs evenly. `(weights * values).sum(1)` is the mean over all
-    subsets of n samples, hence an unbiased estimate of best-of-n's mean.
+    In ascending order of the selector, sample i of M is the best with probability C(i-1, n-1) / C(M, n); tied samples
+    share theirs evenly. `(weights * values).sum(1)` is the mean over all subsets of n samples, hence an unbiased
+    estimate of best-of-n's mean.
 
     Args:
         selector: (prompts, M).
@@ -32,7 +32,7 @@ def weights(selector: np.ndarray, n: int) -> np.ndarray:
 
 
 def expected(selector: np.ndarray, values: np.ndarray, n: int) -> np.ndarray:
-    """(prompts,) the unbiased estimate of the mean value of the best of n; arguments (prompts, M) as in `weights`."""
+    """(prompts,) unbiased estimate of the mean value of the best of n; selector and values are (prompts, M)."""
     return curve(selector, values, [n])[0]
 
 
@@ -46,22 +46,22 @@ def curve(selector: np.ndarray, values: np.ndarray, ns: Sequence[int]) -> np.nda
 
 
 def win_rate(selector: np.ndarray, values: np.ndarray, other: np.ndarray, n: int) -> np.ndarray:
-    """(prompts,) the probability that the value of the best of n beats one of `other`, all pairs; ties count half.
+    """(prompts,) the probability that the value of the best of n is above one of `other`; ties count half.
 
     Args:
         selector: (prompts, M).
         values: (prompts, M).
-        other: (prompts, S) values of other samples of the same prompts. They must not come from the reservoir: a
-            sample would meet itself.
+        other: (prompts, S) values of other samples of the same prompts. They must not come from the reservoir, where a
+            sample would be compared with itself.
         n: 1 to M.
 
     Raises:
         ValueError: as `weights`.
     """
-    # how many of `other` each value beats: those strictly below, and half of those equal
+    # the number of `other` that each value is above, plus half of those that equal it
     beaten = np.empty(values.shape, dtype=np.float64)
-    for row, (mine, theirs) in enumerate(zip(values, np.sort(other, axis=1), strict=True)):
-        beaten[row] = (np.searchsorted(theirs, mine, "left") + np.searchsorted(theirs, mine, "right")) / 2
+    for row, (own, others) in enumerate(zip(values, np.sort(other, axis=1), strict=True)):
+        beaten[row] = (np.searchsorted(others, own, "left") + np.searchsorted(others, own, "right")) / 2
     return expected(selector, beaten / other.shape[1], n)
 
 
@@ -69,13 +69,13 @@ def blocks(selector: np.ndarray, n: int, count: int) -> list[int]:
     """Actual draws of the best-of-n policy: the best of each of the first disjoint blocks of n samples.
 
     Args:
-        selector: (M,) one prompt's reservoir, in the order it was drawn.
+        selector: (M,) one prompt's reservoir, in the order in which it was drawn.
         n: 1 to M.
-        count: how many draws are wanted, at least 1.
+        count: the number of draws, at least 1.
 
     Returns:
-        Indices into the reservoir, min(count, M // n) of them. Ties go to the earliest, which is a fair draw among
-        the tied since the order of the samples carries nothing.
+        min(count, M // n) indices into the reservoir. Ties go to the earliest sample, which is a fair draw, since the
+        samples are in random order.
 
     Raises:
         ValueError: as `weights`, or count below 1.
@@ -88,10 +88,10 @@ def blocks(selector: np.ndarray, n: int, count: int) -> list[int]:
 
 
 def top_mass(selector: np.ndarray) -> np.ndarray:
-    """(prompts,) the share of each reservoir that is tied with its best, the plug-in for the mass of a top atom.
+    """(prompts,) the share of each reservoir that is tied with its best: the plug-in estimate of a top atom's mass.
 
-    An estimate: it is at least 1/M even where there is no atom, and the best seen need not be the best there is. So
-    `kl_bound_atom` at this mass is no sure bound; without any atom it falls short of `kl_bound` by at most 0.03 nats.
+    It is at least 1/M even where there is no atom, and a better sample may exist that was not drawn. So `kl_bound_atom`
+    at this mass is not a certain bound; without any atom it is below `kl_bound` by at most 0.03 nats.
 
     Raises:
         ValueError: a selector is nan.
@@ -101,16 +101,16 @@ def top_mass(selector: np.ndarray) -> np.ndarray:
 
 
 def kl_bound(n: int) -> float:
-    """At least the KL of best-of-n to the reference, and equal to it without ties: log n - (n-1)/n."""
+    """An upper bound of the KL of best-of-n to the reference, equal to it without ties: log n - (n-1)/n."""
     _check_n(n)
     return float(np.log(n) - (n - 1) / n)
 
 
 def kl_bound_atom(n: int, mass: np.ndarray) -> np.ndarray:
-    """At least the KL of best-of-n where the highest selector has at least the given mass under the reference.
+    """An upper bound of the KL of best-of-n if the highest selector has at least this mass under the reference.
 
-    (1-e)^n [log n + (n-1) log(1-e) - (n-1)/n] + (1 - (1-e)^n) log[(1 - (1-e)^n) / e] with e the mass: the exact KL of
-    a world with one atom on top and no ties below it. It falls from `kl_bound` at e = 0 to 0 at e = 1.
+    (1-e)^n [log n + (n-1) log(1-e) - (n-1)/n] + (1 - (1-e)^n) log[(1 - (1-e)^n) / e], where e is the mass: the exact KL
+    in a world with one atom on top and no ties below it. It falls from `kl_bound` at e = 0 to 0 at e = 1.
 
     Args:
         n: samples drawn, at least 1.
@@ -122,8 +122,8 @@ def kl_bound_atom(n: int, mass: np.ndarray) -> np.ndarray:
     _check_n(n)
     mass = np.asarray(mass, dtype=np.float64)
     if not ((mass >= 0) & (mass <= 1)).all():
-        raise ValueError("a probability mass lies within 0..1")
-    # The ends are filled in afterwards: log(1-e) at e = 1 and the ratio at e = 0 have limits but no values.
+        raise ValueError("a probability mass must be within 0..1")
+    # the limits at the ends are filled in afterwards: log(1-e) has no value at e = 1, nor the ratio at e = 0
     inner = np.where((mass == 0) | (mass == 1), 0.5, mass)
     log_rest = np.log1p(-inner)
     rest, top = np.exp(n * log_rest), -np.expm1(n * log_rest)

@@ -1,6 +1,6 @@
-"""Reward and KL of one policy on fixed prompts: the one definition that every method shares.
+"""Reward and KL of one policy on fixed prompts: one definition for all methods.
 
-Samples and scores are float32 whatever the training's precision. A prompt's random numbers are the same for every
+Sampling and scoring run in float32, whatever the training's precision. A prompt's random numbers are the same for every
 policy and every step, so differences between policies are paired.
 """
 
@@ -22,9 +22,9 @@ from imdb_rlhf.models.sampling import batches_by_length, limits, sample, uniform
 from imdb_rlhf.rewards import Reward
 from imdb_rlhf.training.runtime import Runtime
 
-# A row a sample: what `evaluations.parquet` holds of every evaluation point.
+# The columns of `evaluations.parquet`, which has a row per sample of every evaluation point.
 COLUMNS = ["step", "split", "prompt_id", "sample_id", "reward", "reward_logit", "kl", "kl_k1", "length", "finished"]
-# What is kept beside them until a run is finished: texts, and the tokens as they were sampled.
+# The columns that are kept beside them until a run is finished: texts, and the tokens as they were sampled.
 TEXTS = ["prompt", "completion", "prompt_ids", "completion_ids"]
 
 
@@ -39,21 +39,21 @@ def evaluate(
     step: int,
     advance: Callable[[int], None] = lambda rows: None,
 ) -> pd.DataFrame:
-    """Sample, score and compare.
+    """Sample from a policy, score the samples, and compute their KL to the reference.
 
     Args:
-        policy: what is evaluated.
-        reference: what the KL is taken to.
+        policy: the policy to evaluate.
+        reference: the model that the KL is measured from.
         reward: the true reward.
-        prompts: split -> token rows.
-        config: samples a prompt, seed, batch size.
+        prompts: split -> prompts as token rows.
+        config: samples per prompt, seed and batch size.
         generation: length limit and temperature.
-        runtime: processes share the batches; every rank returns all rows.
-        step: written into the rows.
-        advance: called with the number of finished samples.
+        runtime: its processes share the batches; every rank returns all rows.
+        step: the training step, written into the rows.
+        advance: called with the number of samples of each finished batch.
 
     Returns:
-        A frame with `COLUMNS` and `TEXTS`, ordered by split, prompt and sample.
+        A frame with `COLUMNS` and `TEXTS`, one row per sample, ordered by split, prompt and sample.
 
     Raises:
         RunError: a reward or a KL is nan or infinite, or an exact KL is negative beyond rounding.
@@ -73,54 +73,55 @@ def evaluate(
         for split, rows in prompts.items()
     }
     batches = batches_by_length([len(prompts[split][prompt]) for split, prompt, _ in index], config.batch_size)
-    found: list[dict[str, Any]] = []
+    rows_of_rank: list[dict[str, Any]] = []
     for number, batch in enumerate(batches):
         if number % runtime.world != runtime.rank:
             continue
         keys = [index[i] for i in batch]
-        heads = [prompts[split][prompt] for split, prompt, _ in keys]
-        draws = np.stack([random[split][prompt, which] for split, prompt, which in keys])
-        ends = np.array([limit[split][prompt, which] for split, prompt, which in keys])
+        prompt_ids = [prompts[split][prompt] for split, prompt, _ in keys]
+        draws = np.stack([random[split][prompt, repetition] for split, prompt, repetition in keys])
+        ends = np.array([limit[split][prompt, repetition] for split, prompt, repetition in keys])
         with torch.autocast(runtime.device.type, enabled=False):
-            samples = sample(policy.lm, heads, draws, policy.eos_id, generation.temperature, ends)
-        compared = compare(policy.lm, reference, Rows.of(heads, samples.ids), generation.temperature)
-        starts = decode(policy.tokenizer, heads)
-        wholes = decode(policy.tokenizer, [head + ids for head, ids in zip(heads, samples.ids, strict=True)])
-        scores = reward.score(wholes)
-        for at, (split, prompt, which) in enumerate(keys):
-            found.append(
+            samples = sample(policy.lm, prompt_ids, draws, policy.eos_id, generation.temperature, ends)
+        compared = compare(policy.lm, reference, Rows.of(prompt_ids, samples.ids), generation.temperature)
+        prompt_texts = decode(policy.tokenizer, prompt_ids)
+        texts = decode(policy.tokenizer, [row + ids for row, ids in zip(prompt_ids, samples.ids, strict=True)])
+        scores = reward.score(texts)
+        for at, (split, prompt, repetition) in enumerate(keys):
+            rows_of_rank.append(
                 {
                     "step": step,
                     "split": split,
                     "prompt_id": prompt,
-                    "sample_id": which,
+                    "sample_id": repetition,
                     "reward": float(scores.reward[at]),
                     "reward_logit": float(scores.logit[at]),
                     "kl": float(compared.kl[at]),
                     "kl_k1": float(compared.logprob[at] - compared.ref_logprob[at]),
                     "length": len(samples.ids[at]),
                     "finished": samples.finished[at],
-                    "prompt": starts[at],
-                    "completion": completion_text(starts[at], wholes[at]),
-                    "prompt_ids": heads[at],
+                    "prompt": prompt_texts[at],
+                    "completion": completion_text(prompt_texts[at], texts[at]),
+                    "prompt_ids": prompt_ids[at],
                     "completion_ids": samples.ids[at],
                 }
             )
         advance(len(keys))
-    frame = pd.DataFrame(runtime.gather(found), columns=COLUMNS + TEXTS)
+    frame = pd.DataFrame(runtime.gather(rows_of_rank), columns=COLUMNS + TEXTS)
     _check(frame, step)
     return frame.sort_values(["split", "prompt_id", "sample_id"], ignore_index=True)
 
 
-def completion_text(prompt: str, whole: str) -> str:
-    """What follows the prompt; where a character was split between the two, the part after the common beginning."""
-    if whole.startswith(prompt):
-        return whole[len(prompt) :]
-    same = next((i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), len(prompt))
-    return whole[same:]
+def completion_text(prompt: str, text: str) -> str:
+    """The part of a text that follows its prompt; if a character is split between the two, from that character on."""
+    if text.startswith(prompt):
+        return text[len(prompt) :]
+    common = next((i for i, (a, b) in enumerate(zip(prompt, text, strict=False)) if a != b), len(prompt))
+    return text[common:]
 
 
 def _check(frame: pd.DataFrame, step: int) -> None:
+    """Refuse numbers that are not finite, and an exact KL below 0."""
     for column in ("reward", "reward_logit", "kl", "kl_k1"):
         bad = frame[~np.isfinite(frame[column])]
         if len(bad):
@@ -150,6 +151,6 @@ def metrics(frame: pd.DataFrame) -> dict[str, float]:
 
 
 def interval(frame: pd.DataFrame, column: str, config: EvaluationConfig) -> list[float]:
-    """[low, high] over the test prompts of a frame."""
+    """[low, high] of a column's mean over the test prompts of a frame."""
     values = prompt_means(frame[frame["split"] == "test"], column)
     return list(bootstrap_mean(values, config.bootstrap, config.confidence, config.seed))

@@ -1,7 +1,7 @@
 """The optimum of reward against KL: the policy in proportion to reference * exp(reward / beta).
 
-Everything is estimated from M samples of the reference for each prompt. KL is in nats, beta in units of reward for
-each nat. At one beta for all prompts the optimum spends an average budget of KL best.
+Everything is estimated from a reservoir (M reference samples per prompt). KL is in nats, beta in units of reward per
+nat. One beta for all prompts is the best use of an average budget of KL.
 """
 
 import numpy as np
@@ -10,9 +10,9 @@ import numpy as np
 def plug_in(rewards: np.ndarray, beta: float) -> tuple[np.ndarray, np.ndarray]:
     """Reward and KL of the optimum, with each prompt's samples in place of its reference.
 
-    With w in proportion to exp(r / beta): R = sum w r and KL = sum w log(M w). This is soft best-of-M, a policy one
-    can run; its own KL to the reference is at most the mean of this KL. So the two means over reservoirs lie under
-    the exact frontier. One reservoir alone may lie above it by luck.
+    With weights w in proportion to exp(r / beta), R = sum w r and KL = sum w log(M w). This is soft best-of-M, a policy
+    that can be run; its own KL to the reference is at most the mean of this KL. So the point of the two means over
+    reservoirs is never above the exact frontier. The point of a single reservoir may be, by chance.
 
     Args:
         rewards: (prompts, M) of samples of the reference.
@@ -29,12 +29,11 @@ def plug_in(rewards: np.ndarray, beta: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def coefficient_for(rewards: np.ndarray, target_kl: float) -> float:
-    """The beta at which the mean over prompts of the plug-in KL is the target, as far as the samples can tell.
+    """The beta at which the mean over prompts of the plug-in KL equals the target, or the largest KL below it.
 
-    The target is capped twice. At log M - 2 nats: beyond that few samples carry all weight and the samples say
-    nothing of the reference (for M below e^4: at half of log M). And at 99 % of what the KL
-    can reach: as beta falls it saturates at log(M / samples tied with the best), which is 0 where a prompt's rewards
-    are all equal.
+    The target is capped twice. The first cap is log M - 2 nats (for M below e^4, half of log M): beyond it a few
+    samples carry all the weight and say nothing about the reference. The second is 99 % of the largest KL: as beta
+    falls, the KL saturates at log(M / samples tied with the best), which is 0 where a prompt's rewards are all equal.
 
     Args:
         rewards: (prompts, M) of samples of the reference.
@@ -56,7 +55,7 @@ def coefficient_for(rewards: np.ndarray, target_kl: float) -> float:
     reachable = float((log_m - np.log((rewards == best).sum(1))).mean())
     goal = min(target_kl, max(log_m - 2, log_m / 2), 0.99 * reachable)
 
-    # KL <= spread^2 / (8 beta^2), as the variance of a tilted reward is at most spread^2 / 4: the upper end.
+    # the upper end: KL <= spread^2 / (8 beta^2), since the variance of a tilted reward is at most spread^2 / 4
     high = spread / np.sqrt(8 * goal)
     low = high / 4
     while plug_in(rewards, low)[1].mean() < goal:
@@ -70,28 +69,8 @@ def coefficient_for(rewards: np.ndarray, target_kl: float) -> float:
     return float(np.sqrt(low) * np.sqrt(high))
 
 
-def exact(reference: np.ndarray, rewards: np.ndarray, beta: float) -> tuple[np.ndarray, float, float]:
-    """The optimum of a discrete world: pi = reference * exp(r / beta) / Z, its mean reward and its KL to the reference.
-
-    Args:
-        reference: (outcomes,) probabilities; sums to 1, zeros are allowed.
-        rewards: (outcomes,).
-        beta: above 0.
-
-    Returns:
-        pi (outcomes,), reward, KL.
-
-    Raises:
-        ValueError: beta is not above 0, a reward is not finite, or probabilities that are negative or do not sum to 1.
-    """
-    if not (reference >= 0).all() or abs(reference.sum() - 1) > 1e-6:
-        raise ValueError("a reference's probabilities are at least 0 and sum to 1")
-    policy, reward, kl = tilted(reference, rewards, beta)
-    return policy, float(reward), float(kl)
-
-
 def tilted(reference: np.ndarray, rewards: np.ndarray, beta: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The optimum of many discrete worlds at once, over the last axis; see `exact`.
+    """The optima of many discrete worlds at once, over the last axis: pi = reference * exp(r / beta) / Z.
 
     Args:
         reference: (..., outcomes) probabilities, sum to 1; zeros are allowed.
@@ -109,7 +88,7 @@ def tilted(reference: np.ndarray, rewards: np.ndarray, beta: float) -> tuple[np.
     if not np.isfinite(rewards).all():
         raise ValueError("a reward is not finite")
     rewards = rewards.astype(np.float64)
-    # Relative to the best that can occur, so that no exponential overflows; far below it a weight is exactly 0.
+    # rewards are taken relative to the best that can occur, so that no exponential overflows; far below, weights are 0
     best = np.where(reference > 0, rewards, -np.inf).max(-1, keepdims=True)
     with np.errstate(over="ignore"):
         tilt = np.where(reference > 0, (rewards - best) / beta, -np.inf)

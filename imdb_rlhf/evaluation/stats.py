@@ -1,4 +1,4 @@
-"""Statistics of evaluations; the prompt is the unit of resampling, then the training seed."""
+"""Statistics of evaluations: intervals and tests over prompts and over training seeds, win rates, distinct n-grams."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -10,12 +10,12 @@ from scipy.special import ndtri, stdtr, stdtrit
 
 from imdb_rlhf.seeds import generator
 
-LEAST_SEEDS = 3  # of fewer nothing is said of seeds
-MANY_SEEDS = 10  # from here on seeds are resampled too
+LEAST_SEEDS = 3  # intervals of fewer seeds are over prompts alone
+MANY_SEEDS = 10  # from this number on seeds are resampled too
 
 
 def prompt_means(frame: pd.DataFrame, column: str) -> np.ndarray:
-    """(prompts,) the mean over the samples of each prompt, in the order of the prompts' ids."""
+    """(prompts,) the mean over the samples of each prompt, in the order of prompt ids."""
     return frame.groupby("prompt_id", sort=True)[column].mean().to_numpy(dtype=np.float64)
 
 
@@ -23,10 +23,10 @@ def bootstrap_mean(values: np.ndarray, resamples: int, confidence: float, seed: 
     """Percentile bootstrap interval of a mean.
 
     Args:
-        values: (prompts,) one number a prompt.
-        resamples: how often the prompts are drawn anew, with replacement.
+        values: (prompts,) one number per prompt.
+        resamples: the number of resamples of the prompts, drawn with replacement.
         confidence: coverage, e.g. 0.95.
-        seed: equal seeds draw equal prompts, so intervals of two policies are comparable.
+        seed: equal seeds draw equal prompts, so that intervals of two policies are comparable.
 
     Returns:
         The interval's ends.
@@ -37,7 +37,7 @@ def bootstrap_mean(values: np.ndarray, resamples: int, confidence: float, seed: 
 
 
 def _drawn(prompts: int, count: int, seed: int) -> Iterator[np.ndarray]:
-    """The drawn prompts, (count, prompts), in blocks that fit into memory."""
+    """Yield the drawn prompts, (count, prompts), in blocks that fit into memory."""
     random = generator(seed, "bootstrap")
     for at in range(0, count, 200):
         yield random.integers(0, prompts, size=(min(200, count - at), prompts))
@@ -51,8 +51,8 @@ def _ends(confidence: float) -> list[float]:
 def resamples(prompts: int, count: int, seed: int) -> np.ndarray:
     """(count, prompts) the share of each prompt in each resample; rows sum to 1.
 
-    They are the draws of `bootstrap_mean` with that seed: `resamples(...) @ values` are its means. Used for several
-    policies, or for several columns of one, they make differences paired.
+    These are the draws of `bootstrap_mean` with the same seed: `resamples(...) @ values` are its means. If several
+    policies, or several columns of one, share them, differences are paired.
     """
     shares = np.zeros((count, prompts))
     at = 0
@@ -64,14 +64,14 @@ def resamples(prompts: int, count: int, seed: int) -> np.ndarray:
 
 
 def percentile(draws: np.ndarray, confidence: float) -> tuple[Any, Any]:
-    """The interval that holds the middle of the draws.
+    """The central interval of the draws.
 
     Args:
-        draws: (count,) or (count, n), one row a resample.
-        confidence: e.g. 0.95.
+        draws: (count,) or (count, n), one row per resample.
+        confidence: the share of the draws that it holds, e.g. 0.95.
 
     Returns:
-        Its ends: two numbers, or (n,) each.
+        The interval's ends: two numbers, or (n,) each.
     """
     low, high = np.quantile(draws, _ends(confidence), axis=0)
     return (float(low), float(high)) if draws.ndim == 1 else (low, high)
@@ -85,24 +85,24 @@ def over_seeds(
 ) -> tuple[float, float]:
     """Interval of the mean over training seeds, whose policies were evaluated on the same prompts.
 
-    Fewer than 3 seeds: percentiles over prompts alone; what another seed would do is not in it. 3 to 9: a t-interval,
-    its variance that of the seeds and of the prompts together, its degrees of freedom by Satterthwaite (1946). From 10
-    on: a hierarchical bootstrap, which draws prompts and then seeds. A bootstrap of few seeds is too narrow (where
-    seeds matter most, that of 3 covers 75 % instead of 95 %, that of 10 still 90 %), so its draws are widened to the
-    t-interval's width (as Hesterberg 2015, arXiv 1411.5279, expands percentiles).
+    - Fewer than 3 seeds: percentiles over prompts alone; the interval does not cover other seeds.
+    - 3 to 9: a t-interval with the variance of seeds and prompts together, Satterthwaite's (1946) degrees of freedom.
+    - 10 and more: a hierarchical bootstrap, which draws prompts and then seeds. A bootstrap of few seeds is too narrow
+      (where seeds matter most, that of 3 covers 75 % instead of 95 %, that of 10 still 90 %), so its draws are widened
+      to the t-interval's width (as Hesterberg 2015, arXiv 1411.5279, expands percentiles).
 
     Args:
-        estimates: (seeds,).
-        draws: (seeds, count) the estimate of each seed on resamples of the prompts, the same ones for all seeds.
+        estimates: (seeds,) one number per training seed.
+        draws: (seeds, count) the estimates on resamples of the prompts, which all seeds share.
         confidence: coverage, e.g. 0.95.
-        prompts: how many.
-        seed: of the draws of training seeds.
+        prompts: the number of prompts.
+        seed: of the random numbers that draw training seeds.
 
     Returns:
         The interval's ends.
 
     Raises:
-        ValueError: no seed, or another number of draws' rows.
+        ValueError: there is no seed, or `draws` has another number of rows than seeds.
     """
     _check_seeds(estimates, draws)
     of_mean = draws.mean(0)
@@ -114,7 +114,7 @@ def over_seeds(
         reach = quantile * float(np.sqrt(variance))
         return mean - reach, mean + reach
     drawn = generator(seed, "bootstrap_seeds").integers(0, len(estimates), size=(len(of_mean), len(estimates)))
-    # The mean of drawn seeds has their variance over their number: brought to what seeds add to the prompts' variance.
+    # the mean of drawn seeds varies by `spread`; it is scaled to `added`, the variance that seeds add to the prompts'
     added, spread = variance - of_mean.var(ddof=1), estimates.var() / len(estimates)
     scale = np.sqrt(added / spread) if spread > 0 else 0.0
     away = of_mean - of_mean.mean() + scale * (estimates[drawn].mean(1) - mean)
@@ -124,23 +124,23 @@ def over_seeds(
 def two_sided_p(
     first: np.ndarray, first_draws: np.ndarray, second: np.ndarray, second_draws: np.ndarray, prompts: int
 ) -> float:
-    """The p-value of two methods' difference being 0: a t-test with the variance of `over_seeds`.
+    """The p-value of two methods having the same mean: a t-test with the variance of `over_seeds`.
 
-    It is paired over prompts, as all draws are of the same resamples; the training seeds of the two are independent.
-    Of a side with fewer than 3 seeds the seeds' variance is left out.
+    The test is paired over prompts, since all draws are of the same resamples; the training seeds of the two methods
+    are independent. Seeds add no variance on a side that has fewer than 3.
 
     Args:
-        first: (seeds,) estimates of a method.
-        first_draws: (seeds, count) on resamples of the prompts.
-        second: (other seeds,) of the other method.
-        second_draws: (other seeds, count) on the same resamples.
-        prompts: how many.
+        first: (seeds,) estimates of one method.
+        first_draws: (seeds, count) its estimates on resamples of the prompts.
+        second: (other seeds,) estimates of the other method.
+        second_draws: (other seeds, count) its estimates on the same resamples.
+        prompts: the number of prompts.
 
     Returns:
-        p; 1 where there is no difference, 0 where there is one without any spread.
+        The p-value. If there is no spread at all it is 1 for equal means and 0 for others.
 
     Raises:
-        ValueError: no seed on a side, or another number of draws' rows.
+        ValueError: a side has no seed, or its draws have another number of rows than seeds.
     """
     difference, error, freedom = _difference(first, first_draws, second, second_draws, prompts)
     if error == 0:
@@ -156,15 +156,15 @@ def difference_interval(
     confidence: float,
     prompts: int,
 ) -> tuple[float, float]:
-    """The t-interval of the first's mean less the second's: 0 lies outside where `two_sided_p` < 1 - confidence.
+    """The t-interval of the first mean minus the second; 0 is outside exactly if `two_sided_p` < 1 - confidence.
 
     Args:
-        first: as all others, what `two_sided_p` takes.
-        first_draws: likewise.
-        second: likewise.
-        second_draws: likewise.
+        first: as in `two_sided_p`.
+        first_draws: as in `two_sided_p`.
+        second: as in `two_sided_p`.
+        second_draws: as in `two_sided_p`.
         confidence: coverage, e.g. 0.95.
-        prompts: how many.
+        prompts: the number of prompts.
 
     Returns:
         The interval's ends.
@@ -177,7 +177,7 @@ def difference_interval(
 def _difference(
     first: np.ndarray, first_draws: np.ndarray, second: np.ndarray, second_draws: np.ndarray, prompts: int
 ) -> tuple[float, float, float]:
-    """Difference of the means over seeds, its standard error and degrees of freedom."""
+    """Difference of the means over seeds, its standard error and its degrees of freedom."""
     _check_seeds(first, first_draws)
     _check_seeds(second, second_draws)
     draws = first_draws.mean(0) - second_draws.mean(0)
@@ -193,22 +193,22 @@ def _check_seeds(estimates: np.ndarray, draws: np.ndarray) -> None:
 def _variance(sides: list[tuple[np.ndarray, np.ndarray]], draws: np.ndarray, prompts: int) -> tuple[float, float]:
     """Variance from training seeds and prompts together, and Satterthwaite's degrees of freedom.
 
-    The estimates of a side differ by their seeds and by what each seed's policy does on just these prompts. The second
-    is in the prompts' variance too and is taken off there, as far as the draws tell it: counted twice, it makes
-    intervals up to 40 % too wide where seeds hardly matter.
+    The estimates of a side differ by their seeds, and by how each seed's policy does on these prompts in particular.
+    The second part is in the prompts' variance too, and is subtracted there as the draws estimate it. If it counted
+    twice, intervals would be up to 40 % too wide where seeds hardly matter.
 
     Args:
-        sides: (seeds,) estimates and (seeds, count) draws of what is compared.
-        draws: (count,) of their mean or difference.
-        prompts: how many.
+        sides: (seeds,) estimates and (seeds, count) draws of one method, or of each of the two that are compared.
+        draws: (count,) of the mean or the difference.
+        prompts: the number of prompts.
     """
     seeds, freedoms, twice = [], [], 0.0
-    for estimates, each in sides:
+    for estimates, seed_draws in sides:
         if len(estimates) < LEAST_SEEDS:
             continue
         seeds.append(estimates.var(ddof=1) / len(estimates))
         freedoms.append(len(estimates) - 1)
-        twice += (each - each.mean(0)).var(1, ddof=1).sum() / (len(estimates) - 1) / len(estimates)
+        twice += (seed_draws - seed_draws.mean(0)).var(1, ddof=1).sum() / (len(estimates) - 1) / len(estimates)
     over_prompts = float(draws.var(ddof=1))
     parts = np.array([*seeds, max(over_prompts - twice, 0.0)])
     total = float(parts.sum())
@@ -219,10 +219,10 @@ def _variance(sides: list[tuple[np.ndarray, np.ndarray]], draws: np.ndarray, pro
 
 
 def holm(p: np.ndarray) -> np.ndarray:
-    """p-values adjusted for how many they are (Holm 1979): the chance of any false one below a is at most a.
+    """Adjust p-values for their number (Holm 1979): the chance that any false one falls below a is at most a.
 
     Args:
-        p: (tests,).
+        p: (tests,) p-values.
 
     Returns:
         (tests,) in the same order, at most 1.
@@ -235,28 +235,28 @@ def holm(p: np.ndarray) -> np.ndarray:
 
 
 def win_rates(policy: pd.DataFrame, other: pd.DataFrame, column: str = "reward_logit") -> np.ndarray:
-    """(prompts,) how often a sample of the policy beats one of the other, over all pairs of samples; ties count half.
+    """(prompts,) share of the pairs of samples in which the policy's value is above the other's; ties count half.
 
     Args:
         policy: rows with `prompt_id` and `column`.
         other: rows of the same prompts.
-        column: what is compared.
+        column: of the values that are compared.
 
     Raises:
-        ValueError: different prompts.
+        ValueError: the two have different prompts.
     """
-    mine, theirs = (
+    values, other_values = (
         {prompt: group.to_numpy() for prompt, group in frame.groupby("prompt_id", sort=True)[column]}
         for frame in (policy, other)
     )
-    if mine.keys() != theirs.keys():
+    if values.keys() != other_values.keys():
         raise ValueError("win rates need the same prompts on both sides")
-    gaps = [mine[prompt][:, None] - theirs[prompt][None, :] for prompt in mine]
+    gaps = [values[prompt][:, None] - other_values[prompt][None, :] for prompt in values]
     return np.array([np.mean(np.where(gap == 0, 0.5, gap > 0)) for gap in gaps])
 
 
 def distinct_n(texts: Iterable[str], n: int = 2) -> float:
-    """Distinct word n-grams over all word n-grams of the texts (Li et al. 2016, arXiv 1510.03055); 0 without any."""
+    """Distinct word n-grams per word n-gram of the texts (Li et al. 2016, arXiv 1510.03055); 0 if there are none."""
     counts: Counter[tuple[str, ...]] = Counter()
     for text in texts:
         words = text.lower().split()

@@ -1,4 +1,4 @@
-"""What no policy surpasses, and what costs no training: the optimum's band and best-of-N, read off a reservoir."""
+"""The baselines that need no training: the bounds of the optimum, and best-of-N. Both are read off a reservoir."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -8,18 +8,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from imdb_rlhf.config.algos import RewardSource
+from imdb_rlhf.config.reward import RewardSource
 from imdb_rlhf.evaluation import reservoir
 from imdb_rlhf.evaluation.stats import percentile
-from imdb_rlhf.frontier.bounds import Band, band, needed_kl, optimum_of
+from imdb_rlhf.frontier.bounds import OptimumBounds, needed_kl, optimum_bounds, optimum_of
 from imdb_rlhf.frontier.finished import FinishedRun
+from imdb_rlhf.stages import reservoir as stage
 
 GRID = 120  # points of the optimum's curves
-LEAST_KL = 0.01  # nats; an efficiency divides by no less
+LEAST_KL = 0.01  # nats; no efficiency is computed below
 
 
-class Bounds:
-    """The optimum and best-of-N of one world; without a reservoir nothing is known of either."""
+class Baselines:
+    """The optimum and best-of-N of one world; both are unknown without a reservoir."""
 
     def __init__(
         self,
@@ -30,111 +31,114 @@ class Bounds:
         furthest: float,
         budgets: Sequence[float],
     ) -> None:
-        """Take the grid; what is read and computed waits until it is asked for.
+        """Choose the grid of KL; everything else is read and computed when it is asked for.
 
         Args:
-            runs: of one world; the reservoirs that they name are looked through.
+            runs: of one world; the largest of their reservoirs is used.
             reference: (prompts,) the reference's mean reward of each test prompt.
-            weights: (count, prompts) resamples of the prompts.
+            weights: (count, prompts) resamples of the prompts; rows sum to 1.
             confidence: of the intervals.
-            furthest: the KL up to which the optimum is wanted, nats.
-            budgets: KL that stand on the grid in any case.
+            furthest: the KL up to which the optimum is computed, nats.
+            budgets: KL that the grid must contain, nats.
         """
         self.runs, self.reference, self.weights, self.confidence = runs, reference, weights, confidence
         self.grid = np.unique(np.concatenate([[0.0], np.geomspace(LEAST_KL, 1.05 * furthest, GRID), budgets]))
 
     @cached_property
     def reservoir(self) -> pd.DataFrame | None:
-        """The largest reservoir that a run names, with the learned scores where a run has them; test prompts."""
+        """The test prompts' rows of the largest reservoir that a run used, with learned scores if there are any."""
         best: tuple[int, bool, pd.DataFrame] | None = None
         seen: set[tuple[Path, Path | None]] = set()
         for run in self.runs:
-            folder, scored = run.artifact("reservoir"), run.artifact("learned_scores")
-            if folder is None or (folder, scored) in seen:
+            samples, scores = run.artifact(stage.Reservoir.name), run.artifact(stage.LearnedScores.name)
+            if samples is None or (samples, scores) in seen:
                 continue
-            seen.add((folder, scored))
-            rows = pd.read_parquet(folder / "reservoir.parquet")
-            if scored is not None:
-                scores = pd.read_parquet(scored / "scores.parquet")
-                rows = rows.merge(scores, on=["split", "prompt_id", "sample_id"], validate="one_to_one")
+            seen.add((samples, scores))
+            rows = pd.read_parquet(samples / stage.FILE)
+            if scores is not None:
+                rows = rows.merge(pd.read_parquet(scores / stage.SCORES), on=stage.KEYS, validate="one_to_one")
             rows = rows[rows["split"] == "test"]
-            key = (len(rows), scored is not None)
+            key = (len(rows), scores is not None)
             if best is None or key > best[:2]:
                 best = (*key, rows)
         return None if best is None else best[2]
 
     @cached_property
-    def band(self) -> Band | None:
-        """The optimum of the true reward; None without a reservoir."""
+    def bounds(self) -> OptimumBounds | None:
+        """The bounds of the true reward's optimum; None without a reservoir."""
         if self.reservoir is None:
             return None
         rewards = reservoir.table(self.reservoir, "test", "reward")
-        cap = 1.0 if self.runs[0].config["reward"]["name"] != "own" else np.inf  # of an own reward nothing is known
-        return band(rewards, self.grid, self.weights, cap)
+        return optimum_bounds(rewards, self.grid, self.weights, self.runs[0].largest_reward)
 
     def optimum(self) -> dict[str, Any] | None:
-        """The optimum of `frontier.json`; None without a reservoir."""
-        if self.band is None or self.reservoir is None:
+        """`optimum` of `frontier.json`; None without a reservoir."""
+        if self.bounds is None or self.reservoir is None:
             return None
-        found: dict[str, Any] = {
+        optimum: dict[str, Any] = {
             "samples": int(self.reservoir["sample_id"].nunique()),
-            "trusted_kl": self.band.trusted_kl,
-            "cap": self.band.cap if np.isfinite(self.band.cap) else None,
-            "kl": self.band.kl,
-            "lower": self.band.lower,
-            "lower_ci": percentile(self.band.lower_draws, self.confidence),
-            "upper": self.band.upper,
-            "upper_ci": percentile(self.band.upper_draws, self.confidence),
+            "trusted_kl": self.bounds.trusted_kl,
+            "cap": self.bounds.cap if np.isfinite(self.bounds.cap) else None,
+            "kl": self.bounds.kl,
+            "lower": self.bounds.lower,
+            "lower_ci": percentile(self.bounds.lower_draws, self.confidence),
+            "upper": self.bounds.upper,
+            "upper_ci": percentile(self.bounds.upper_draws, self.confidence),
             "learned": None,
         }
         if "learned" in self.reservoir:
             learned, reward = (reservoir.table(self.reservoir, "test", name) for name in ("learned", "reward"))
             curve, draws = optimum_of(learned, reward, self.grid, self.weights)
-            there = np.isfinite(curve)
-            ends = percentile(draws[:, there], self.confidence)
-            found["learned"] = {"kl": self.grid[there], "reward": curve[there], "reward_ci": ends}
-        return found
+            known = np.isfinite(curve)
+            ends = percentile(draws[:, known], self.confidence)
+            optimum["learned"] = {"kl": self.grid[known], "reward": curve[known], "reward_ci": ends}
+        return optimum
 
     def best_of_n(self) -> dict[str, Any]:
-        """Best-of-N of `frontier.json`: selector -> its curve for every N."""
+        """`best_of_n` of `frontier.json`: selector -> its curve for every N."""
         if self.reservoir is None:
             return {}
-        found = {}
+        curves = {}
         for source in RewardSource:
             if reservoir.SELECTORS[source] not in self.reservoir:
                 continue
             rows = reservoir.curve(self.reservoir, source)
             rewards = rows.pivot(index="prompt_id", columns="n", values="reward").to_numpy()  # (prompts, N)
             kl = rows.groupby("n")["kl"].first()
-            found[str(source)] = {
+            curves[str(source)] = {
                 "n": [int(n) for n in kl.index],
                 "kl": kl.to_numpy(),
                 "kl_atom": rows.groupby("n")["kl_atom"].mean().to_numpy(),
                 "reward": rewards.mean(0),
                 "reward_ci": percentile(self.weights @ rewards, self.confidence),
             }
-        return found
+        return curves
 
     def efficiency(self, kl: float, reward: float) -> list[float] | None:
         """[low, high] of the share of a policy's KL that the optimum would need for its reward.
 
-        The low end is read off the optimum's upper curve, the high end off the lower one, which may not reach the
-        reward: then 1 is all that is known. None without an optimum, or at a KL too small to divide by.
+        The low end is read off the optimum's upper curve, the high end off the lower one. Where the lower curve does
+        not reach the reward, nothing better than 1 is known. None without an optimum, or below `LEAST_KL`.
         """
-        if self.band is None or kl < LEAST_KL:
+        if self.bounds is None or kl < LEAST_KL:
             return None
         if reward <= self.reference.mean():
             return [0.0, 0.0]
-        low, high = (needed_kl(self.band.kl, curve, reward) / kl for curve in (self.band.upper, self.band.lower))
+        low, high = (needed_kl(self.bounds.kl, curve, reward) / kl for curve in (self.bounds.upper, self.bounds.lower))
         return [float(min(low, 1.0)), float(min(high, 1.0))]
 
     def surpassed_by(self, kl_draws: np.ndarray, reward_draws: np.ndarray) -> bool:
-        """Whether a point (count,) lies above the upper curve by more than its interval: an error somewhere."""
-        if self.band is None:
+        """Whether a policy is above the upper curve by more than its interval, which means an error somewhere.
+
+        Args:
+            kl_draws: (count,) the policy's KL on each resample of the prompts.
+            reward_draws: (count,) its reward likewise.
+        """
+        if self.bounds is None:
             return False
-        right, share = _places(kl_draws, self.band.kl)
+        right, share = _places(kl_draws, self.bounds.kl)
         rows = np.arange(len(kl_draws))
-        bound = (1 - share) * self.band.upper_draws[rows, right - 1] + share * self.band.upper_draws[rows, right]
+        bound = (1 - share) * self.bounds.upper_draws[rows, right - 1] + share * self.bounds.upper_draws[rows, right]
         return percentile(reward_draws - bound, self.confidence)[0] > 0
 
 
@@ -145,6 +149,6 @@ def interpolated(at: np.ndarray, grid: np.ndarray, draws: np.ndarray) -> np.ndar
 
 
 def _places(at: np.ndarray, grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of each number the grid point at or after it, and how far it lies between the one before and that."""
+    """The grid point at or after each number, and the number's place between the point before (0) and that one (1)."""
     right = np.clip(np.searchsorted(grid, at), 1, len(grid) - 1)
     return right, np.clip((at - grid[right - 1]) / (grid[right] - grid[right - 1]), 0, 1)

@@ -1,11 +1,11 @@
-"""A method's curve of reward over KL: which of its checkpoints it is made of, and what it buys for a budget.
+"""A method's curve of reward over KL: which checkpoints are its corners, and the reward that it reaches at a budget.
 
-A curve begins at the reference (KL 0) and joins checkpoints by straight lines: between two policies lies their mixture
-(one of the two is drawn for each completion), whose reward is the mean of theirs and whose KL is at most the mean of
-theirs, as KL is convex. Past the last checkpoint it is flat: a budget need not be spent.
+A curve begins at the reference (KL 0) and joins checkpoints by straight lines. A point between two policies is their
+mixture, which draws one of the two for each completion: its reward is the mean of theirs, and its KL is at most the
+mean of theirs, since KL is convex. Past the last checkpoint the curve is flat: a budget need not be spent.
 
 The checkpoints are chosen on validation prompts, as the corners of the upper concave hull there, and reported on test
-prompts: chosen and reported on the same prompts, a curve would profit from its own noise.
+prompts. If they were chosen and reported on the same prompts, a curve would profit from its own noise.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Curve:
-    """One training seed's curve of a method.
+    """A method's curve from the runs of one training seed.
 
     Attributes:
         kl: (corners,) nats, the reference first.
@@ -31,7 +31,7 @@ class Curve:
     reward_draws: np.ndarray
 
     def at(self, budgets: np.ndarray) -> np.ndarray:
-        """(budgets,) the reward that each budget of KL buys."""
+        """(budgets,) the reward at each budget of KL."""
         return _along(budgets, self.kl, self.reward)
 
     def draws_at(self, budgets: np.ndarray) -> np.ndarray:
@@ -40,7 +40,7 @@ class Curve:
 
 
 def corners(kl: Sequence[float], reward: Sequence[float], start: float) -> list[int]:
-    """Which points are corners of the upper concave hull of all points and the reference, by ascending KL.
+    """Find the corners of the upper concave hull of all points and the reference, in the order of KL.
 
     Args:
         kl: of each point, nats.
@@ -48,7 +48,7 @@ def corners(kl: Sequence[float], reward: Sequence[float], start: float) -> list[
         start: the reference's reward, at KL 0.
 
     Returns:
-        Indices of points, up to the one with the highest reward; none where the reference is not surpassed.
+        Indices of points, up to the one with the highest reward; none if no point is above the reference.
     """
     order = sorted(range(len(kl)), key=lambda i: (kl[i], -reward[i]))
     hull: list[tuple[float, float, int]] = [(0.0, start, -1)]
@@ -66,7 +66,7 @@ def _slope(a: tuple[float, float, int], b: tuple[float, float, int]) -> float:
 
 
 def _along(budgets: np.ndarray, kl: np.ndarray, reward: np.ndarray) -> np.ndarray:
-    """Linear between corners, flat past the last; a resample may have turned two corners round."""
+    """Linear between corners, flat past the last; on a resample two corners may have changed order."""
     return np.interp(budgets, np.maximum.accumulate(kl), reward)
 
 
@@ -76,7 +76,7 @@ def area(budgets: np.ndarray, reward: np.ndarray, start: float | np.ndarray) -> 
     Args:
         budgets: (G,) ascending, from 0 to K.
         reward: (..., G).
-        start: (...) or a number, the reference's.
+        start: (...) or a number, the reference's reward.
     """
     above = reward - np.asarray(start)[..., None]
     return np.trapezoid(above, budgets, axis=-1) / (budgets[-1] - budgets[0])

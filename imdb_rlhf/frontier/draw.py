@@ -1,6 +1,6 @@
 """The frontier of reward over KL, drawn from finished runs.
 
-It is `frontier.json`, `frontier.csv`, `frontier.svg`, `frontier.png` and `report.html`; docs/frontier.md explains them.
+A frontier is `frontier.json`, `frontier.csv`, `frontier.svg`, `frontier.png` and `report.html`: see docs/frontier.md.
 """
 
 import json
@@ -12,39 +12,40 @@ import pandas as pd
 
 from imdb_rlhf.artifacts.files import atomic_write
 from imdb_rlhf.errors import RunError
-from imdb_rlhf.frontier import finished as points
+from imdb_rlhf.frontier import files
 from imdb_rlhf.frontier.figure import figure
-from imdb_rlhf.frontier.measure import Frontier
+from imdb_rlhf.frontier.finished import read
+from imdb_rlhf.frontier.measure import measure
 from imdb_rlhf.frontier.report import report
 
 
 def draw(runs: Sequence[Path], folder: Path) -> dict[str, Any]:
-    """Write the frontier of some run folders into a folder, which is made; files that are there are replaced.
+    """Write the frontier of some run folders into a folder; the folder is made, and its files are replaced.
 
     Returns:
-        What stands in `frontier.json`.
+        The content of `frontier.json`.
 
     Raises:
-        ConfigError: the runs belong to different worlds.
+        ConfigError: the runs are not comparable.
         RunError: no run is finished, or none has a policy.
     """
-    finished, skipped = points.read(runs)
+    finished, skipped = read(runs)
     if not finished:
         reason = f"; {skipped[0]['path']}: {skipped[0]['why']}" if skipped else ""
         raise RunError(f"none of {len(runs)} runs is finished{reason}")
-    found = Frontier(finished).measure(skipped)
+    frontier = measure(finished, skipped)
     folder.mkdir(parents=True, exist_ok=True)
-    figure.draw(found, folder / "frontier.svg", folder / "frontier.png")
-    report.write(found, folder / "report.html")
-    atomic_write(folder / "frontier.csv", table(found).to_csv(index=False))
-    atomic_write(folder / "frontier.json", json.dumps(found, indent=1, allow_nan=False) + "\n")
-    return found
+    figure.draw(frontier, folder / files.SVG, folder / files.PNG)
+    report.write(frontier, folder / files.REPORT)
+    atomic_write(folder / files.CSV, table(frontier).to_csv(index=False))
+    atomic_write(folder / files.JSON, json.dumps(frontier, indent=1, allow_nan=False) + "\n")
+    return frontier
 
 
-def table(found: Mapping[str, Any]) -> pd.DataFrame:
-    """`frontier.csv`: a row an evaluated checkpoint; intervals as two columns each."""
+def table(frontier: Mapping[str, Any]) -> pd.DataFrame:
+    """`frontier.csv`: a row per evaluated checkpoint; intervals as two columns each."""
     rows = []
-    for point in found["points"]:
+    for point in frontier["points"]:
         row: dict[str, Any] = {}
         for key, value in point.items():
             name = key.removesuffix("_ci")
@@ -56,28 +57,18 @@ def table(found: Mapping[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def describe(found: Mapping[str, Any]) -> str:
-    """The methods' score and reward at each budget as a table for a terminal."""
-    head = [
+def describe(frontier: Mapping[str, Any]) -> str:
+    """A table for a terminal: each method's score, its reward at each budget and its efficiency."""
+    header = [
         "method",
-        f"score (K={found['score_kl']:g})",
-        *(f"R@{budget:g}" for budget in found["budgets"]),
+        f"score (K={frontier['score_kl']:g})",
+        *(f"R@{budget:g}" for budget in frontier["budgets"]),
         "efficiency",
     ]
-    rows = [head]
-    for method in found["methods"]:
-        score = "-" if method["score"] is None else _range(method["score"], ".2f")
-        # a budget that no checkpoint is near is bought by a mixture with the reference, or by less than it; both marked
-        marks = [
-            " " if at["reached"] and not at["mixed"] else "~" if at["mixed"] else "*" for at in method["at_budget"]
-        ]
-        bought = [f"{at['reward']:.3f}{mark}" for at, mark in zip(method["at_budget"], marks, strict=True)]
-        spent = [setting["efficiency"] for setting in method["settings"] if setting["efficiency"] is not None]
-        ends = "-" if not spent else _range([min(low for low, _ in spent), max(high for _, high in spent)], ".2f")
-        rows.append([method["name"], score, *bought, ends])
-    if found["optimum"] is not None:
-        rows.append(["optimum", "", *(_optimum_at(found["optimum"], budget) for budget in found["budgets"]), ""])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    rows = [header, *(_row(method) for method in frontier["methods"])]
+    if frontier["optimum"] is not None:
+        rows.append(["optimum", "", *(_optimum_at(frontier["optimum"], budget) for budget in frontier["budgets"]), ""])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
     lines = [
         "  ".join(
             cell.ljust(width) if i == 0 else cell.rjust(width)
@@ -85,15 +76,26 @@ def describe(found: Mapping[str, Any]) -> str:
         )
         for row in rows
     ]
-    reference = found["reference"]
+    reference = frontier["reference"]
     low, high = reference["reward_ci"]
     lines += [
         "",
         f"reference {reference['reward']:.3f} [{low:.3f}, {high:.3f}]",
-        "R@k: reward for k nats; ~ where the method never spent so little (mixed with the reference), * never so much",
-        "efficiency: KL that the optimum needs for the reward / KL spent, least to most of the settings",
+        "R@k: reward at a budget of k nats; ~ all checkpoints spent more (mixed with the reference), * all spent less",
+        "efficiency: KL that the optimum needs for the same reward / KL spent; lowest to highest of the settings",
     ]
     return "\n".join(lines)
+
+
+def _row(method: Mapping[str, Any]) -> list[str]:
+    """A method's row of the terminal's table."""
+    score = "-" if method["score"] is None else _range(method["score"], ".2f")
+    rewards = [
+        f"{at['reward']:.3f}{'~' if at['mixed'] else ' ' if at['reached'] else '*'}" for at in method["at_budget"]
+    ]
+    known = [setting["efficiency"] for setting in method["settings"] if setting["efficiency"] is not None]
+    ends = "-" if not known else _range([min(low for low, _ in known), max(high for _, high in known)], ".2f")
+    return [method["name"], score, *rewards, ends]
 
 
 def _optimum_at(optimum: Mapping[str, Any], budget: float) -> str:
@@ -101,6 +103,7 @@ def _optimum_at(optimum: Mapping[str, Any], budget: float) -> str:
     return _range([optimum["lower"][at], optimum["upper"][at]], ".2f")
 
 
-def _range(ends: Sequence[float], form: str) -> str:
-    low, high = (format(end, form) for end in ends)
+def _range(ends: Sequence[float], specification: str) -> str:
+    low, high = (format(end, specification) for end in ends)
+
     return low if low == high else f"{low}-{high}"

@@ -1,11 +1,10 @@
-"""Finished runs as points of reward over KL: what is read from their folders, and whether they may be compared.
+"""Finished runs as points of reward over KL, read from their folders.
 
-Nothing is computed again: `evaluations.parquet` has every evaluated checkpoint, the artifacts that a run names have the
-reference's samples. A run that is half-written or was changed by hand is left out, and said so.
+Nothing is computed again: `evaluations.parquet` has every evaluated checkpoint, and the artifacts that a run names have
+the reference's samples. A run that is unfinished, or was changed after it was finished, is left out and listed.
 """
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,23 +19,14 @@ from imdb_rlhf.artifacts.files import MANIFEST, check_manifest, hash_of
 from imdb_rlhf.artifacts.store import INPUTS
 from imdb_rlhf.errors import ConfigError, RunError
 from imdb_rlhf.evaluation.stats import prompt_means
+from imdb_rlhf.frontier.files import SWEEP_STATE
+from imdb_rlhf.runs import files
+from imdb_rlhf.stages import evaluations
 
-# What a run must have to be drawn, and what is read besides: compared byte for byte with the manifest. The rest, a
-# model's weights, is compared by its size.
-NEEDED = ("config.yaml", "summary.json", "evaluations.parquet", "artifacts.json", "overrides.json")
-READ = (*NEEDED, "samples.parquet", "metrics.jsonl", "curve.parquet")
-SWEEP = "sweep.json"
-# Keys of a configuration that do not make another method of one.
-NO_METHOD = re.compile(
-    r"(seed|plan|algo|keep_model|ppo\.preset|target_kl|own_model\.path|own_model\.revision)$"
-    r"|(logger|paths|trainer|launcher|evaluation|reservoir)\."
-)
-# Keys of a configuration that the axes depend on: runs that differ in one of them are of two worlds.
-WORLD = re.compile(
-    r"(data|model|reward|generation|sft)\.|evaluation\.(seed|samples)$|trainer\.(threads|device|precision|processes)$"
-)
-NO_WORLD = re.compile(r"data\.(path|preferences|preferences_eos)$|.*batch_size$|(model|reward|sft)\.path$")
-NAMES = {"dpo": "DPO", "unlikelihood": "Unlikelihood", "preferred_ft": "Preferred-FT", "sft": "SFT"}
+# The files that a run must have to be drawn, and the other files that are read. All of them are compared with the
+# manifest byte for byte; the rest, such as a model's weights, by size.
+NEEDED = (files.CONFIG, files.SUMMARY, files.EVALUATIONS, files.ARTIFACTS, files.OVERRIDES)
+READ = (*NEEDED, files.SAMPLES, files.METRICS, files.CURVE)
 
 
 @dataclass(frozen=True)
@@ -44,11 +34,11 @@ class Checkpoint:
     """One evaluated checkpoint of a run.
 
     Attributes:
-        step: of the run's training.
+        step: the training step.
         reward: (prompts,) mean true reward of each test prompt.
-        kl: (prompts,) mean exact KL to the reference, nats a sequence.
-        validation_reward: mean over validation prompts.
-        validation_kl: likewise.
+        kl: (prompts,) mean exact KL to the reference, nats per sequence.
+        validation_reward: mean true reward over validation prompts.
+        validation_kl: mean exact KL over validation prompts.
     """
 
     step: int
@@ -60,7 +50,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A finished run of any algorithm; read when it is asked for."""
+    """A finished run of any algorithm; its tables are read when they are asked for."""
 
     path: Path
     config: Mapping[str, Any]
@@ -70,24 +60,32 @@ class FinishedRun:
 
     @property
     def name(self) -> str:
-        """Its folder's name."""
+        """The folder's name."""
         return self.path.name
 
     @property
     def algo(self) -> str:
-        """Its algorithm."""
+        """The algorithm, as `algo=` takes it."""
         return str(self.summary["algo"])
 
     @property
     def seed(self) -> int:
-        """Of its training."""
+        """The seed of its training."""
         return int(self.summary["seed"])
 
     @property
     def knob(self) -> tuple[str, float] | None:
-        """Name and value of what a sweep varies."""
+        """Name and value of the key that a sweep varies for this algorithm."""
         knob = self.summary["knob"]
         return None if knob is None else (str(knob["name"]), float(knob["value"]))
+
+    @property
+    def largest_reward(self) -> float:
+        """The supremum of its true reward, as its summary records it; infinite where nothing is known."""
+        # runs from before the range was recorded: every reward but a user's own function was a probability
+        before = (None, None if "function" in self.config["reward"] else 1.0)
+        _, largest = self.summary.get("reward_range", before)
+        return np.inf if largest is None else float(largest)
 
     @cached_property
     def flat(self) -> dict[str, Any]:
@@ -95,10 +93,10 @@ class FinishedRun:
         return dict(_flat(self.config))
 
     def artifact(self, stage: str) -> Path | None:
-        """The folder of an artifact that the run names; None if it names none or it was removed.
+        """The folder of an artifact that the run used; None if it used none of this stage or it was removed.
 
         Raises:
-            RunError: it was changed after it was made.
+            RunError: the artifact was changed after it was made.
         """
         key = self.artifacts.get(stage)
         folder = self.path.parent.parent / "artifacts" / stage / str(key)
@@ -111,35 +109,42 @@ class FinishedRun:
 
     @cached_property
     def world(self) -> str | None:
-        """A hash of what the axes depend on: reward, prompts, sampling, reference; None without the artifact."""
-        folder = self.artifact("reference")
+        """A hash of what the axes depend on: reward, prompts, sampling and reference.
+
+        None if the artifact of the reference's evaluation was removed.
+        """
+        folder = self.artifact(evaluations.ReferenceEvaluation.name)
         if folder is None:
             return None
         inputs = dict(json.loads((folder / INPUTS).read_text())["inputs"])
         evaluation = {k: v for k, v in inputs["evaluation"].items() if k != "batch_size"}
-        kept = {k: inputs[k] for k in ("reference", "reward", "data", "generation")}
-        return hash_of(kept | {"evaluation": evaluation})
+        others = {k: inputs[k] for k in ("reference", "reward", "data", "generation")}
+        return hash_of(others | {"evaluation": evaluation})
 
     @cached_property
     def checkpoints(self) -> tuple[Checkpoint, ...]:
-        """Every evaluated checkpoint, in the order of its training."""
-        rows = pd.read_parquet(self.path / "evaluations.parquet")
-        found = []
+        """Every evaluated checkpoint, in the order of training."""
+        rows = pd.read_parquet(self.path / files.EVALUATIONS)
+        checkpoints = []
         for step, point in rows.groupby("step", sort=True):
             test, validation = (point[point["split"] == split] for split in ("test", "validation"))
             reward, kl = (float(prompt_means(validation, column).mean()) for column in ("reward", "kl"))
-            found.append(Checkpoint(int(str(step)), prompt_means(test, "reward"), prompt_means(test, "kl"), reward, kl))
-        return tuple(found)
+            rewards, kls = (prompt_means(test, column) for column in ("reward", "kl"))
+            checkpoints.append(Checkpoint(int(str(step)), rewards, kls, reward, kl))
+        return tuple(checkpoints)
 
     @cached_property
     def reference(self) -> tuple[np.ndarray, float | None]:
-        """(prompts,) the reference's mean reward of each test prompt, and its mean over validation prompts."""
-        folder = self.artifact("reference")
+        """(prompts,) the reference's mean reward of each test prompt, and its mean over validation prompts.
+
+        The latter is None if the artifact of the reference's evaluation was removed.
+        """
+        folder = self.artifact(evaluations.ReferenceEvaluation.name)
         if folder is not None:
-            rows = pd.read_parquet(folder / "evaluation.parquet", columns=["split", "prompt_id", "reward"])
+            rows = pd.read_parquet(folder / evaluations.FILE, columns=["split", "prompt_id", "reward"])
             test, validation = (rows[rows["split"] == split] for split in ("test", "validation"))
             return prompt_means(test, "reward"), float(prompt_means(validation, "reward").mean())
-        rows = pd.read_parquet(self.path / "samples.parquet", columns=["prompt_id", "reference_reward"])
+        rows = pd.read_parquet(self.path / files.SAMPLES, columns=["prompt_id", "reference_reward"])
         return prompt_means(rows, "reference_reward"), None
 
 
@@ -147,41 +152,43 @@ class FinishedRun:
 
 
 def find(places: Sequence[Path]) -> list[Path]:
-    """The run folders that some places hold: a run, a sweep, a folder of outputs or of runs.
+    """The run folders in some places, each of which is a run, a sweep, a folder of runs or a folder of outputs.
 
     Raises:
-        ConfigError: a place that is not there, or that holds no run.
+        ConfigError: a place does not exist, or has no run in it.
     """
-    found: dict[Path, None] = {}
+    folders: dict[Path, None] = {}
     for place in places:
         if not place.is_dir():
             raise ConfigError(f"there is no folder {place}; name a run, a sweep or a folder of runs")
-        if (place / SWEEP).exists():
-            here = _runs_of_sweep(place)
-        elif (place / "config.yaml").exists():
-            here = [place]
+        if (place / SWEEP_STATE).exists():
+            runs = _runs_of_sweep(place)
+        elif (place / files.CONFIG).exists():
+            runs = [place]
         else:
-            here = [file.parent for pattern in ("*", "runs/*") for file in sorted(place.glob(f"{pattern}/config.yaml"))]
-        if not here:
+            configs = [file for pattern in ("*", "runs/*") for file in sorted(place.glob(f"{pattern}/{files.CONFIG}"))]
+            runs = [config.parent for config in configs]
+        if not runs:
             raise ConfigError(
-                f"there is no run in {place}; a run's folder has config.yaml, summary.json and {MANIFEST}"
+                f"there is no run in {place}; a run's folder has {files.CONFIG}, {files.SUMMARY} and {MANIFEST}"
             )
-        found |= dict.fromkeys(path.resolve() for path in here)
-    return list(found)
+        folders |= dict.fromkeys(path.resolve() for path in runs)
+    return list(folders)
 
 
 def _runs_of_sweep(folder: Path) -> list[Path]:
-    """The run folders of a sweep: those beside it, where it was moved or copied together with them."""
+    """The run folders of a sweep; those beside it come first, in case it was moved or copied together with them."""
+    state = folder / SWEEP_STATE
     try:
-        named = [Path(job["run"]) for job in json.loads((folder / SWEEP).read_text())["jobs"] if job["run"]]
+        recorded = [Path(job["run"]) for job in json.loads(state.read_text())["jobs"] if job["run"]]
     except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{folder / SWEEP} is not what a sweep writes; name the runs themselves") from error
+        raise ConfigError(f"{state} was not written by a sweep; name the runs themselves") from error
     beside = folder.resolve().parent.parent / "runs"
-    return [beside / run.name if (beside / run.name).is_dir() else run for run in named]
+    return [beside / run.name if (beside / run.name).is_dir() else run for run in recorded]
 
 
 def read(paths: Sequence[Path]) -> tuple[list[FinishedRun], list[dict[str, str]]]:
-    """The finished runs among some folders, and what was left out: dicts of `path` and `why`."""
+    """The finished runs among some folders, and those that are left out: dicts of `path` and `why`."""
     runs, skipped = [], []
     for path in paths:
         why = _unusable(path)
@@ -189,16 +196,17 @@ def read(paths: Sequence[Path]) -> tuple[list[FinishedRun], list[dict[str, str]]
             skipped.append({"path": str(path), "why": why})
             continue
         summary, artifacts, overrides = (
-            json.loads((path / f"{name}.json").read_text()) for name in ("summary", "artifacts", "overrides")
+            json.loads((path / name).read_text()) for name in (files.SUMMARY, files.ARTIFACTS, files.OVERRIDES)
         )
-        config = yaml.safe_load((path / "config.yaml").read_text())
+        config = yaml.safe_load((path / files.CONFIG).read_text())
         runs.append(FinishedRun(path, config, summary, artifacts, overrides))
     return runs, skipped
 
 
 def _unusable(path: Path) -> str | None:
+    """Why a run folder cannot be drawn; None if it can."""
     if not path.is_dir():
-        return "there is no such folder: the run was not begun"
+        return "there is no such folder: the run was not started"
     if not (path / MANIFEST).exists():
         return "not finished: run its command again to go on"
     missing = next((name for name in NEEDED if not (path / name).is_file()), None)
@@ -208,103 +216,9 @@ def _unusable(path: Path) -> str | None:
     return None if problem is None else f"changed after it was finished: {problem}"
 
 
-def worlds(paths: Sequence[Path]) -> dict[str, list[Path]]:
-    """Run folders by the world that they belong to, under a name of what differs that may name a folder.
-
-    Runs of one world share reward, prompts, sampling and reference, so they may stand on one pair of axes. The name is
-    "" where there is one world only. What is not finished belongs to none.
-    """
-    runs, _ = read(paths)
-    groups: dict[str, list[FinishedRun]] = {}
-    for run, world in zip(runs, _worlds(runs), strict=True):
-        groups.setdefault(world, []).append(run)
-    if len(groups) <= 1:
-        return {"": [run.path for run in runs]}
-    first = [members[0] for members in groups.values()]
-    names = [",".join(f"{key.rpartition('.')[2]}={run.flat.get(key)}" for key in _differing(first)) for run in first]
-    names = [re.sub(r"[^\w.,=-]+", "_", name)[:60] for name in names]
-    if len(set(names)) < len(names):
-        names = [f"{name}-{world[:8]}".removeprefix("-") for name, world in zip(names, groups, strict=True)]
-    return {name: [run.path for run in members] for name, members in zip(names, groups.values(), strict=True)}
-
-
-def _worlds(runs: Sequence[FinishedRun]) -> list[str]:
-    """The world of each run; one whose artifacts were removed is of the world of others with the same reference."""
-    known = {run.artifacts.get("reference"): run.world for run in runs if run.world is not None}
-    return [known.get(run.artifacts.get("reference")) or str(run.artifacts.get("reference")) for run in runs]
-
-
-def check_one_world(runs: Sequence[FinishedRun]) -> None:
-    """Refuse runs that cannot stand on one pair of axes.
-
-    Raises:
-        ConfigError: naming what differs, and in which runs.
-    """
-    found = _worlds(runs)
-    other = next((run for run, world in zip(runs, found, strict=True) if world != found[0]), None)
-    if other is None:
-        return
-    first, keys = runs[0], _differing([runs[0], other])
-    what = ", ".join(f"{key} ({first.flat.get(key)} and {other.flat.get(key)})" for key in keys[:3])
-    if not what:
-        what = f"the reference, its prompts or the reward (artifacts reference/{first.artifacts.get('reference')} and "
-        what += f"{other.artifacts.get('reference')}; their {INPUTS} say what made them)"
-    raise ConfigError(
-        f"{first.name} and {other.name} cannot be compared: they differ in {what}; draw them into two frontiers"
-    )
-
-
-def _differing(runs: Sequence[FinishedRun]) -> list[str]:
-    """The keys of the world that differ among runs."""
-    keys = sorted({key for run in runs for key in run.flat if WORLD.match(key) and not NO_WORLD.match(key)})
-    return [key for key in keys if len({repr(run.flat.get(key)) for run in runs}) > 1]
-
-
-# --- methods ----------------------------------------------------------------------------------------------------------
-
-
-def method_names(runs: Sequence[FinishedRun]) -> dict[Path, str]:
-    """The method of each run, as figures and tables call it.
-
-    Runs of one algorithm that differ in a key besides knob and seed are methods of their own, with that key in the
-    name.
-    """
-    named = {run.path: _plain_name(run) for run in runs}
-    found: dict[Path, str] = {}
-    for name in dict.fromkeys(named.values()):
-        members = [run for run in runs if named[run.path] == name]
-        keys = sorted({key for run in members for key in run.flat if not NO_METHOD.match(key)})
-        knobs = {run.knob[0] for run in members if run.knob is not None}
-        keys = [key for key in keys if key.rpartition(".")[2] not in knobs]
-        differing = [key for key in keys if len({repr(run.flat.get(key)) for run in members}) > 1]
-        for run in members:
-            said = ", ".join(f"{_short(key, differing)}={run.flat.get(key)}" for key in differing)
-            found[run.path] = f"{name} ({said})" if said else name
-    return found
-
-
-def _plain_name(run: FinishedRun) -> str:
-    config = run.config
-    if run.algo == "own_model":
-        return str(run.summary["variant"])
-    if run.algo == "ppo":
-        ppo = config["ppo"]
-        name = "PPO" if ppo["reward"] == "learned" else "PPO-GT"
-        own = {"trl_2023": " (TRL)", "ziegler": " (Ziegler)"}
-        return name + own.get(str(ppo["preset"]), "") + (" (fixed)" if ppo["kl_coefficient"] is not None else "")
-    variant = run.summary["variant"]
-    return NAMES.get(run.algo, run.algo) + ("" if variant is None else f" ({variant})")
-
-
-def _short(key: str, among: Sequence[str]) -> str:
-    """The last word of a key, where that says which."""
-    last = key.rpartition(".")[2]
-    return last if sum(other.rpartition(".")[2] == last for other in among) == 1 else key
-
-
-def _flat(node: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in node.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{at}{key}.")
+            yield from _flat(value, f"{prefix}{key}.")
         else:
-            yield f"{at}{key}", value
+            yield f"{prefix}{key}", value

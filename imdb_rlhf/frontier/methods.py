@@ -1,11 +1,21 @@
-"""One colour and one marker a method, the same in every picture."""
+"""The names of methods in figures and tables, their order, and how they are drawn."""
 
+import re
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
+from imdb_rlhf.frontier.finished import FinishedRun
+from imdb_rlhf.runs.kinds import KINDS, method_name, palette_places
+
+# Keys of a configuration that do not make another method: runs that differ in them share a name.
+NO_METHOD = re.compile(
+    r"(seed|plan|algo|keep_model|ppo\.preset|target_kl|own_model\.path|own_model\.revision)$"
+    r"|(logger|paths|trainer|launcher|evaluation|reservoir)\."
+)
 # Okabe and Ito, "Color Universal Design" (2008), without black, which is the ink of axes, optimum and best-of-N.
-# Yellow is faint on white: last.
+# Yellow comes last: it is faint on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 # matplotlib's code and plotly's symbol of one shape.
 MARKERS = (
@@ -17,7 +27,47 @@ MARKERS = (
     ("P", "cross"),
     ("X", "x"),
 )
-METHODS = ("DPO", "PPO", "Unlikelihood", "PPO-GT (TRL)", "PPO-GT", "Preferred-FT", "SFT", "DPO (ipo)")
+
+
+def method_names(runs: Sequence[FinishedRun]) -> dict[Path, str]:
+    """Run folder -> the name of its method in figures and tables.
+
+    Runs of one algorithm that differ in a key besides knob and seed are different methods, with that key in their
+    names.
+    """
+    plain = {run.path: _registered_name(run) for run in runs}
+    names: dict[Path, str] = {}
+    for name in dict.fromkeys(plain.values()):
+        members = [run for run in runs if plain[run.path] == name]
+        keys = sorted({key for run in members for key in run.flat if not NO_METHOD.match(key)})
+        knobs = {run.knob[0] for run in members if run.knob is not None}
+        keys = [key for key in keys if key.rpartition(".")[2] not in knobs]
+        differing = [key for key in keys if len({repr(run.flat.get(key)) for run in members}) > 1]
+        for run in members:
+            difference = ", ".join(f"{_short(key, differing)}={run.flat.get(key)}" for key in differing)
+            names[run.path] = f"{name} ({difference})" if difference else name
+    return names
+
+
+def place_of(algo: str) -> int:
+    """The place of an algorithm in the order of figures and tables; last for one that is not registered here."""
+    return list(KINDS).index(algo) if algo in KINDS else len(KINDS)
+
+
+def has_policy(algo: str) -> bool:
+    """Whether runs of an algorithm end in a policy, which is a point of the frontier."""
+    return algo not in KINDS or KINDS[algo].has_policy
+
+
+def _registered_name(run: FinishedRun) -> str:
+    """The name that its algorithm gives a run; the algorithm's own name where it is not registered here."""
+    return method_name(run.algo, run.config, run.summary["variant"]) if run.algo in KINDS else run.algo
+
+
+def _short(key: str, among: Sequence[str]) -> str:
+    """The last word of a key, unless another of the keys ends in it too."""
+    last = key.rpartition(".")[2]
+    return last if sum(other.rpartition(".")[2] == last for other in among) == 1 else key
 
 
 class Style(NamedTuple):
@@ -35,42 +85,39 @@ class Style(NamedTuple):
 
 
 def style(method: int | str) -> Style:
-    """The style of a method, by name or by its place in `METHODS`; a name that is not there always gets the same one.
+    """The style of a method, by name or by its place in the palette.
 
-    Past the last colour the colours come again with other markers.
+    A name without a place of its own always gets the same style. Past the last colour the colours repeat with other
+    markers.
     """
     if isinstance(method, str):
-        method = METHODS.index(method) if method in METHODS else len(METHODS) + zlib.crc32(method.encode())
+        places = palette_places()
+        method = places.get(method, len(places) + zlib.crc32(method.encode()))
     lap, place = divmod(method, len(PALETTE))
     return Style(PALETTE[place], *MARKERS[(place + lap) % len(MARKERS)])
 
 
-def colour(method: int | str) -> str:
-    """The colour of a method, by name or by its place in `METHODS`."""
-    return style(method).colour
-
-
 def styles(methods: Iterable[str]) -> dict[str, Style]:
-    """The styles of the methods of one picture.
+    """Name -> style of the methods in one picture.
 
-    Names in `METHODS` keep their own style; where one stands only with what tells two of it apart, such as
-    "DPO (labels=...)", the first of these has it. Another that would have the colour of a method before it takes the
-    next free colour; when none is left, the next free pair of colour and marker.
+    A name with a place in the palette keeps its style. If it occurs only with an addition, such as "DPO (labels=...)",
+    the first of these has its style. Any other name whose colour is taken gets the next free colour or, if none is
+    left, the next free pair of colour and marker.
     """
-    names = list(dict.fromkeys(methods))
-    found = {name: style(name) for name in names if name in METHODS}
-    taken = set(found)
+    names, places = list(dict.fromkeys(methods)), palette_places()
+    chosen = {name: style(name) for name in names if name in places}
+    taken = set(chosen)
     for name in names:
         plain = name.rpartition(" (")[0]
-        if name not in found and plain in METHODS and plain not in taken:
-            found[name] = style(plain)
+        if name not in chosen and plain in places and plain not in taken:
+            chosen[name] = style(plain)
             taken.add(plain)
     every = [style(place) for place in range(len(PALETTE) * len(MARKERS))]
     for name in names:
-        if name not in found:
-            wanted, colours = [style(name), *every], {each.colour for each in found.values()}
-            free = [each for each in wanted if each.colour not in colours] or [
-                each for each in wanted if each not in found.values()
+        if name not in chosen:
+            candidates, colours = [style(name), *every], {used.colour for used in chosen.values()}
+            free = [candidate for candidate in candidates if candidate.colour not in colours] or [
+                candidate for candidate in candidates if candidate not in chosen.values()
             ]
-            found[name] = (free or wanted)[0]
-    return {name: found[name] for name in names}
+            chosen[name] = (free or candidates)[0]
+    return {name: chosen[name] for name in names}

@@ -1,6 +1,6 @@
-"""The frontier in Weights & Biases: one run beside those of the sweep, in their group.
+"""The frontier in Weights & Biases: one W&B run in the group of the sweep's runs.
 
-It holds the points as a table, reward over KL as a chart, the picture, the methods as a table, and a scalar a method.
+It has the points and the methods as tables, reward over KL as a chart, the figure as a picture, and scalars per method.
 """
 
 import re
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from imdb_rlhf.config.machine import WandbLogger
+from imdb_rlhf.frontier import files
 from imdb_rlhf.tracking.wandb import WandbTracker, run_id
 
 POINTS = (
@@ -26,29 +27,30 @@ POINTS = (
     "reward_ci",
     "efficiency",
 )
-PAIRS = ("kl_ci", "reward_ci", "efficiency")  # two numbers each: a column an end
+PAIRS = ("kl_ci", "reward_ci", "efficiency")  # two numbers each, one column per end
 
 
 def frontier(
     frontier: Mapping[str, Any], folder: Path, logger: WandbLogger, group: str, warn: Callable[[str], None]
 ) -> None:
-    """Mirror a frontier as the W&B run `frontier`; whatever goes wrong costs one warning.
+    """Log a frontier as the W&B run `frontier`; a failure costs one warning.
 
-    The run's id is kept in `folder`, so that drawing again updates the run: online in its place, offline by leaving
-    only the newest to be synced.
+    The run's id is kept in `folder`, so that another drawing updates the run: online in place; offline the earlier
+    drawings are removed, and only the newest is left to be synced.
 
     Args:
-        frontier: what `frontier.json` holds.
-        folder: the sweep's folder; `frontier.png` is taken from there, W&B makes `wandb/` in it.
+        frontier: the content of `frontier.json`.
+        folder: the sweep's folder, which has `frontier.png`; W&B makes `wandb/` in it.
         logger: project, entity, mode and tags.
-        group: what the runs of the sweep share.
-        warn: is told in one line if W&B failed.
+        group: the W&B group of the sweep's runs.
+        warn: called with one line if W&B failed.
     """
+    truth = f"{files.JSON} has every number"
     try:
-        known = run_id(folder, "frontier")
-        _forget_offline(folder, known)
+        frontier_id = run_id(folder, "frontier")
+        _remove_offline(folder, frontier_id)
     except OSError as error:
-        warn(f"W&B could not start ({error}); frontier.json has every number")
+        warn(f"W&B could not start ({error}); {truth}")
         return
     tracker = WandbTracker(
         folder=folder,
@@ -58,44 +60,44 @@ def frontier(
         group=group,
         name="frontier",
         job_type="frontier",
-        run_id=known,
+        run_id=frontier_id,
         mode=cast(Any, str(logger.mode)),
         tags=list(logger.tags),
         console_warn=warn,
-        truth="frontier.json has every number",
+        truth=truth,
     )
     tracker.table("frontier", _columns(POINTS), [list(_cells(point, POINTS)) for point in frontier["points"]])
-    drawn = [[point[key] for key in ("method", "kl", "reward")] for point in frontier["points"]]
+    rows = [[point[key] for key in ("method", "kl", "reward")] for point in frontier["points"]]
     title = "true reward over KL to the reference (nats)"
-    tracker.scatter("reward_over_kl", ["method", "kl", "reward"], drawn, "kl", "reward", title)
-    if (folder / "frontier.png").is_file():
-        tracker.picture("picture", folder / "frontier.png")
+    tracker.scatter("reward_over_kl", ["method", "kl", "reward"], rows, "kl", "reward", title)
+    if (folder / files.PNG).is_file():
+        tracker.picture("picture", folder / files.PNG)
     tracker.table("methods", *_methods(frontier))
     tracker.finish(_summary(frontier))
 
 
 def _methods(frontier: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
-    """A row a method: its score as an interval, and its reward at every budget."""
+    """Columns, and a row per method: its score with its intervals, and its reward at every budget."""
     columns = ["method", "knob", "seeds", "score_low", "score_high", "score_ci_low", "score_ci_high", "score_raw"]
     columns += [f"reward_at_{budget:g}" for budget in frontier["budgets"]]
     rows = []
     for method in frontier["methods"]:
         score, interval = method["score"] or (None, None), method["score_ci"] or (None, None)
-        bought = {at["kl"]: at["reward"] for at in method["at_budget"]}
+        rewards = {at["kl"]: at["reward"] for at in method["at_budget"]}
         row = [method["name"], method["knob"], len(method["seeds"]), *score, *interval, method["score_raw"]]
-        rows.append([*row, *(bought.get(budget) for budget in frontier["budgets"])])
+        rows.append([*row, *(rewards.get(budget) for budget in frontier["budgets"])])
     return columns, rows
 
 
 def _summary(frontier: Mapping[str, Any]) -> dict[str, Any]:
-    """Scalars for W&B's own charts; the score's ends apart, and its middle."""
+    """Scalars for W&B's own charts; of a score its middle and both ends."""
     summary: dict[str, Any] = {
         "reference_reward": frontier["reference"]["reward"],
         "runs": len(frontier["runs"]),
         "diverged": sum(len(method["diverged"]) for method in frontier["methods"]),
     }
     for method in frontier["methods"]:
-        key = re.sub(r"\W+", "_", method["name"]).strip("_")  # other characters cannot be filtered and sorted by
+        key = re.sub(r"\W+", "_", method["name"]).strip("_")  # W&B cannot filter or sort by other characters
         if method["score"] is not None:
             low, high = method["score"]
             summary |= {f"score/{key}": (low + high) / 2, f"score_low/{key}": low, f"score_high/{key}": high}
@@ -119,8 +121,8 @@ def _cells(row: Mapping[str, Any], keys: Sequence[str]) -> Iterable[Any]:
             yield row[key]
 
 
-def _forget_offline(folder: Path, known: str) -> None:
-    """Remove what earlier drawings left to be synced: the new run says it all."""
-    for earlier in (folder / "wandb").glob(f"offline-run-*-{known}"):
+def _remove_offline(folder: Path, frontier_id: str) -> None:
+    """Remove the offline runs of earlier drawings: the new one replaces them."""
+    for earlier in (folder / "wandb").glob(f"offline-run-*-{frontier_id}"):
         shutil.rmtree(earlier)
     shutil.rmtree(folder / "wandb" / "artifacts", ignore_errors=True)

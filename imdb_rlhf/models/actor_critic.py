@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from imdb_rlhf.config.algos import ValueNetwork
+from imdb_rlhf.config.ppo import ValueNetwork
 from imdb_rlhf.models.logprobs import completion_mask, output_layer, states_and_layer, states_before, token_logprobs
 
 

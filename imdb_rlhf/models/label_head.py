@@ -1,4 +1,4 @@
-"""A two-label head on a causal LM: the network of the two-label reward."""
+"""The two-label reward's network: a causal LM with a head of two labels."""
 
 from pathlib import Path
 from typing import cast
@@ -11,7 +11,7 @@ from imdb_rlhf.config.reward import TwoLabelReward
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.models.logprobs import completion_mask, located_states, token_logprobs
 
-# The names under which transformers' configurations keep rates of dropout.
+# The names of dropout rates in transformers' configurations.
 DROPOUTS = ["resid_pdrop", "embd_pdrop", "attn_pdrop", "dropout", "attention_dropout", "hidden_dropout"]
 DROPOUTS += ["hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"]
 
@@ -19,7 +19,7 @@ DROPOUTS += ["hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_
 class LabelHead(nn.Module):
     """A sequence classifier on a causal LM, read at every position of right-padded rows.
 
-    The logits at a position depend on nothing to its right: they are the logits of the text cut off there.
+    Under causal attention the logits at a position are those of the text up to there.
     """
 
     def __init__(self, model: PreTrainedModel, lm_weight: float = 0.0) -> None:
@@ -35,32 +35,32 @@ class LabelHead(nn.Module):
 
         Returns:
             (rows, time, 2) float32 logits of negative and positive, and the (rows,) mean log-prob per next token in
-            nats, 0 where `lm_weight` is 0.
+            nats, 0 if `lm_weight` is 0.
         """
-        states, places = located_states(self.model.base_model, ids, lengths)
+        states, indices = located_states(self.model.base_model, ids, lengths)
         inside = completion_mask(ids, torch.zeros_like(lengths), lengths)
-        logits = cast(Tensor, self.model.score(states))[torch.where(inside, places, 0)]
+        logits = cast(Tensor, self.model.score(states))[torch.where(inside, indices, 0)]
         if not self.lm_weight:
             return logits, torch.zeros(len(ids), device=ids.device)
         mask = completion_mask(ids, torch.ones_like(lengths), lengths)
         table = self.model.get_input_embeddings().weight  # tied to the output layer, as `make_head` ensures
-        values = token_logprobs(states.index_select(0, places[mask] - 1), table, None, ids[mask])
+        values = token_logprobs(states.index_select(0, indices[mask] - 1), table, None, ids[mask])
         owner = mask.nonzero()[:, 0]
         sums = torch.zeros(len(ids), device=ids.device).index_add(0, owner, values)
         return logits, sums / (lengths - 1).clamp(min=1)
 
 
-def make_head(folder: Path, attention: str, wanted: TwoLabelReward, pad_id: int) -> LabelHead:
-    """A two-label head on the causal LM of a folder, on the CPU, in float32; the head's weights come from the seed.
+def make_head(folder: Path, attention: str, reward: TwoLabelReward, pad_id: int) -> LabelHead:
+    """Put a two-label head on the causal LM of a folder: on the CPU, in float32, weights drawn from the reward's seed.
 
     Args:
-        folder: made by `save_pretrained`.
+        folder: written by `save_pretrained`.
         attention: transformers' attention implementation.
-        wanted: seed, dropout and weight of the next-token loss.
-        pad_id: padding token, written into the configuration.
+        reward: seed, dropout and weight of the next-token loss.
+        pad_id: padding token, is written into the configuration.
 
     Raises:
-        RunError: a next-token loss is asked of a model whose output layer is not its embedding.
+        RunError: there is to be a next-token loss, but the model's output layer is not its embedding.
     """
     config = AutoConfig.from_pretrained(
         folder, num_labels=2, id2label={0: "negative", 1: "positive"}, label2id={"negative": 0, "positive": 1}
@@ -68,12 +68,12 @@ def make_head(folder: Path, attention: str, wanted: TwoLabelReward, pad_id: int)
     config.pad_token_id = pad_id
     for name in DROPOUTS:
         if getattr(config, name, None) is not None:
-            setattr(config, name, wanted.dropout)
-    if wanted.lm_weight and not config.tie_word_embeddings:
+            setattr(config, name, reward.dropout)
+    if reward.lm_weight and not config.tie_word_embeddings:
         raise RunError("reward.lm_weight needs a model whose output layer is its embedding; set reward.lm_weight=0")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(wanted.seed)
+        torch.manual_seed(reward.seed)
         model = AutoModelForSequenceClassification.from_pretrained(
             folder, config=config, dtype=torch.float32, attn_implementation=attention
         )
-    return LabelHead(model, wanted.lm_weight)
+    return LabelHead(model, reward.lm_weight)

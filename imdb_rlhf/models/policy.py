@@ -43,7 +43,7 @@ class Policy:
 
     @property
     def pad_id(self) -> int:
-        """The token that fills rows up: the tokenizer's own, or else the one that ends a completion."""
+        """The token that pads rows: the tokenizer's padding token if it has one, else EOS."""
         pad_id = self.tokenizer.pad_token_id
         return self.eos_id if pad_id is None else int(pad_id)
 
@@ -246,8 +246,7 @@ def save(policy: Policy, folder: Path, card: str, temperature: float) -> None:
     generation = policy.lm.generation_config
     if generation is not None:
         generation.do_sample, generation.top_k, generation.top_p, generation.temperature = True, 0, 1.0, temperature
-        pad_id = policy.tokenizer.pad_token_id
-        generation.pad_token_id = policy.eos_id if pad_id is None else pad_id
+        generation.pad_token_id = policy.pad_id
         generation.eos_token_id = policy.eos_id
     policy.lm.save_pretrained(folder)
     policy.tokenizer.save_pretrained(folder)

@@ -10,6 +10,7 @@ from imdb_rlhf.artifacts.files import MANIFEST, check_manifest, hash_of, in_use,
 from imdb_rlhf.config.run import NOT_IN_HASH
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.pipeline import Pipeline
+from imdb_rlhf.runs import files
 from imdb_rlhf.runs.points import PARTS
 from imdb_rlhf.tracking.console import STAGE_WIDTH
 
@@ -84,9 +85,9 @@ class RunFolder:
         """Make the folder, with the configuration and the keys of the artifacts that it will use."""
         if self.leader:
             self.path.mkdir(parents=True, exist_ok=True)
-            (self.path / "config.yaml").write_text(self.config_yaml)
-            write_json(self.path / "artifacts.json", self.pipeline.keys())
-            write_json(self.path / "overrides.json", self.overrides)
+            (self.path / files.CONFIG).write_text(self.config_yaml)
+            write_json(self.path / files.ARTIFACTS, self.pipeline.keys())
+            write_json(self.path / files.OVERRIDES, self.overrides)
 
     def seal(self) -> None:
         """Write the manifest: from now on the run is finished."""

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from imdb_rlhf.algos.inputs import Score
-from imdb_rlhf.config.algos import PPOConfig, RewardSource, Scale
+from imdb_rlhf.config.ppo import PPOConfig, Scale
+from imdb_rlhf.config.reward import RewardSource
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.evaluation import optimum, reservoir
 from imdb_rlhf.models import policy as policies

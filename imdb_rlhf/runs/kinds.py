@@ -17,7 +17,8 @@ import pandas as pd
 from imdb_rlhf.algos import ALGOS
 from imdb_rlhf.algos.method import PolicyMethod
 from imdb_rlhf.artifacts.files import write_json
-from imdb_rlhf.config.algos import BestOfNRun, TrainedRun
+from imdb_rlhf.config.algos import BestOfNRun
+from imdb_rlhf.config.families import TrainedRun
 from imdb_rlhf.config.run import KeepModel, Run
 from imdb_rlhf.evaluation import reservoir
 from imdb_rlhf.evaluation.evaluate import metrics
@@ -25,7 +26,7 @@ from imdb_rlhf.evaluation.stats import distinct_n
 from imdb_rlhf.models import policy as policies
 from imdb_rlhf.models.card import card
 from imdb_rlhf.models.policy import Policy
-from imdb_rlhf.runs import points, summary
+from imdb_rlhf.runs import files, points, summary
 from imdb_rlhf.runs.folder import RunFolder
 from imdb_rlhf.runs.train import train_policy
 from imdb_rlhf.stages.evaluations import BaseEvaluation, OwnModel, ReferenceEvaluation
@@ -50,7 +51,7 @@ class RunKind(ABC):
     title: ClassVar[str]
     colours: ClassVar[Mapping[str, int]] = {}
     has_policy: ClassVar[bool] = True
-    table_file: ClassVar[str] = "samples.parquet"
+    table_file: ClassVar[str] = files.SAMPLES
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder, self.flow, self.run = folder, folder.pipeline, folder.run
@@ -152,10 +153,10 @@ class PolicyRun(RunKind):
         self, policy: Policy | None, frames: dict[int, pd.DataFrame], result: dict[str, Any], table: pd.DataFrame
     ) -> None:
         path = self.folder.path
-        points.joined(frames).to_parquet(path / "evaluations.parquet", index=False)
-        table.to_parquet(path / "samples.parquet", index=False)
+        points.joined(frames).to_parquet(path / files.EVALUATIONS, index=False)
+        table.to_parquet(path / files.SAMPLES, index=False)
         self.leave_more(path)
-        write_json(path / "summary.json", result)
+        write_json(path / files.SUMMARY, result)
         shutil.rmtree(path / "model", ignore_errors=True)
         self.leave_model(path, policy, result)
         # sealed before anything is removed: a kill in between leaves either a finished run or one to continue
@@ -271,7 +272,7 @@ class BestOfN(UntrainedRun):
     def leave_more(self, path: Path) -> None:
         """Write the curve of every N."""
         rows = reservoir.curve(self.flow.get(Reservoir).rows, self.selector)
-        rows.to_parquet(path / "curve.parquet", index=False)
+        rows.to_parquet(path / files.CURVE, index=False)
 
     def leave_model(self, path: Path, policy: Policy | None, result: dict[str, Any]) -> None:
         """Write none: its model is the reference."""
@@ -298,7 +299,7 @@ class RewardModelAccount(RunKind):
                 shutil.copytree(source / "model", folder.path / "model", dirs_exist_ok=True)
                 shutil.copy(source / "normalisation.json", folder.path / "model" / "normalisation.json")
             table.to_parquet(folder.path / self.table_file, index=False)
-            write_json(folder.path / "summary.json", result)
+            write_json(folder.path / files.SUMMARY, result)
             folder.seal()
             self.log_tables(trackers, table, result)
         folder.runtime.barrier()

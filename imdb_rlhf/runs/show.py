@@ -9,6 +9,7 @@ from typing import Any, cast
 import pandas as pd
 
 from imdb_rlhf.config.machine import WandbLogger
+from imdb_rlhf.runs import files
 from imdb_rlhf.runs.folder import RunFolder
 from imdb_rlhf.runs.kinds import RunKind
 from imdb_rlhf.stages.evaluations import ReferenceEvaluation
@@ -27,7 +28,7 @@ def trackers_of(folder: RunFolder, start: int) -> Trackers:
     """
     if not folder.leader:
         return Trackers()
-    trackers = Trackers([JsonlLog(folder.path / "metrics.jsonl", start or None)])
+    trackers = Trackers([JsonlLog(folder.path / files.METRICS, start or None)])
     wandb_run = _wandb_run(folder)
     if wandb_run is not None:
         trackers.append(wandb_run)
@@ -58,13 +59,13 @@ def show_again(kind: RunKind) -> None:
     folder = kind.folder
     if not folder.leader:
         return
-    result = json.loads((folder.path / "summary.json").read_text())
+    result = json.loads((folder.path / files.SUMMARY).read_text())
     table = pd.read_parquet(folder.path / kind.table_file)
     folder.console.note(f"{folder.run.algo:<{STAGE_WIDTH}} finished already, not run again: {folder.path}")
     if isinstance(folder.run.logger, WandbLogger) and not (folder.path / "wandb").exists():
         wandb_run = _wandb_run(folder)
         if wandb_run is not None:
-            wandb_run.replay(jsonl.read(folder.path / "metrics.jsonl"))
+            wandb_run.replay(jsonl.read(folder.path / files.METRICS))
             kind.log_tables(Trackers([wandb_run]), table, result)
     show(kind, result, table)
 
@@ -73,7 +74,7 @@ def show(kind: RunKind, result: Mapping[str, Any], table: pd.DataFrame) -> None:
     """Show a run's table and results, and where its files are."""
     folder = kind.folder
     kind.show_table(table, result)
-    places = {"folder": str(folder.path), "metrics": str(folder.path / "metrics.jsonl")}
+    places = {"folder": str(folder.path), "metrics": str(folder.path / files.METRICS)}
     if (folder.path / "model").exists():
         places["model"] = str(folder.path / "model")
     if (folder.path / "wandb").exists():
@@ -86,8 +87,8 @@ def show(kind: RunKind, result: Mapping[str, Any], table: pd.DataFrame) -> None:
 def _frontier_command(folder: RunFolder) -> str:
     """The command that draws this run beside the others of its folder that share its prompts and reference."""
     own = folder.pipeline.key(ReferenceEvaluation)
-    runs = [file.parent for file in sorted(folder.path.parent.glob("*/artifacts.json"))]
-    alike = [run for run in runs if json.loads((run / "artifacts.json").read_text()).get("reference") == own]
+    runs = [file.parent for file in sorted(folder.path.parent.glob(f"*/{files.ARTIFACTS}"))]
+    alike = [run for run in runs if json.loads((run / files.ARTIFACTS).read_text()).get("reference") == own]
     places = [folder.path.parent] if alike == runs else alike
     return f"python -m imdb_rlhf.frontier {shlex.join(map(str, places))}"
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from imdb_rlhf.algos import ALGOS
-from imdb_rlhf.config.algos import TrainedRun
+from imdb_rlhf.config.families import TrainedRun
 from imdb_rlhf.config.run import KeepModel
 from imdb_rlhf.evaluation.evaluate import evaluate, metrics
 from imdb_rlhf.models import policy as policies

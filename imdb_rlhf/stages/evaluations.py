@@ -19,6 +19,8 @@ from imdb_rlhf.stages.sources import Base, ModelSource
 from imdb_rlhf.stages.stage import Flow, Stage
 from imdb_rlhf.stages.true_reward import TrueReward
 
+FILE = "evaluation.parquet"
+
 
 class Evaluation(Stage):
     """Reward and KL of one policy on the evaluation prompts."""
@@ -58,7 +60,7 @@ class Evaluation(Stage):
                 lambda count: progress.advance(count * self.runtime.world),
             )
         if self.runtime.rank == 0:
-            frame.to_parquet(folder / "evaluation.parquet", index=False)
+            frame.to_parquet(folder / FILE, index=False)
 
     def size(self) -> int:
         """About 500 bytes per sample."""
@@ -67,7 +69,7 @@ class Evaluation(Stage):
 
     def rows(self) -> pd.DataFrame:
         """The rows of its built artifact: `COLUMNS` and `TEXTS` of `evaluation.evaluate`."""
-        return pd.read_parquet(self.path / "evaluation.parquet")
+        return pd.read_parquet(self.path / FILE)
 
 
 class ReferenceEvaluation(Evaluation):

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from imdb_rlhf.artifacts.files import hash_file, write_json
-from imdb_rlhf.config.algos import GroupsRun
+from imdb_rlhf.config.families import GroupsRun
 from imdb_rlhf.data import preferences
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.models import policy as policies

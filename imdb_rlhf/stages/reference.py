@@ -10,7 +10,7 @@ import numpy as np
 
 from imdb_rlhf.algos.sft import SFT, held_out_loss
 from imdb_rlhf.artifacts.files import write_json
-from imdb_rlhf.config.stages import Init
+from imdb_rlhf.config.reward import Init
 from imdb_rlhf.models import policy as policies
 from imdb_rlhf.models.card import card
 from imdb_rlhf.models.policy import Policy

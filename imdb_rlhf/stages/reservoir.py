@@ -9,7 +9,7 @@ from typing import Any, Self
 import pandas as pd
 
 from imdb_rlhf.artifacts.files import write_json
-from imdb_rlhf.config.algos import ReservoirRun
+from imdb_rlhf.config.families import ReservoirRun
 from imdb_rlhf.stages.reference import Reference
 from imdb_rlhf.stages.reviews import Reviews
 from imdb_rlhf.stages.reward_model import TrainedRewardModel
@@ -17,6 +17,8 @@ from imdb_rlhf.stages.samples import Sampler, report_of, summary_of
 from imdb_rlhf.stages.stage import Flow, Stage
 from imdb_rlhf.stages.true_reward import TrueReward
 
+FILE = "reservoir.parquet"
+SCORES = "scores.parquet"  # the learned ones
 KEYS = ["split", "prompt_id", "sample_id"]
 
 
@@ -65,7 +67,7 @@ class Reservoir(Stage):
         if self.runtime.rank:
             return
         frame = pd.concat([table.assign(split=split) for split, table in tables.items()], ignore_index=True)
-        frame.to_parquet(folder / "reservoir.parquet", index=False)
+        frame.to_parquet(folder / FILE, index=False)
         write_json(folder / "report.json", report_of(frame))
 
     def summary_line(self, folder: Path) -> str:
@@ -79,7 +81,7 @@ class Reservoir(Stage):
     @cached_property
     def rows(self) -> pd.DataFrame:
         """The samples, with the column `learned` where there is a reward model."""
-        rows = pd.read_parquet(self.path / "reservoir.parquet")
+        rows = pd.read_parquet(self.path / FILE)
         if not self.flow.has(LearnedScores):
             return rows
         return rows.merge(self.flow.get(LearnedScores).rows(), on=KEYS, validate="one_to_one")
@@ -112,12 +114,12 @@ class LearnedScores(Stage):
 
     def make(self, folder: Path) -> None:
         """Score every sample."""
-        rows = pd.read_parquet(self.flow.get(Reservoir).path / "reservoir.parquet")
+        rows = pd.read_parquet(self.flow.get(Reservoir).path / FILE)
         if self.runtime.rank:
             return
         learned = self.flow.get(TrainedRewardModel).reward
         scores = learned.score_ids(list(rows["prompt_ids"]), list(rows["completion_ids"]))
-        rows[KEYS].assign(learned=scores).to_parquet(folder / "scores.parquet")
+        rows[KEYS].assign(learned=scores).to_parquet(folder / SCORES)
 
     def size(self) -> int:
         """About 30 bytes per sample."""
@@ -125,4 +127,4 @@ class LearnedScores(Stage):
 
     def rows(self) -> pd.DataFrame:
         """The scores: column `learned` per split, prompt and sample."""
-        return pd.read_parquet(self.path / "scores.parquet")
+        return pd.read_parquet(self.path / SCORES)

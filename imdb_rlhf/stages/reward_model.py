@@ -13,7 +13,7 @@ import pandas as pd
 
 from imdb_rlhf.algos.reward_model import RewardModel
 from imdb_rlhf.artifacts.files import write_json
-from imdb_rlhf.config.algos import LearnedRun
+from imdb_rlhf.config.families import LearnedRun
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.evaluation import agreement
 from imdb_rlhf.models import policy as policies

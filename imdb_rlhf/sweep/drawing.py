@@ -1,4 +1,4 @@
-"""The frontier of a sweep, redrawn in a process of its own as jobs end: one at a time, and only if there is news."""
+"""Redraws a sweep's frontier in a process of its own while jobs end: one drawing at a time, and only of new runs."""
 
 from collections.abc import Sequence
 from multiprocessing import Pipe
@@ -8,52 +8,60 @@ from pathlib import Path
 
 from imdb_rlhf.config.machine import WandbLogger
 from imdb_rlhf.sweep import processes
-from imdb_rlhf.sweep.processes import Drawn, how
+from imdb_rlhf.sweep.processes import FrontierResult, describe_exit
 from imdb_rlhf.sweep.records import last_line
 
 
 class Drawing:
-    """What draws into `folder`."""
+    """The process that draws into `folder`, where one runs."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._process: ForkServerProcess | None = None
-        self._answers: Connection | None = None
-        self._seen: list[Path] = []
+        self._results: Connection | None = None
+        self._drawn: list[Path] = []
 
     @property
     def connections(self) -> list[Connection]:
-        """Ready when a drawing has ended."""
-        return [] if self._answers is None else [self._answers]
+        """One that is ready to be read when the drawing has ended; none where nothing is being drawn."""
+        return [] if self._results is None else [self._results]
 
-    def start(self, runs: Sequence[Path], mirror: tuple[WandbLogger, str] | None = None, *, last: bool = False) -> None:
-        """Draw some runs, unless something is being drawn, or (but for the last time) these were drawn already."""
-        if self._process is not None or not runs or (list(runs) == self._seen and not last):
+    def start(
+        self, runs: Sequence[Path], wandb_group: tuple[WandbLogger, str] | None = None, *, last: bool = False
+    ) -> None:
+        """Draw these runs, unless a drawing is under way or the last one was of the same runs.
+
+        Args:
+            runs: their folders.
+            wandb_group: W&B's settings and the group, to show the frontier there too.
+            last: draw even the same runs again.
+        """
+        if self._process is not None or not runs or (list(runs) == self._drawn and not last):
             return
-        self._seen = list(runs)
-        self._answers, theirs = Pipe(duplex=False)
-        self._process = processes.start(processes.draw, list(runs), self._folder, mirror, theirs)
-        theirs.close()
+        self._drawn = list(runs)
+        self._results, sender = Pipe(duplex=False)
+        self._process = processes.start(processes.draw, list(runs), self._folder, wandb_group, sender)
+        sender.close()
 
-    def ended(self, timeout: float = 0.0) -> Drawn | None:
-        """What was drawn, where a drawing has ended."""
-        if self._process is None or self._answers is None or not self._answers.poll(timeout):
+    def ended(self, timeout: float = 0.0) -> FrontierResult | None:
+        """The result of a drawing that has ended; None where none has within `timeout` seconds."""
+        if self._process is None or self._results is None or not self._results.poll(timeout):
             return None
         try:
-            drawn: Drawn = self._answers.recv()
-        except EOFError:  # the log ends with what it died of
-            drawn = Drawn([], [], "")
+            result: FrontierResult = self._results.recv()
+        except EOFError:  # it died; its log ends with the reason
+            result = FrontierResult([], [], "")
         self._process.join()
-        if not drawn.folders and not drawn.problem:
-            code, said = self._process.exitcode, last_line(self._folder / "logs" / "frontier.log")
-            drawn = Drawn([], drawn.warnings, said if code == 1 and said else how(code))
-        self._answers.close()
-        self._process, self._answers = None, None
-        return drawn
+        if not result.folders and not result.problem:
+            code, line = self._process.exitcode, last_line(self._folder / "logs" / "frontier.log")
+            result = FrontierResult([], result.warnings, line if code == 1 and line else describe_exit(code))
+        self._results.close()
+        self._process, self._results = None, None
+        return result
 
     def stop(self) -> None:
-        """End what is being drawn."""
+        """End a drawing that is under way."""
         if self._process is not None:
             processes.stop(self._process)
             self._process.join()
-            self._process, self._answers = None, None
+            self._process, self._results = None, None

@@ -1,4 +1,4 @@
-"""The jobs of a sweep before anything starts: which are the same, what they are called, how many run at once."""
+"""The jobs of a sweep before one starts: which are the same, their names, and how many run at once."""
 
 import os
 import re
@@ -18,8 +18,8 @@ class Job:
     Attributes:
         run: typed and checked.
         config_yaml: the same as text.
-        overrides: what makes it of the defaults.
-        options: of the command line, as `--config-dir`, that the overrides need.
+        overrides: of the default configuration.
+        options: of the command line that the overrides need, such as `--config-dir`.
     """
 
     run: Run
@@ -30,7 +30,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Machine:
-    """What jobs share: GPUs, where they use them, the cores, and the threads that each computes with."""
+    """GPUs (0 where the jobs use none) and cores that the jobs share, and the threads that each computes with."""
 
     gpus: int
     cores: int
@@ -38,7 +38,7 @@ class Machine:
 
 
 def refuse_torchrun() -> None:
-    """Refuse to be one of several processes.
+    """Refuse a sweep that torchrun has started.
 
     Raises:
         ConfigError: naming the way out.
@@ -46,15 +46,15 @@ def refuse_torchrun() -> None:
     if "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError(
             "a sweep starts the processes of its jobs itself: run it without torchrun, with trainer.processes=N for "
-            "N processes a job"
+            "N processes per job"
         )
 
 
 def distinct(runs: Sequence[Run]) -> list[int]:
-    """The positions of the runs that are no repetition of an earlier one.
+    """The positions of the runs that do not repeat an earlier one.
 
     Raises:
-        ConfigError: the runs disagree on what a sweep has only one of.
+        ConfigError: the runs differ in their launcher, their paths or their plan, of which a sweep has one.
     """
     for name in ("launcher", "paths", "plan"):
         if any(getattr(run, name) != getattr(runs[0], name) for run in runs):
@@ -72,7 +72,7 @@ def _identity(run: Run) -> str:
 
 
 def folder_name(title: str, runs: Sequence[Run]) -> str:
-    """`<title>-<hash8>`, whatever the order of the runs and wherever they are written."""
+    """`<title>-<hash8>`; the order of the runs and their place on the disk do not change it."""
     words = re.sub(r"[^\w.]+", "-", title).strip("-.")[:80]
     return f"{words}-{hash_of(sorted(map(_identity, runs)))[:8]}"
 
@@ -85,7 +85,7 @@ def in_group(run: Run, group: str) -> Run:
 
 
 def labels(overrides: Sequence[Sequence[str]]) -> list[str]:
-    """What sets each job apart: its algorithm, and the overrides that not all jobs of that algorithm have."""
+    """A name per job: its algorithm, and the overrides that not all jobs of that algorithm have."""
     groups: dict[str, list[set[str]]] = {}
     for job in overrides:
         groups.setdefault(_algo(job), []).append(set(job))
@@ -98,17 +98,17 @@ def _algo(job: Sequence[str]) -> str:
 
 
 def cores() -> int:
-    """How many this process may use."""
+    """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def slots(launcher: LauncherConfig, machine: Machine, processes: int) -> int:
-    """How many jobs run at once, at least one.
+    """Jobs that run at once, at least one.
 
     Args:
         launcher: as configured.
-        machine: what they share.
-        processes: of a job; each has a GPU of its own, where there are GPUs.
+        machine: that they share.
+        processes: per job; each has a GPU of its own, where there are GPUs.
     """
     if launcher.jobs is not None:
         return launcher.jobs
@@ -116,16 +116,16 @@ def slots(launcher: LauncherConfig, machine: Machine, processes: int) -> int:
 
 
 def devices(slot: int, gpus: int, processes: int, visible: str | None) -> dict[str, str]:
-    """The environment that gives the jobs of a slot GPUs of their own, as long as there are enough.
+    """The environment that gives the jobs of a slot GPUs of their own, as far as there are enough.
 
     Args:
         slot: from 0.
         gpus: that this process sees.
-        processes: of a job.
-        visible: CUDA_VISIBLE_DEVICES as it stands.
+        processes: per job.
+        visible: the present CUDA_VISIBLE_DEVICES.
     """
     if gpus < 2:
         return {}
-    every = visible.split(",") if visible else [str(number) for number in range(gpus)]
-    own = [every[(slot * processes + number) % len(every)] for number in range(min(processes, len(every)))]
-    return {"CUDA_VISIBLE_DEVICES": ",".join(own)}
+    names = visible.split(",") if visible else [str(number) for number in range(gpus)]
+    slot_names = [names[(slot * processes + number) % len(names)] for number in range(min(processes, len(names)))]
+    return {"CUDA_VISIBLE_DEVICES": ",".join(slot_names)}

@@ -1,7 +1,7 @@
-"""What happens in the processes of a sweep: the runs are looked for, a job is run, the frontier is drawn.
+"""The processes of a sweep: one that inspects the runs' folders, one per job, and one that draws the frontier.
 
-Each is a process of its own, forked from a server that has the heavy modules imported already: a job that is killed
-takes nothing with it, and one starts in a fraction of a second. None outlives the sweep.
+Each is forked from a server that has imported the heavy modules already, so it starts in a fraction of a second, and a
+job that is killed takes nothing with it. None outlives the sweep.
 """
 
 import os
@@ -24,7 +24,7 @@ from imdb_rlhf.config.machine import TrainerConfig, WandbLogger
 from imdb_rlhf.errors import ConfigError, RunError, Stopped
 from imdb_rlhf.sweep.jobs import Job, Machine, cores
 
-if TYPE_CHECKING:  # torch comes with it, and the process that watches the others has no use for that
+if TYPE_CHECKING:  # it imports torch, which the process that watches the others does not need
     from imdb_rlhf.runs.folder import RunFolder
 
 PRELOAD = ["imdb_rlhf.runs.experiment", "imdb_rlhf.frontier.draw"]
@@ -35,8 +35,8 @@ PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
 
 
 @dataclass(frozen=True)
-class Found:
-    """What there is of a job before it starts; `problem` is why it cannot."""
+class RunStatus:
+    """A job's run folder before the job starts: whether it is finished; `problem` is why the job cannot run."""
 
     name: str
     path: Path
@@ -45,8 +45,8 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """What became of a frontier: the folders that it lies in (one a world), and why it is not there."""
+class FrontierResult:
+    """A drawn frontier: its folders (one per world), warnings, and the problem that kept it from being drawn."""
 
     folders: list[Path]
     warnings: list[str]
@@ -57,10 +57,10 @@ class Drawn:
 
 
 def start(target: Callable[..., int | None], *arguments: Any) -> ForkServerProcess:
-    """Start `target(*arguments)` in a process of its own; what it returns is the exit code.
+    """Start `target(*arguments)` in a process of its own, whose exit code is the value that `target` returns.
 
     It leads a process group, so that the terminal's interrupt does not reach it, and gets SIGTERM when this process
-    ends, however that ends.
+    ends, in whatever way.
     """
     context = get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
@@ -102,7 +102,7 @@ def stop(process: ForkServerProcess, number: int = signal.SIGTERM) -> None:
             os.kill(process.pid, number)
 
 
-def how(code: int | None) -> str:
+def describe_exit(code: int | None) -> str:
     """An exit code in words."""
     if code is not None and code < 0:
         name = signal.Signals(-code).name
@@ -111,7 +111,7 @@ def how(code: int | None) -> str:
 
 
 def _write_to(log: Path) -> None:
-    """Send what this process and its own write to a file, line by line."""
+    """Send the output of this process and of its children to a file, line by line."""
     log.parent.mkdir(parents=True, exist_ok=True)
     stream = open(log, "w", buffering=1, encoding="utf-8")  # noqa: SIM115  # open until the process ends
     for number in (1, 2):
@@ -122,51 +122,52 @@ def _write_to(log: Path) -> None:
 # --- before the first job ---------------------------------------------------------------------------------------------
 
 
-def found(jobs: Sequence[Job]) -> tuple[Machine, list[Found]]:
-    """What the jobs share and what there is of each, asked of a process of its own, so that this one needs no torch.
+def inspect(jobs: Sequence[Job]) -> tuple[Machine, list[RunStatus]]:
+    """The machine, and the status of every job's run, asked of a process of its own: this one needs no torch.
 
     Raises:
         ConfigError: a job is refused.
         RunError: something that a job needs is not there.
     """
-    answers, theirs = Pipe(duplex=False)
-    looking = start(look, list(jobs), theirs)
-    theirs.close()
+    receiver, sender = Pipe(duplex=False)
+    inspector = start(send_statuses, list(jobs), sender)
+    sender.close()
     machine: Machine | None = None
-    each: list[Found] = []
+    statuses: list[RunStatus] = []
     try:
-        while machine is None or len(each) < len(jobs):
-            answer = answers.recv()
-            if isinstance(answer, Exception):
+        while machine is None or len(statuses) < len(jobs):
+            message = receiver.recv()
+            if isinstance(message, Exception):
                 several = machine is not None and len(jobs) > 1
-                which = f"job {' '.join(jobs[len(each)].overrides)}: " if several else ""
-                raise type(answer)(f"{which}{answer}")
-            if isinstance(answer, Machine):
-                machine = answer
+                job = f"job {' '.join(jobs[len(statuses)].overrides)}: " if several else ""
+                raise type(message)(f"{job}{message}")
+            if isinstance(message, Machine):
+                machine = message
             else:
-                each.append(answer)
+                statuses.append(message)
     except EOFError as error:
-        looking.join()
-        raise RunError(f"the process that looks for finished runs: {how(looking.exitcode)}; see above") from error
+        inspector.join()
+        reason = describe_exit(inspector.exitcode)
+        raise RunError(f"the process that looks for finished runs: {reason}; see above") from error
     except BaseException:
-        stop(looking)
+        stop(inspector)
         raise
-    looking.join()
-    return machine, each
+    inspector.join()
+    return machine, statuses
 
 
-def look(jobs: Sequence[Job], answers: Connection) -> None:
-    """Send the `Machine`, then `Found` for each job, or the `ConfigError` or `RunError` that ends the sweep.
+def send_statuses(jobs: Sequence[Job], sender: Connection) -> None:
+    """Send the `Machine`, then the `RunStatus` of each job, or the `ConfigError` or `RunError` that ends the sweep.
 
     Writes nothing. A file that several jobs use is hashed once.
     """
     files.remember_hashes()
     try:
-        answers.send(_machine([job.run.trainer for job in jobs]))
+        sender.send(_machine([job.run.trainer for job in jobs]))
         for job in jobs:
-            answers.send(_look_for(job))
+            sender.send(_status(job))
     except (ConfigError, RunError) as error:
-        answers.send(error)
+        sender.send(error)
 
 
 def _machine(trainers: Sequence[TrainerConfig]) -> Machine:
@@ -179,12 +180,12 @@ def _machine(trainers: Sequence[TrainerConfig]) -> Machine:
     return Machine(torch.cuda.device_count() if with_gpu else 0, cores(), threads)
 
 
-def _look_for(job: Job) -> Found:
+def _status(job: Job) -> RunStatus:
     folder = _folder(job)
     try:
-        return Found(folder.name, folder.path.absolute(), folder.finished(), None)
+        return RunStatus(folder.name, folder.path.absolute(), folder.finished(), None)
     except RunError as error:
-        return Found(folder.name, folder.path.absolute(), False, str(error))
+        return RunStatus(folder.name, folder.path.absolute(), False, str(error))
 
 
 def _folder(job: Job, *, quiet: bool = True) -> "RunFolder":
@@ -194,18 +195,18 @@ def _folder(job: Job, *, quiet: bool = True) -> "RunFolder":
     from imdb_rlhf.tracking.console import Console
     from imdb_rlhf.training.runtime import Runtime
 
-    class Foreseen(Runtime):
-        """What `trainer.processes` processes will say of themselves, asked of one."""
+    class FutureRuntime(Runtime):
+        """The runtime of `trainer.processes` processes, as far as the facts go that name the folder."""
 
         def facts(self) -> dict[str, Any]:
             return super().facts() | {"processes": job.run.trainer.processes}
 
-    runtime = Foreseen(replace(job.run.trainer, processes=1))
+    runtime = FutureRuntime(replace(job.run.trainer, processes=1))
     return RunFolder(Pipeline(job.run, runtime, Console(quiet=quiet)), job.config_yaml, job.overrides)
 
 
 def plan(job: Job) -> None:
-    """Print what a job would make and what reuse; writes nothing.
+    """Print the artifacts that a job would make and those that it would reuse; writes nothing.
 
     Raises:
         RunError: something that it needs is not there.
@@ -219,7 +220,7 @@ def plan(job: Job) -> None:
 
 
 def work(job: Job, path: Path, log: Path, environment: Mapping[str, str]) -> int:
-    """Run one job, its output in `log`; returns the exit code that `train.py` would have."""
+    """Run one job with its output in `log`; returns the exit code that `train.py` would have."""
     _write_to(log)
     os.environ.update(environment)
     try:
@@ -246,7 +247,7 @@ def _end(code: int, line: str) -> int:
 
 
 def _torchrun(job: Job) -> int:
-    """Run a job with several processes, as a user would; they get this process group's signals themselves."""
+    """Run a job with several processes, as a user would; signals to this process's group reach them directly."""
     from imdb_rlhf.training.precision import resolve_device
 
     trainer, logger = job.run.trainer, job.run.logger
@@ -264,19 +265,19 @@ def _torchrun(job: Job) -> int:
 # --- the frontier -----------------------------------------------------------------------------------------------------
 
 
-def draw(runs: Sequence[Path], folder: Path, mirror: tuple[WandbLogger, str] | None, answers: Connection) -> None:
-    """Draw finished runs into a folder, each world into one of its own, and send what was `Drawn`.
+def draw(runs: Sequence[Path], folder: Path, wandb_group: tuple[WandbLogger, str] | None, sender: Connection) -> None:
+    """Draw the frontier of finished runs, one per world, and send the `FrontierResult`.
 
     Args:
         runs: their folders.
-        folder: the sweep's; what is printed goes to its logs.
-        mirror: W&B's settings and the group, where the frontier is to be shown there too.
-        answers: where to.
+        folder: the sweep's; a world has a folder of its own inside it, where there are several. Output goes to `logs/`.
+        wandb_group: W&B's settings and the group, to show the frontier there too.
+        sender: of the result.
     """
     _write_to(folder / "logs" / "frontier.log")
     files.remember_hashes()  # runs share their artifacts
     from imdb_rlhf.frontier import draw as frontier
-    from imdb_rlhf.frontier.finished import worlds
+    from imdb_rlhf.frontier.comparable import worlds
 
     folders: list[Path] = []
     warnings: list[str] = []
@@ -284,14 +285,14 @@ def draw(runs: Sequence[Path], folder: Path, mirror: tuple[WandbLogger, str] | N
     try:
         for name, members in worlds(list(runs)).items():
             place = folder / name if name else folder
-            drawn = frontier.draw(members, place)
+            measured = frontier.draw(members, place)
             folders.append(place)
-            warnings += drawn["warnings"]
-            if mirror is not None:
+            warnings += measured["warnings"]
+            if wandb_group is not None:
                 from imdb_rlhf.frontier.wandb_run import frontier as show
 
-                logger, group = mirror
-                show(drawn, place, logger, group, warnings.append)
+                logger, group = wandb_group
+                show(measured, place, logger, group, warnings.append)
     except (ConfigError, RunError, OSError) as error:
         problem = str(error)
-    answers.send(Drawn(folders, warnings, problem))
+    sender.send(FrontierResult(folders, warnings, problem))

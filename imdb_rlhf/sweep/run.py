@@ -1,4 +1,4 @@
-"""A sweep from its checked jobs to its frontier: what is finished already, what runs in which slot, how it ended."""
+"""A sweep from its checked jobs to its frontier: skip the finished ones, run the others in slots, show the results."""
 
 import os
 import signal
@@ -11,17 +11,17 @@ from pathlib import Path
 from types import FrameType
 
 from imdb_rlhf.artifacts.files import in_use
-from imdb_rlhf.config.algos import BestOfNRun, RewardModelRun
 from imdb_rlhf.config.machine import WandbLogger
 from imdb_rlhf.errors import RunError
+from imdb_rlhf.frontier import files
 from imdb_rlhf.sweep import processes
 from imdb_rlhf.sweep.drawing import Drawing
 from imdb_rlhf.sweep.jobs import Job, Machine, devices, labels, slots
-from imdb_rlhf.sweep.processes import Drawn, how
+from imdb_rlhf.sweep.processes import FrontierResult, describe_exit
 from imdb_rlhf.sweep.records import Record, last_line, records, save, time_left
 from imdb_rlhf.tracking.sweep_console import Running, State, SweepConsole, outcome
 
-TICK = 0.25  # seconds between looks at what runs
+TICK = 0.25  # seconds between two updates of the display
 
 
 def run_sweep(name: str, jobs: Sequence[Job], command: str) -> int:
@@ -30,10 +30,10 @@ def run_sweep(name: str, jobs: Sequence[Job], command: str) -> int:
     Args:
         name: of the folder.
         jobs: checked, none twice.
-        command: that does this, for the records.
+        command: that the user typed, for `sweep.json`.
 
     Returns:
-        0 if all is done; 1 if a job failed, or the frontier; 75 if it was stopped.
+        The exit code: 0 all done, 1 a job or the frontier failed, 75 stopped by a signal.
 
     Raises:
         ConfigError: a job is refused; nothing was written.
@@ -45,28 +45,28 @@ def run_sweep(name: str, jobs: Sequence[Job], command: str) -> int:
     if first.launcher.jobs != 1:
         for key, value in processes.PASSIVE.items():
             os.environ.setdefault(key, value)  # before the fork server loads torch
-    machine, found = processes.found(jobs)
-    several = max(job.run.trainer.processes for job in jobs)
-    at_once = slots(first.launcher, machine, several)
+    machine, statuses = processes.inspect(jobs)
+    per_job = max(job.run.trainer.processes for job in jobs)
+    at_once = slots(first.launcher, machine, per_job)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    environments = [devices(slot, machine.gpus, several, visible) for slot in range(at_once)]
+    environments = [devices(slot, machine.gpus, per_job, visible) for slot in range(at_once)]
     folder = Path(first.paths.outputs) / "sweeps" / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"paths.outputs={first.paths.outputs} cannot be made: {error}; give another") from error
     with in_use(folder):
-        kept, again = records(jobs, found, folder)
-        for label in again:
+        all_records, repetitions = records(jobs, statuses, folder)
+        for label in repetitions:
             console.note(f"{label} is the same run as another job: run once")
         if first.launcher.jobs is None and at_once == 1 and not machine.gpus and machine.cores > 1:
             console.note(_why_alone(first.launcher.name, machine))
-        return Sweep(folder, kept, environments, console, command).run()
+        return Sweep(folder, all_records, environments, console, command).run()
 
 
 def _why_alone(launcher: str, machine: Machine) -> str:
     return (
-        f"launcher={launcher}: one job at a time, for each computes with {machine.threads} threads and there are "
+        f"launcher={launcher}: one job at a time, because each computes with {machine.threads} threads and there are "
         f"{machine.cores} cores; trainer.threads=1 runs {machine.cores} at once (as runs of another name: their "
         "numbers differ in the last bits)"
     )
@@ -87,40 +87,40 @@ def _plan(jobs: Sequence[Job], console: SweepConsole) -> int:
 
 
 class Sweep:
-    """The jobs of one sweep, run in slots side by side; `environments` is what a slot adds for its jobs."""
+    """The jobs of one sweep, run side by side in slots; `environments` has the variables that each slot adds."""
 
     def __init__(
         self,
         folder: Path,
-        kept: list[Record],
+        all_records: list[Record],
         environments: Sequence[Mapping[str, str]],
         console: SweepConsole,
         command: str,
     ) -> None:
-        self.folder, self.records, self.environments = folder, kept, environments
+        self.folder, self.records, self.environments = folder, all_records, environments
         self.console, self.command = console, command
         self.free = set(range(len(environments)))
         self.running: dict[ForkServerProcess, tuple[Record, int, float]] = {}  # its slot, and when it started
         self.signals = self.passed_on = 0
         self.drawing = Drawing(folder)
-        self.problem: str | None = None  # why it was not drawn the last time
+        self.problem: str | None = None  # that kept the last frontier from being drawn
 
     def run(self) -> int:
-        """Run what is waiting; returns the exit code."""
+        """Run the jobs that are waiting; returns the exit code."""
         self._begin()
-        drawn = None
+        result = None
         with self._signals():
             try:
                 with self.console.watching():
                     while self._step():
                         pass
                     if not self.signals:
-                        drawn = self._draw_last()
+                        result = self._draw_last()
             finally:
                 for process in self.running:
                     processes.stop(process, signal.SIGKILL)
                 self.drawing.stop()
-        return self._end(drawn)
+        return self._end(result)
 
     def _in(self, state: str) -> list[Record]:
         return [record for record in self.records if record.state == state]
@@ -131,13 +131,13 @@ class Sweep:
         if done:
             self.console.note(f"{done} of {total} finished already, not run again")
         for record in self._in("failed"):
-            self._say(record, record.reason or "")
+            self._show(record, record.reason or "")
         self._save()
 
     def _save(self) -> None:
         save(self.folder, self.command, self.records)
 
-    def _say(self, record: Record, note: str) -> None:
+    def _show(self, record: Record, note: str) -> None:
         number = f"{self.records.index(record) + 1}/{len(self.records)}"
         self.console.job(number, record.state, record.label, note)
 
@@ -168,7 +168,7 @@ class Sweep:
     # --- jobs ------------------------------------------------------------------------------------------------------
 
     def _step(self) -> bool:
-        """Start what there is room for and wait for something to end; whether there is anything to wait for."""
+        """Start jobs while there are slots, and wait for a process to end; returns whether any job is running."""
         for record in [] if self.signals else self._in("waiting")[: len(self.free)]:
             self._start(record)
         if not self.running:
@@ -178,11 +178,11 @@ class Sweep:
         wait([*(process.sentinel for process in self.running), *self.drawing.connections], TICK)
         for process in [process for process in self.running if not process.is_alive()]:
             self._ended(process)
-        drawn = self.drawing.ended()
-        if drawn is not None:
-            if drawn.problem is not None and drawn.problem != self.problem:
-                self.console.warn(f"the frontier was not drawn: {drawn.problem}")
-            self.problem = drawn.problem
+        result = self.drawing.ended()
+        if result is not None:
+            if result.problem is not None and result.problem != self.problem:
+                self.console.warn(f"the frontier was not drawn: {result.problem}")
+            self.problem = result.problem
         if not self.signals and self.running and self._drawable():
             self.drawing.start([record.path for record in self._in("done")])
         return True
@@ -195,21 +195,21 @@ class Sweep:
         record.state, record.exit_code, record.pid = "running", None, process.pid
         self._save()
         if not self.console.live:
-            self._say(record, "")
+            self._show(record, "")
 
     def _ended(self, process: ForkServerProcess) -> None:
         process.join()
         record, slot, began = self.running.pop(process)
         self.free.add(slot)
-        took = time.monotonic() - began
-        record.exit_code, record.pid, record.seconds = process.exitcode, None, (record.seconds or 0.0) + took
+        record.exit_code, record.pid = process.exitcode, None
+        record.seconds = (record.seconds or 0.0) + time.monotonic() - began
         code = process.exitcode
         record.state = "done" if code == 0 else "stopped" if code == 75 or self.signals else "failed"
         if record.state == "failed":
-            said = last_line(record.log).removeprefix("failed: ").removeprefix("refused: ")
-            record.reason = said if said and code is not None and code > 0 else how(code)
+            message = last_line(record.log).removeprefix("failed: ").removeprefix("refused: ")
+            record.reason = message if message and code is not None and code > 0 else describe_exit(code)
         self._save()
-        self._say(record, outcome(record.row()) if record.state == "done" else record.reason or "")
+        self._show(record, outcome(record.row()) if record.state == "done" else record.reason or "")
 
     def _state(self) -> State:
         now = time.monotonic()
@@ -230,43 +230,43 @@ class Sweep:
     # --- the frontier ----------------------------------------------------------------------------------------------
 
     def _drawable(self) -> bool:
-        """Whether a run that is done has a policy."""
-        return any(not isinstance(record.job.run, RewardModelRun | BestOfNRun) for record in self._in("done"))
+        """Whether any run that is done has a policy."""
+        return any(record.job.run.has_policy for record in self._in("done"))
 
-    def _draw_last(self) -> Drawn | None:
+    def _draw_last(self) -> FrontierResult | None:
         """The frontier of all runs that are done, shown on W&B too; None where there is nothing to draw."""
         if not self._drawable():
             return None
         logger = self.records[0].job.run.logger
-        mirror = (logger, self.folder.name) if isinstance(logger, WandbLogger) else None
+        wandb_group = (logger, self.folder.name) if isinstance(logger, WandbLogger) else None
         began = time.monotonic()
-        if self.drawing.connections:  # one of fewer runs is in hand
-            self._drawn(began)
-        self.drawing.start([record.path for record in self._in("done")], mirror, last=True)
-        return self._drawn(began)
+        if self.drawing.connections:  # a drawing of fewer runs is under way
+            self._wait_for_drawing(began)
+        self.drawing.start([record.path for record in self._in("done")], wandb_group, last=True)
+        return self._wait_for_drawing(began)
 
-    def _drawn(self, began: float) -> Drawn | None:
-        """What was being drawn, once it is; None after a signal."""
-        while (drawn := self.drawing.ended(TICK)) is None and not self.signals:
+    def _wait_for_drawing(self, began: float) -> FrontierResult | None:
+        """The result of the drawing that is under way; None after a signal."""
+        while (result := self.drawing.ended(TICK)) is None and not self.signals:
             drawing = Running("the frontier", time.monotonic() - began, "is being drawn")
             done, failed = len(self._in("done")), len(self._in("failed"))
             self.console.update(State(len(self.records), done, failed, 0, [drawing], None))
-        return drawn
+        return result
 
-    def _end(self, drawn: Drawn | None) -> int:
-        """Show what it all came to; returns the exit code."""
+    def _end(self, result: FrontierResult | None) -> int:
+        """Show the results; returns the exit code."""
         failed = [(record.label, record.reason or "", str(record.log)) for record in self._in("failed")]
-        if drawn is not None and drawn.problem is not None:
-            failed.append(("the frontier", drawn.problem, str(self.folder / "logs" / "frontier.log")))
+        if result is not None and result.problem is not None:
+            failed.append(("the frontier", result.problem, str(self.folder / "logs" / "frontier.log")))
         self.console.table([record.row() for record in self.records])
-        for warning in drawn.warnings if drawn is not None else []:
+        for warning in result.warnings if result is not None else []:
             self.console.warn(warning)
         if not self.signals and not self._drawable():
             self.console.note("no run that is done has a policy: there is no frontier to draw")
         places = {"sweep": str(self.folder)}
-        for folder in drawn.folders if drawn is not None else []:
+        for folder in result.folders if result is not None else []:
             world = "" if folder == self.folder else f" {folder.name}"
-            places |= {f"report{world}": str(folder / "report.html"), f"figure{world}": str(folder / "frontier.svg")}
+            places |= {f"report{world}": str(folder / files.REPORT), f"figure{world}": str(folder / files.SVG)}
         self.console.places(places)
         if failed:
             self.console.failures(failed)

@@ -1,6 +1,6 @@
-"""Where a run's numbers go: `jsonl` keeps them, `wandb` mirrors them, `console` shows them.
+"""Where a run's numbers go: `jsonl` keeps them, `wandb` copies them to W&B, `console` shows them.
 
-A tracker only ever receives plain Python values: no tensor, model or configuration class comes in here.
+Trackers receive plain Python values only: no tensor, model or configuration class.
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,23 +8,23 @@ from typing import Any, Protocol
 
 
 class Tracker(Protocol):
-    """What the training loop and the pipeline may ask of a logger."""
+    """The interface between a run and a logger."""
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Take one flat row: `stage` (str), `step` (int) and metrics: `train/loss`, `eval/kl`, `time/elapsed`."""
+        """Log one flat row: `stage` (str), `step` (int) and metrics such as `train/loss`, `eval/kl`, `time/elapsed`."""
 
     def histogram(self, key: str, values: Sequence[float], step: int) -> None:
-        """Take the values of one quantity at one step, one per sample."""
+        """Log the values of one quantity at one step, one per sample."""
 
     def table(self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Take a table, such as sampled texts; `rows` is (row, column)."""
+        """Log a table, such as sampled texts; `rows` is (row, column)."""
 
     def finish(self, summary: Mapping[str, Any], exit_code: int = 0) -> None:
-        """Take the run's summary and close; `exit_code` is 0 only for a run that did what it was asked."""
+        """Log the run's summary and close; `exit_code` is 0 only for a run that succeeded."""
 
 
 class Trackers(list[Tracker]):
-    """Several trackers as one, told in order: put the one that may refuse a row (`JsonlLog`) first."""
+    """Several trackers as one, called in order: put the one that may refuse a row (`JsonlLog`) first."""
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Pass a row to every tracker."""

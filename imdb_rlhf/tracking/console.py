@@ -1,7 +1,7 @@
-"""What a person reads while a run goes on and when it ends: stages, progress, samples, the result.
+"""A run's console: stages, progress, samples, the result.
 
-On a terminal progress is a live bar; in a pipe or a log file it is a line now and then. Every text passes `_clean`:
-sampled bytes cannot move the cursor, and a stream whose encoding knows no Unicode gets ASCII.
+Progress is a live bar on a terminal, and a line now and then in a pipe or a log file. Every text passes `_clean`, so
+that sampled bytes cannot move the cursor, and a character that the stream's encoding lacks becomes a `?`.
 """
 
 import sys
@@ -17,9 +17,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-PLAIN_WIDTH = 100  # columns, where there is no terminal to ask
-FIRST_LINE_AFTER = 5.0  # seconds until the first progress line where there is no terminal
-LINE_EVERY = 15.0  # seconds between the later ones
+from imdb_rlhf.tracking.formats import duration, number, plural
+from imdb_rlhf.tracking.result import figures, title
+
+PLAIN_WIDTH = 100  # columns, without a terminal
+FIRST_LINE_AFTER = 5.0  # seconds until the first progress line, without a terminal
+LINE_EVERY = 15.0  # seconds between later progress lines
 SAMPLES_SHOWN = 6
 TEXT_SHOWN = 600  # characters of a prompt or completion
 STAGE_WIDTH = 12  # columns; "reward_model" fits
@@ -28,7 +31,7 @@ _now = time.monotonic
 
 
 class Console:
-    """Writes to one stream; `quiet=True` (every rank but the first) leaves only warnings."""
+    """Writes to one stream; with `quiet=True` (every rank but the first) only warnings."""
 
     def __init__(self, file: IO[str] | None = None, quiet: bool = False) -> None:
         """Write to `file`, or to whatever `sys.stdout` is at the time."""
@@ -36,14 +39,14 @@ class Console:
         self._out = rich.console.Console(file=file, highlight=False, markup=False, emoji=False)
         if not self._out.is_terminal:
             self._out.width = PLAIN_WIDTH
-        # FORCE_COLOR makes rich see a terminal in any stream: colour then, but no moving cursor.
+        # FORCE_COLOR makes rich take any stream for a terminal: it may have colour, but no moving cursor.
         self._live = self._out.is_interactive and (file or sys.stdout).isatty()
 
     def stage(self, name: str, *, reused: bool, seconds: float, path: str, note: str = "") -> None:
-        """Tell that a stage's artifact lies at `path`: just made, or found there; `seconds` is what making it took."""
+        """Show that a stage's artifact at `path` was made, or reused; `seconds` is the time that making it took."""
         took = duration(seconds)
-        what = f"reused from {path} (made in {took})" if reused else f"made in {took:<12} {path}"
-        self._stage_line(name, f"{what}  {note}" if note else what)
+        text = f"reused from {path} (made in {took})" if reused else f"made in {took:<12} {path}"
+        self._stage_line(name, f"{text}  {note}" if note else text)
 
     def note(self, text: str) -> None:
         """Write one line."""
@@ -51,18 +54,18 @@ class Console:
             self._line(self._clean(text))
 
     def warn(self, text: str) -> None:
-        """Write one line that stands out, also when quiet."""
+        """Write one line that stands out, even if the console is quiet."""
         self._line(self._clean(f"warning: {text}", "yellow"))
 
     @contextmanager
     def progress(self, stage: str, total: int, unit: str = "step", start: int = 0) -> Iterator["Progress"]:
-        """Show how far a stage is, and one line when it ends, also by an exception.
+        """Show a stage's progress, and one line when it ends, by an exception too.
 
         Args:
             stage: its name.
-            total: where the position ends, in units.
-            unit: what is counted, in the singular.
-            start: the position at which a resumed stage begins.
+            total: number of units in all.
+            unit: name of the unit counted, in the singular.
+            start: the position from which a resumed stage continues.
         """
         bar = Progress(stage, total, unit, start, on_advance=self._plain_progress)
         live = Live(console=self._out, get_renderable=lambda: self._bar(bar), refresh_per_second=4, transient=True)
@@ -75,7 +78,7 @@ class Console:
         self._stage_line(stage, bar.ending())
 
     def samples(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Show completions before and after training, six at most.
+        """Show completions of reference and policy for at most six prompts.
 
         Args:
             rows: dicts with `prompt`, `reference`, `policy` (texts) and `reference_reward`, `policy_reward`.
@@ -88,18 +91,18 @@ class Console:
         table.add_column("text", ratio=1, overflow="fold")
         for row in rows[:SAMPLES_SHOWN]:
             table.add_row(self._clean("prompt", "bold"), "", self._clean(_clip(row["prompt"]), "bold"))
-            for who, style in (("reference", ""), ("policy", "green")):
-                reward = number(row[f"{who}_reward"], ".2f")
-                table.add_row(self._clean(who, style), reward, self._clean(_clip(row[who]), style))
+            for model, style in (("reference", ""), ("policy", "green")):
+                reward = number(row[f"{model}_reward"], ".2f")
+                table.add_row(self._clean(model, style), reward, self._clean(_clip(row[model]), style))
             table.add_section()
         self._out.print()
         self._out.print(table)
 
     def reliability(self, bins: Sequence[Mapping[str, Any]]) -> None:
-        """Show how often pairs came out as a reward model predicted.
+        """Show a reward model's calibration: predicted and observed shares of pairs that the first one wins.
 
         Args:
-            bins: dicts with `lower`, `upper`, `count`, `predicted`, `observed`; the last two None in an empty one.
+            bins: dicts with `lower`, `upper`, `count`, `predicted`, `observed`; the last two are None in an empty bin.
         """
         if self.quiet:
             return
@@ -113,7 +116,7 @@ class Console:
         self._out.print(table)
 
     def result(self, summary: Mapping[str, Any], places: Mapping[str, str]) -> None:
-        """Show what a run found, and where everything lies.
+        """Show a run's result, and where its files are.
 
         Args:
             summary: the keys of `summary.json`; a key that does not apply to the run may be absent or None.
@@ -122,19 +125,19 @@ class Console:
         if self.quiet:
             return
         self._out.print()
-        self._line(self._clean(_title(summary), "bold"))
-        for name, value in _figures(summary):
+        self._line(self._clean(title(summary), "bold"))
+        for name, value in figures(summary):
             self._line(self._clean(f"  {name:<{STAGE_WIDTH}} {value}"))
         self._out.print()
         for name, place in places.items():
             self._line(self._clean(f"  {name:<{STAGE_WIDTH}} {place}"))
 
-    def _stage_line(self, name: str, what: str) -> None:
+    def _stage_line(self, name: str, text: str) -> None:
         if not self.quiet:
-            self._line(self._clean(f"{name:<{STAGE_WIDTH}} ", "bold") + self._clean(what))
+            self._line(self._clean(f"{name:<{STAGE_WIDTH}} ", "bold") + self._clean(text))
 
     def _line(self, text: Text) -> None:
-        self._out.print(text, soft_wrap=True)  # a path stays one word: the terminal may break it, we do not
+        self._out.print(text, soft_wrap=True)  # only the terminal breaks lines, so that a path stays one word
 
     def _plain_progress(self, bar: "Progress") -> None:
         if not self._live and bar.line_is_due():
@@ -152,7 +155,7 @@ class Console:
         return rich.console.Group(grid, values)
 
     def _clean(self, text: str, style: str = "") -> Text:
-        """Return the text literally: no markup, no control character, nothing that the stream cannot encode."""
+        """Return the text without markup, control characters, and characters that the stream cannot encode."""
         encoding = self._out.encoding
         shown = "".join(c if c.isprintable() else {"\n": "⏎", "\t": " ", "\r": ""}.get(c, "?") for c in text)
         try:
@@ -163,10 +166,10 @@ class Console:
 
 
 class Progress:
-    """A stage's position; `Console.progress` gives one and shows it."""
+    """A stage's position, created and shown by `Console.progress`."""
 
     def __init__(self, stage: str, total: int, unit: str, start: int, on_advance: Any) -> None:
-        """Begin at `start` of `total`; `on_advance` is told of each move."""
+        """Begin at `start` of `total`; `on_advance(self)` is called after each move."""
         self.stage, self.total, self.unit = stage, total, unit
         self.position = self._start = start
         self._values: dict[str, float] = {}
@@ -175,13 +178,13 @@ class Progress:
         self._next_line = self._began + FIRST_LINE_AFTER
 
     def advance(self, n: int = 1, **values: float) -> None:
-        """Move on by `n` units; a value (loss, reward, kl ...) is shown until it is replaced."""
+        """Move on by `n` units; a value (loss, reward, kl ...) is shown until a new one replaces it."""
         self.position += n
         self._values.update(values)
         self._on_advance(self)
 
     def line_is_due(self) -> bool:
-        """Return whether it is time for a line where there is no terminal, and if so start waiting for the next."""
+        """Return whether a plain progress line is due; if so, set the time of the next one."""
         due = self.position < self.total and _now() >= self._next_line
         if due:
             self._next_line = _now() + LINE_EVERY
@@ -189,19 +192,19 @@ class Progress:
 
     def count(self) -> str:
         """Return the position, such as `120/500 steps`."""
-        return f"{self.position}/{self.total} {_plural(self.unit)}"
+        return f"{self.position}/{self.total} {plural(self.unit)}"
 
     def rate(self) -> str:
-        """Return the mean speed since this process began the stage, or nothing before the first unit."""
+        """Return the mean speed since this process began the stage, or "" before the first unit."""
         done, seconds = self.position - self._start, _now() - self._began
         if done <= 0 or seconds <= 0:
             return ""
         if done >= seconds:
-            return f"{done / seconds:.{0 if done >= 100 * seconds else 1}f} {_plural(self.unit)}/s"
+            return f"{done / seconds:.{0 if done >= 100 * seconds else 1}f} {plural(self.unit)}/s"
         return f"{seconds / done:.1f} s/{self.unit}"
 
     def left(self) -> str:
-        """Return the time left at that speed."""
+        """Return the time left at that speed, or "" before the first unit."""
         done, seconds = self.position - self._start, _now() - self._began
         return f"{duration((self.total - self.position) * seconds / done)} left" if done > 0 else ""
 
@@ -214,100 +217,12 @@ class Progress:
         return "   ".join(part for part in (self.count(), self.rate(), self.left(), self.latest()) if part)
 
     def ending(self) -> str:
-        """Return the line for the end: how much, in what time."""
+        """Return the stage's last line: units done, time, speed and values."""
         resumed = f" (resumed at {self._start})" if self._start else ""
         took = f"{self.count()} in {duration(_now() - self._began)}{resumed}"
         return "   ".join(part for part in (took, self.rate(), self.latest()) if part)
 
 
-def duration(seconds: float) -> str:
-    """Return `31.2 s`, `2 min 05 s` or `1 h 02 min`."""
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def _title(summary: Mapping[str, Any]) -> str:
-    knob, variant = summary.get("knob"), summary.get("variant")
-    name = str(summary["algo"]) + (f" ({variant})" if variant else "")
-    parts = [name + (f" {knob['name']}={knob['value']}" if knob else "")]
-    parts += [f"{name} {summary[name]}" for name in ("seed", "step") if summary.get(name) is not None]
-    if summary.get("prompts") is not None:
-        each = summary.get("samples_per_prompt")
-        parts.append(f"{summary['prompts']} prompts" + (f" x {each} samples" if each is not None else ""))
-    return ", ".join(parts)
-
-
-def _figures(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    reference = summary.get("reference") or {}
-    if summary.get("reward") is not None:
-        before = _with_interval(reference.get("reward"), reference.get("reward_ci"), ".3f")
-        reward = _with_interval(summary["reward"], summary.get("reward_ci"), ".3f")
-        yield "reward", reward + (f"   reference {before}" if reference.get("reward") is not None else "")
-    if summary.get("kl") is not None:
-        k1 = f"   k1 {number(summary['kl_k1'], '.3f')}" if summary.get("kl_k1") is not None else ""
-        bound = f"at most {number(summary['kl'], '.3f')}" if summary.get("kl_is") == "upper bound" else None
-        yield "KL (nats)", bound or _with_interval(summary["kl"], summary.get("kl_ci"), ".3f") + k1
-    for key, name in (("win_rate", "win rate"), ("win_rate_base", "against base")):
-        if summary.get(key) is not None:
-            yield name, _with_interval(summary[key], summary.get(f"{key}_ci"), ".3f")
-    if summary.get("distinct_2") is not None:
-        distinct = reference.get("distinct_2")
-        known = f"   reference {number(distinct, '.3f')}" if distinct is not None else ""
-        yield "distinct-2", number(summary["distinct_2"], ".3f") + known
-    yield from _account(summary)
-    yield from _control(summary.get("ppo") or {})
-    if summary.get("seconds") is not None:
-        yield "time", duration(summary["seconds"])
-
-
-def _account(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What is known of the reward model, of its own run or of one that used it."""
-    model = summary if summary.get("accuracy") is not None else summary.get("reward_model") or {}
-    if model.get("accuracy") is not None:
-        pairs = (
-            f" on {model['test_pairs']} pairs of test prompts" if model.get("test_pairs") is not None else " of pairs"
-        )
-        name = "accuracy" if model is summary else "reward model"
-        found = _with_interval(model["accuracy"], model.get("accuracy_ci"), ".3f")
-        yield name, found + pairs
-    if model is summary and model.get("pearson") is not None:
-        ranks = f", of ranks {number(model.get('spearman'), '.3f')}"
-        yield "correlation", f"{number(model['pearson'], '.3f')} with the true log-odds{ranks}"
-    if model is summary and model.get("calibration_error") is not None:
-        yield "calibration", f"{number(model['calibration_error'], '.3f')} mean gap of predicted and observed"
-
-
-def _control(ppo: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Whether PPO's controller did what it was asked."""
-    if ppo.get("target_kl") is None:
-        return
-    reached = "within 25 %" if ppo["on_target"] else "missed by more than 25 %"
-    bound = (
-        ", coefficient at its floor" if ppo["at_floor"] else ", coefficient at its ceiling" if ppo["at_ceiling"] else ""
-    )
-    yield (
-        "target KL",
-        f"{ppo['target_kl']:g}, last fifth of training {ppo['kl_last_fifth']:.3f}: {reached}{bound}; "
-        f"coefficient {ppo['first_kl_coefficient']:.3g} to {ppo['kl_coefficient']:.3g}",
-    )
-
-
-def _with_interval(value: float | None, interval: Sequence[float] | None, spec: str) -> str:
-    return number(value, spec) + (f" [{interval[0]:{spec}}, {interval[1]:{spec}}]" if interval else "")
-
-
-def number(value: float | None, spec: str) -> str:
-    """Return a value in that format, a dash for None, and no minus before a zero."""
-    text = "-" if value is None else format(value, spec)
-    return text.removeprefix("-") if value is not None and float(text) == 0 else text  # no -0.000
-
-
 def _clip(text: str) -> str:
     text = text.strip(" ")
     return text if len(text) <= TEXT_SHOWN else text[:TEXT_SHOWN] + " ..."
-
-
-def _plural(unit: str) -> str:
-    return unit + ("es" if unit.endswith(("s", "x", "ch", "sh")) else "s")

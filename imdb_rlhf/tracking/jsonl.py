@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: the truth about a run's metrics, one JSON object a line, on the disk before the next step begins."""
+"""`metrics.jsonl`: the truth about a run's metrics, a JSON object per line, on the disk before the next step begins."""
 
 import json
 import math
@@ -12,22 +12,24 @@ class JsonlLog:
     """A `Tracker` that appends each row to a file, flushed and fsynced.
 
     Floats are written with `repr`, so reading gives back the same bits. Histograms, tables and the summary are not
-    written here: W&B mirrors them, and evaluation keeps what they show in parquet files and `summary.json`.
+    written here: W&B gets a copy, and their values are in the run's parquet files and `summary.json`.
     """
 
     def __init__(self, path: Path | str, keep_until: int | None = None) -> None:
-        """Start an empty file, or go on with the one that exists.
+        """Start an empty file, or continue the one that exists.
 
         Args:
-            path: the file; its folder is made.
-            keep_until: the step of the checkpoint that the run resumes from. Rows up to and including it stay, later
-                ones and a torn last line go; the file is replaced in one piece, so a crash here loses nothing.
-                None starts empty.
+            path: the file; its folder is created.
+            keep_until: the step of the checkpoint that the run resumes from. Rows up to and including that step stay;
+                later ones and a torn last line are dropped. The file is replaced in one piece, so a crash here loses
+                nothing. None starts an empty file.
         """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [] if keep_until is None or not path.exists() else [r for r in read(path) if r["step"] <= keep_until]
-        _replace(path, "".join(_line(row) for row in kept))
+        rows = []
+        if keep_until is not None and path.exists():
+            rows = [row for row in read(path) if row["step"] <= keep_until]
+        _replace(path, "".join(_line(row) for row in rows))
         self._file = path.open("a", encoding="utf-8")
 
     def log(self, row: Mapping[str, Any]) -> None:
@@ -52,7 +54,7 @@ class JsonlLog:
 
 
 def read(path: Path | str) -> list[dict[str, Any]]:
-    """Return the rows of a `metrics.jsonl`, without a last line that a crash tore.
+    """Read the rows of a `metrics.jsonl`, without a last line that a crash tore.
 
     Raises:
         ValueError: a line before the last is not JSON.
@@ -74,7 +76,7 @@ def _line(row: Mapping[str, Any]) -> str:
     bad = [f"{key} is {value}" for key, value in row.items() if isinstance(value, float) and not math.isfinite(value)]
     if bad:
         raise ValueError(f"{', '.join(bad)} at step {row.get('step')} of {row.get('stage')}")
-    # NumPy's integers and float32 are no Python numbers, but have the exact one inside.
+    # NumPy's integers and float32 are not Python numbers; `item` returns the exact one.
     return json.dumps(dict(row), allow_nan=False, ensure_ascii=False, default=lambda value: value.item()) + "\n"
 
 

@@ -1,7 +1,7 @@
-"""What a person reads while a sweep goes on and when it ends: what runs, what is left, what each job came to.
+"""A sweep's console: the jobs that run, the number left, and each job's result.
 
-On a terminal that is a live display under the lines of what has ended; in a pipe a line when a job starts or ends, and
-one a minute.
+A terminal gets a live display under a line per finished job; a pipe gets a line when a job starts or ends, and one per
+minute.
 """
 
 import time
@@ -16,9 +16,10 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from imdb_rlhf.tracking.console import Console, duration, number
+from imdb_rlhf.tracking.console import Console
+from imdb_rlhf.tracking.formats import duration, number
 
-LINE_EVERY = 60.0  # seconds between lines of the whole where there is no terminal
+LINE_EVERY = 60.0  # seconds between lines about the whole sweep, without a terminal
 STYLES = {"done": "green", "failed": "bold red", "stopped": "yellow", "waiting": "dim"}
 
 _now = time.monotonic
@@ -26,7 +27,7 @@ _now = time.monotonic
 
 @dataclass(frozen=True)
 class Running:
-    """A job that runs: its name, for how many seconds, and the last line that it wrote."""
+    """A running job: its name, the seconds since its start, and the last line that it wrote."""
 
     label: str
     seconds: float
@@ -35,7 +36,7 @@ class Running:
 
 @dataclass(frozen=True)
 class State:
-    """Where a sweep stands: numbers of jobs, what runs, and the seconds that the rest may take (None: not known)."""
+    """A sweep's state: counts of jobs, the running ones, and an estimate of the seconds left (None: not known)."""
 
     jobs: int
     done: int
@@ -58,7 +59,7 @@ class State:
 
 
 class SweepConsole(Console):
-    """Writes what a sweep has to say to one stream."""
+    """Writes a sweep's progress and results to one stream."""
 
     def __init__(self, file: IO[str] | None = None) -> None:
         """Write to `file`, or to whatever `sys.stdout` is at the time."""
@@ -73,14 +74,14 @@ class SweepConsole(Console):
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Show what `update` is told, as long as this lasts."""
+        """Show the state from `update` while the context is open."""
         self._next_line = _now() + LINE_EVERY
         live = Live(console=self._out, get_renderable=self._view, refresh_per_second=4, transient=True)
         with live if self._live else nullcontext():
             yield
 
     def update(self, state: State) -> None:
-        """Take note of where the sweep stands."""
+        """Take the sweep's present state."""
         self._state = state
         if not self._live and _now() >= self._next_line:
             self._next_line = _now() + LINE_EVERY
@@ -89,17 +90,17 @@ class SweepConsole(Console):
                 self.note(f"  {job.label}: {job.line}")
 
     def job(self, number: str, verb: str, label: str, note: str = "") -> None:
-        """Write one line of a job: which of how many, what became of it, its name, and what there is to say."""
+        """Write one line about a job: its number (`3/22`), its new status (`done`, ...), its name, and a note."""
         line = self._clean(f"{number:>7}  ", "dim") + self._clean(f"{verb:<8}", STYLES.get(verb, ""))
         line += self._clean(f"{label}   {note}" if note else label)
         self._line(line)
 
     def table(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Show what all jobs came to.
+        """Show the results of all jobs.
 
         Args:
-            rows: dicts with `method`, `knob`, `seed`, `reward`, `kl`, `kl_bound` (the KL is an upper bound),
-                `seconds` and `state`; None where there is none.
+            rows: dicts with `method`, `knob`, `seed`, `reward`, `kl`, `kl_bound` (whether the KL is an upper bound),
+                `seconds` and `state`; a missing value is None.
         """
         table = Table(box=box.HORIZONTALS, pad_edge=False, show_edge=False)
         for name, justify in (("method", "left"), ("knob", "left"), ("seed", "right"), ("reward", "right")):
@@ -121,7 +122,7 @@ class SweepConsole(Console):
         self._out.print(table)
 
     def failures(self, jobs: Sequence[tuple[str, str, str]]) -> None:
-        """List every job that failed: its name, why, and its log."""
+        """List every failed job: its name, the reason, and its log."""
         self._out.print()
         self._line(self._clean(f"{len(jobs)} failed:", "bold red"))
         for label, reason, log in jobs:
@@ -129,7 +130,7 @@ class SweepConsole(Console):
             self._line(self._clean(f"    {log}", "dim"))
 
     def places(self, places: Mapping[str, str]) -> None:
-        """Say where things lie: name -> path, in the order to show."""
+        """Show where the sweep's files are: name -> path, in the order to show."""
         self._out.print()
         width = max(map(len, places), default=0)
         for name, place in places.items():
@@ -140,9 +141,9 @@ class SweepConsole(Console):
         if state is None:
             return ""
         head = Table.grid(padding=(0, 2))
-        over = state.done + state.failed
+        ended = state.done + state.failed
         width = 16 if self._out.width < 100 else 32
-        head.add_row(ProgressBar(total=max(state.jobs, 1), completed=over, width=width), self._clean(state.line()))
+        head.add_row(ProgressBar(total=max(state.jobs, 1), completed=ended, width=width), self._clean(state.line()))
         jobs = Table.grid(padding=(0, 2), expand=True)
         jobs.add_column(no_wrap=True, overflow="ellipsis", max_width=self._out.width // 2)
         jobs.add_column(no_wrap=True, justify="right")
@@ -153,7 +154,7 @@ class SweepConsole(Console):
 
 
 def outcome(row: Mapping[str, Any]) -> str:
-    """What a job that is done came to, as one line; `row` as in `SweepConsole.table`."""
+    """A finished job's result as one line; `row` as in `SweepConsole.table`."""
     parts = [f"reward {_reward(row)}" if _reward(row) else "", f"KL {_kl(row)}" if _kl(row) else ""]
     parts.append("" if row["seconds"] is None else f"in {duration(row['seconds'])}")
     return "   ".join(part for part in parts if part)
@@ -170,7 +171,7 @@ def _kl(row: Mapping[str, Any]) -> str:
 
 
 def _roughly(seconds: float) -> str:
-    """The time to go, no finer than it is known."""
+    """The time to go, rounded to the precision of such an estimate."""
     if seconds < 90:
         return f"{max(round(seconds / 10), 1) * 10} s"
     return f"{round(seconds / 60)} min" if seconds < 5400 else duration(round(seconds / 60) * 60)

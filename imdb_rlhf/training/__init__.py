@@ -1,1 +1,1 @@
-"""The only training loop, and what it stands on."""
+"""The only training loop, with its optimizers, checkpoints, precision and runtime."""

@@ -1,7 +1,7 @@
-"""Checkpoints: weights, optimizer, step and what else the next batches depend on; whole or absent.
+"""Checkpoints: weights, optimizer, step and the algorithm's own state; whole or absent.
 
-The batch and every random number are functions of (seed, stage, step, position), so for most algorithms nothing else is
-needed to go on exactly where a run stopped; PPO keeps its rollout and its coefficient.
+Batches and random numbers are functions of (seed, stage, step, position), so most algorithms need no state of their own
+to resume exactly where a run stopped; PPO saves its rollout and its coefficient.
 """
 
 import json
@@ -19,14 +19,14 @@ FOLDER = "checkpoint"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What is needed to go on.
+    """Everything that a resumed training needs.
 
     Attributes:
         step: optimizer steps done.
         weights: the module's state.
         optimizer: the optimizer's state.
-        sums: metric sums since the last row of metrics.
-        state: the algorithm's own, tensors and plain values.
+        sums: sums of metrics since the last row was logged.
+        state: the algorithm's own state, tensors and plain values.
     """
 
     step: int
@@ -37,12 +37,12 @@ class Checkpoint:
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write `folder/checkpoint`; the one before stays until the new one is whole."""
+    """Write `folder/checkpoint`; the previous one stays until the new one is whole."""
     new, old, final = (folder / f"{FOLDER}{suffix}" for suffix in (".new", ".old", ""))
-    kept = _newest(folder)
-    if kept is not None and kept != final:  # what a crash left between two renames
+    newest = _newest(folder)
+    if newest is not None and newest != final:  # a crash came between two renames
         shutil.rmtree(final, ignore_errors=True)
-        kept.rename(final)
+        newest.rename(final)
     for leftover in (new, old):
         shutil.rmtree(leftover, ignore_errors=True)
     new.mkdir(parents=True)
@@ -58,7 +58,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def load(folder: Path) -> Checkpoint | None:
-    """The newest whole checkpoint of a folder, or None; a damaged one is passed over."""
+    """Read the newest whole checkpoint of a folder, or None if there is none; skips damaged ones."""
     path = _newest(folder)
     if path is None:
         return None
@@ -71,7 +71,7 @@ def load(folder: Path) -> Checkpoint | None:
 
 
 def _newest(folder: Path) -> Path | None:
-    for suffix in (".new", "", ".old"):  # a whole new one is the newest
+    for suffix in (".new", "", ".old"):  # newest first
         path = folder / f"{FOLDER}{suffix}"
         if path.is_dir() and check_manifest(path) is None:
             return path

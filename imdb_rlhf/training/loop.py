@@ -31,34 +31,34 @@ class Batch(Protocol):
     """A global batch.
 
     Attributes:
-        notes: numbers of the batch as a whole, which the rows of metrics average over steps as they stand.
+        notes: numbers about the whole batch, which are logged as they are (averaged over steps).
     """
 
     @property
     def notes(self) -> Mapping[str, float]:
-        """Metrics under their keys; none for most algorithms."""
+        """Metrics by key; most algorithms have none."""
         ...
 
     @property
     def size(self) -> float:
-        """What the summed loss is divided by."""
+        """The number of examples or tokens that the summed loss is divided by."""
         ...
 
     def parts(self, rank: int, world: int, limit: int | None) -> Sequence[Any]:
-        """What one process computes, in pieces of at most `limit` examples.
+        """One process's share, in parts of at most `limit` examples.
 
-        Empty on every process for a step that is to change nothing: it counts, and nothing is computed.
+        Empty on every process for a step that is counted but must change nothing.
         """
         ...
 
 
 class Algorithm(Protocol):
-    """What the loop trains.
+    """A method that the loop trains.
 
     Attributes:
         stage: its name, part of every random stream and of every row of metrics.
-        module: what is trained; its forward returns what the loss needs (log-probs, not logits).
-        steps: optimizer steps in all.
+        module: the module to train; its forward returns the loss's inputs (log-probs, not logits).
+        steps: number of optimizer steps.
     """
 
     stage: str
@@ -70,49 +70,49 @@ class Algorithm(Protocol):
         ...
 
     def loss(self, module: nn.Module, part: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """The sum of the losses of a part's examples, and sums of metrics under their keys (`train/...`)."""
+        """The sum of the losses of a part's examples, and sums of metrics by key (`train/...`)."""
         ...
 
     def after(self, values: dict[str, float]) -> None:
-        """Take note of what a step came to: its metrics over the global batch."""
+        """Take note of a step's metrics, which are means over the global batch."""
         ...
 
     def state(self) -> dict[str, Any]:
-        """What the batches to come depend on beyond the weights: tensors and plain values, kept in checkpoints."""
+        """The state, beyond the weights, that later batches depend on: tensors and plain values, for checkpoints."""
         ...
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a `state`."""
+        """Continue from a `state`."""
         ...
 
     def report(self) -> dict[str, Any]:
-        """What `summary.json` says of the training beyond what every method has."""
+        """Additional entries of `summary.json` about the training."""
         ...
 
 
 class Plain:
-    """An algorithm whose batches are a function of the step alone; `period` is how many steps fresh data serve."""
+    """An algorithm whose batches are a function of the step alone; `period` is the number of steps per fresh data."""
 
     period = 1
 
     def after(self, values: dict[str, float]) -> None:
-        """Nothing depends on it."""
+        """Do nothing: no batch depends on metrics."""
 
     def state(self) -> dict[str, Any]:
-        """None."""
+        """No state."""
         return {}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """There is nothing to restore."""
+        """Do nothing: there is no state."""
 
     def report(self) -> dict[str, Any]:
-        """Nothing more to say."""
+        """No additional entries."""
         return {}
 
 
 @dataclass
 class Settings:
-    """What a stage's configuration says of its training."""
+    """The part of a stage's configuration that the loop reads; intervals are in steps."""
 
     seed: int
     optim: OptimConfig
@@ -124,12 +124,12 @@ class Settings:
 
 @dataclass
 class Hooks:
-    """What the loop calls.
+    """Functions that the loop calls.
 
     Attributes:
-        log: a row of metrics.
-        advance: one step is done, with values to show.
-        evaluate: at evaluation points, with the number of steps done; rows it returns are logged.
+        log: with each row of metrics.
+        advance: after each step, with values to show.
+        evaluate: at evaluation points, with the number of steps done; the metrics it returns are logged.
     """
 
     log: Callable[[dict[str, Any]], None] = lambda row: None
@@ -139,7 +139,7 @@ class Hooks:
 
 @dataclass
 class _Signals:
-    """SIGTERM and SIGINT ask for a checkpoint after the step in progress."""
+    """Turns SIGTERM and SIGINT into a request for a checkpoint after the step in progress."""
 
     caught: list[int] = field(default_factory=list)
     before: dict[int, Any] = field(default_factory=dict)
@@ -167,12 +167,12 @@ def train(algorithm: Algorithm, settings: Settings, runtime: Runtime, folder: Pa
         algorithm: batches, loss, module and number of steps.
         settings: optimizer and intervals.
         runtime: device, precision, processes.
-        folder: where checkpoints lie; a whole one is gone on from.
+        folder: for checkpoints; training resumes from a whole one.
         hooks: tracking and evaluation.
 
     Raises:
-        RunError: nan or infinity in a loss or a gradient, told before the step changes a weight.
-        Stopped: a signal came and a checkpoint is written.
+        RunError: a loss or a gradient is nan or infinite; the step has not changed a weight.
+        Stopped: a signal came and a checkpoint was written.
     """
     algorithm.module.to(runtime.device)
     optimizer = optim.make(settings.optim, algorithm.module.parameters())
@@ -187,7 +187,7 @@ def train(algorithm: Algorithm, settings: Settings, runtime: Runtime, folder: Pa
             algorithm.after(values)
             for key, value in values.items():
                 sums[key] += value
-            # a step that changed nothing has no numbers of its own, and no part in the means
+            # a step that changed nothing has no metrics and does not count in the means
             sums["steps"] += bool(values)
             evaluated: dict[str, float] = {}
             if hooks.evaluate and settings.evaluate_every and _due(done, settings.evaluate_every, algorithm.steps):
@@ -222,7 +222,7 @@ def _step(
     settings: Settings,
     runtime: Runtime,
 ) -> dict[str, float]:
-    """One optimizer step; the metrics of the global batch."""
+    """Do one optimizer step; returns the metrics of the global batch."""
     parts = batch.parts(runtime.rank, runtime.world, settings.micro_batch)
     if not parts:
         return {}
@@ -232,7 +232,7 @@ def _step(
         last = index == len(parts) - 1
         with nullcontext() if last else runtime.accelerator.no_sync(module):
             loss, metrics = algorithm.loss(module, part)
-            # DDP averages gradients over processes; the sum over all examples is wanted
+            # DDP averages gradients over processes, but the batch's gradient is the sum over all examples
             runtime.accelerator.backward(loss * (runtime.world / batch.size))
         for key, value in ({"train/loss": loss} | metrics).items():
             totals[key] = totals.get(key, torch.zeros((), device=runtime.device)) + value.detach().float()
@@ -257,13 +257,13 @@ def _step(
 def _restore(
     algorithm: Algorithm, optimizer: torch.optim.Optimizer, runtime: Runtime, folder: Path
 ) -> tuple[int, defaultdict[str, float]]:
-    found = checkpoint.load(folder)
-    if found is None:
+    saved = checkpoint.load(folder)
+    if saved is None:
         return 0, defaultdict(float)
-    algorithm.module.load_state_dict(found.weights)
-    algorithm.restore(found.state)
-    optimizer.load_state_dict(found.optimizer)
-    return found.step, defaultdict(float, found.sums)
+    algorithm.module.load_state_dict(saved.weights)
+    algorithm.restore(saved.state)
+    optimizer.load_state_dict(saved.optimizer)
+    return saved.step, defaultdict(float, saved.sums)
 
 
 def _save(
@@ -277,6 +277,6 @@ def _save(
 ) -> None:
     if runtime.rank == 0:
         weights = runtime.accelerator.unwrap_model(module).state_dict()
-        found = checkpoint.Checkpoint(done, weights, optimizer.optimizer.state_dict(), sums, algorithm.state())
-        checkpoint.save(folder, found)
+        state = optimizer.optimizer.state_dict()
+        checkpoint.save(folder, checkpoint.Checkpoint(done, weights, state, sums, algorithm.state()))
     runtime.barrier()

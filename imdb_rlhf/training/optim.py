@@ -8,35 +8,35 @@ from torch import Tensor, nn
 
 from imdb_rlhf.config.optim import AdamWConfig, OptimConfig, RMSpropConfig, Schedule
 
-# Numbers whose squares are summed in float32.
+# The squares of this many numbers are summed in float32, and such sums in float64.
 NORM_PART = 1 << 20
 
 
 def make(config: OptimConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimizer of a configuration, over the parameters that have gradients.
+    """Make the configured optimizer over the parameters that require gradients.
 
     Raises:
-        TypeError: an optimizer that is not known here.
+        TypeError: the configuration is of an unknown optimizer.
     """
-    wanted = [parameter for parameter in parameters if parameter.requires_grad]
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
     if isinstance(config, AdamWConfig):
-        # norms and biases are not decayed
+        # no weight decay of norms and biases
         groups = [
-            {"params": [p for p in wanted if p.ndim >= 2], "weight_decay": config.weight_decay},
-            {"params": [p for p in wanted if p.ndim < 2], "weight_decay": 0.0},
+            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
+            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
         ]
         return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
     if isinstance(config, RMSpropConfig):
-        return torch.optim.RMSprop(wanted, lr=config.lr, alpha=config.alpha, eps=config.eps, foreach=True)
+        return torch.optim.RMSprop(trained, lr=config.lr, alpha=config.alpha, eps=config.eps, foreach=True)
     raise TypeError(f"no optimizer for {type(config).__name__}")
 
 
 @torch.no_grad()
 def clip(parameters: Iterable[nn.Parameter], limit: float | None) -> float:
-    """Scale all gradients so that their common 2-norm is at most a limit; None is no limit, and nothing is scaled.
+    """Scale all gradients in place so that their common 2-norm is at most `limit`; None leaves them as they are.
 
     Returns:
-        The norm before that.
+        The norm before scaling.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if gradients and gradients[0].device.type != "cpu":
@@ -50,21 +50,21 @@ def clip(parameters: Iterable[nn.Parameter], limit: float | None) -> float:
 
 def _norm(gradients: list[Tensor]) -> float:
     """The common 2-norm, on a CPU."""
-    # dot products read a gradient once at the memory's speed; parts of a size that float32 sums well, double between
+    # a dot product reads a gradient once, at the memory's speed; float32 within parts is accurate, float64 between them
     parts = [part for gradient in gradients for part in gradient.flatten().split(NORM_PART)]
     squares = torch.stack([torch.dot(part, part) for part in parts]) if parts else torch.zeros(1)
     return float(squares.double().sum().sqrt())
 
 
 def learning_rate(config: OptimConfig, step: int, total: int) -> float:
-    """The rate of a step.
+    """The learning rate of a step.
 
     Linear warm-up from 0 as in the DPO authors' code, (step + 1) / (warm-up + 1), then the schedule.
 
     Args:
         config: peak, warm-up and schedule.
         step: 0 for the first.
-        total: steps in all.
+        total: number of steps.
     """
     if step < config.warmup_steps:
         return config.lr * (step + 1) / (config.warmup_steps + 1)

@@ -1,4 +1,4 @@
-"""What the hardware offers: device, threads, and whether it multiplies bf16 matrices."""
+"""The hardware's device, threads and native precision."""
 
 import os
 
@@ -9,10 +9,10 @@ from imdb_rlhf.errors import ConfigError
 
 
 def resolve_device(wanted: Device) -> str:
-    """`cpu` or `cuda`.
+    """Resolve a device to `cpu` or `cuda`.
 
     Raises:
-        ConfigError: a GPU is wanted and there is none.
+        ConfigError: `cuda` was asked for, but torch sees no GPU.
     """
     if wanted == Device.cuda and not torch.cuda.is_available():
         raise ConfigError("trainer.device=cuda, but torch sees no GPU here; use trainer.device=auto or cpu")
@@ -22,7 +22,7 @@ def resolve_device(wanted: Device) -> str:
 
 
 def resolve_precision(wanted: Precision, device: str) -> str:
-    """`bf16` or `float32`; auto is bf16 where matrix products in it are native."""
+    """Resolve a precision to `bf16` or `float32`; auto is bf16 if the hardware multiplies bf16 matrices natively."""
     if wanted != Precision.auto:
         return str(wanted)
     if device == "cuda":
@@ -36,5 +36,5 @@ def _cpu_has_bf16() -> bool:
 
 
 def resolve_threads(wanted: int | None) -> int:
-    """The number of threads of a CPU run: one a core that this process may use."""
+    """Resolve the number of threads of a CPU run; None means one per core that this process may use."""
     return wanted if wanted is not None else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1

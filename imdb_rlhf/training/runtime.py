@@ -1,4 +1,4 @@
-"""The processes and the device that a run has: accelerate behind the few words that the package needs."""
+"""A run's processes and device: accelerate behind the few methods that the package needs."""
 
 import ctypes
 import os
@@ -17,7 +17,7 @@ from imdb_rlhf.config.machine import TrainerConfig, check_processes
 from imdb_rlhf.training.precision import resolve_device, resolve_precision, resolve_threads
 
 T = TypeVar("T")
-# malloc.h of glibc: blocks that are mapped on their own at most; free memory at the end of the heap that is returned.
+# From glibc's malloc.h: the largest number of blocks mapped separately, and how much free memory the heap may keep.
 _M_MMAP_MAX, _M_TRIM_THRESHOLD = -4, -1
 
 
@@ -25,10 +25,11 @@ class Runtime:
     """Device, precision, threads and processes of this run.
 
     Attributes:
-        device: where models live.
+        device: the models' device.
         precision: "bf16" or "float32", of training and sampling.
-        threads: of a CPU run.
-        rank, world: this process and their number.
+        threads: number of threads of a CPU run.
+        rank: this process's number, from 0.
+        world: number of processes.
     """
 
     def __init__(self, config: TrainerConfig) -> None:
@@ -43,7 +44,7 @@ class Runtime:
         self.accelerator = Accelerator(
             cpu=kind == "cpu",
             mixed_precision="bf16" if self.precision == "bf16" else "no",
-            # rank 0 may wait for hours on another run that makes the same artifact
+            # rank 0 may wait hours for another run that is making the same artifact
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=24))],
         )
         self.device = self.accelerator.device
@@ -51,7 +52,7 @@ class Runtime:
         torch.manual_seed(0)
 
     def facts(self) -> dict[str, Any]:
-        """What an artifact's key holds of the machine: numbers depend on it in their last bits."""
+        """The machine's part of an artifact's key: the last bits of numbers depend on it."""
         return {
             "device": self.device.type,
             "precision": self.precision,
@@ -60,7 +61,7 @@ class Runtime:
         }
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """The precision of sampling and training."""
+        """Autocast to the precision of sampling and training."""
         if self.precision == "float32":
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
@@ -77,22 +78,22 @@ class Runtime:
         """All ranks' values, in the order of the ranks, on every rank."""
         return cast(list[T], gather_object(list(values))) if self.world > 1 else list(values)
 
-    def any(self, here: bool) -> bool:
-        """Whether it is so on any rank."""
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is true on any rank."""
         if self.world == 1:
-            return here
-        flag = torch.tensor(int(here), device=self.device)
-        return bool(self.accelerator.reduce(flag, reduction="sum").item())
+            return flag
+        tensor = torch.tensor(int(flag), device=self.device)
+        return bool(self.accelerator.reduce(tensor, reduction="sum").item())
 
     def barrier(self) -> None:
-        """Wait until every rank is here."""
+        """Wait until every rank has called this."""
         self.accelerator.wait_for_everyone()
 
 
 def _keep_freed_memory() -> None:
-    """Have glibc keep large blocks that are freed, for the next tensor of their size.
+    """Make glibc keep large freed blocks for the next tensor of their size.
 
-    It would return them to the system, which clears every page again when it is next written.
+    By default it returns them to the system, which must then clear every page before its next use.
     """
     if sys.platform == "linux":
         with suppress(AttributeError, OSError):  # another C library

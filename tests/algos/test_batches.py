@@ -1,4 +1,4 @@
-"""Which examples a step has."""
+"""The examples of a step, and their share per process."""
 
 import numpy as np
 import pytest
@@ -38,9 +38,9 @@ def test_an_epoch_holds_every_example_once() -> None:
 def test_processes_and_pieces_share_a_batch_out_whole(world: int, limit: int | None) -> None:
     items = np.arange(24).reshape(12, 2)
     pieces = [share(items, rank, world, limit) for rank in range(world)]
-    assert np.array_equal(np.concatenate([piece for mine in pieces for piece in mine]), items)
-    for mine in pieces:
-        assert sum(map(len, mine)) == 12 // world
-        assert max(map(len, mine)) <= (limit or 12)
-    # all ranks have as many pieces, or gradient averaging would wait for ever
-    assert len({len(mine) for mine in pieces}) == 1
+    assert np.array_equal(np.concatenate([piece for own in pieces for piece in own]), items)
+    for own in pieces:
+        assert sum(map(len, own)) == 12 // world
+        assert max(map(len, own)) <= (limit or 12)
+    # all ranks have equally many pieces; otherwise gradient averaging would wait for ever
+    assert len({len(own) for own in pieces}) == 1

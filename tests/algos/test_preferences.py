@@ -1,33 +1,23 @@
-"""Batches of pairs and rankings by hand; what an artifact's pairs are."""
+"""Batches of pairs and rankings by hand, and what every method that learns from them does."""
 
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from imdb_rlhf.algos import ALGOS
 from imdb_rlhf.algos.preferences import Completions, PairBatch, RankingBatch, describe
-from imdb_rlhf.config.algos import DPOConfig, DPOLoss
-from imdb_rlhf.config.stages import Labels, Order, PairsConfig, Ties
-from imdb_rlhf.data.pairs import Pairs, load_pairs
+from imdb_rlhf.config.algos import DPORun, PreferredFTRun, UnlikelihoodRun
+from imdb_rlhf.config.families import PreferenceRun
+from imdb_rlhf.data.pairs import Pairs
 from imdb_rlhf.data.rankings import Rankings
-from imdb_rlhf.errors import RunError
-from imdb_rlhf.models.policy import Policy
-from tests.tiny import FixedInputs
-
-
-def config(**changes: Any) -> PairsConfig:
-    values = {"labels": Labels.deterministic, "tau": None, "noise": None, "min_margin": 0.0}
-    return PairsConfig(**{**values, "ties": Ties.drop, "order": Order.prefix, **changes})
+from tests import tiny
 
 
 def table(prompts: int) -> pd.DataFrame:
-    """Groups of 4, each completion of other tokens and another length; log-probs are minus the row."""
+    """Groups of 4 completions that differ in tokens and length; the log-prob of row i is -i."""
     rows = [
         {
             "prompt_id": row // 4,
@@ -82,30 +72,13 @@ def test_processes_and_pieces_share_a_batch_of_rankings() -> None:
         for part in parts:
             assert part.mask.shape == part.rankings.shape
             seen += [
-                (-part.ref_logprob[ranking[there]]).tolist()
-                for ranking, there in zip(part.rankings, part.mask, strict=True)
+                (-part.ref_logprob[ranking[mask]]).tolist()
+                for ranking, mask in zip(part.rankings, part.mask, strict=True)
             ]
-    assert seen == [row[there].tolist() for row, there in zip(rows, mask, strict=True)]
+    assert seen == [row[ranked].tolist() for row, ranked in zip(rows, mask, strict=True)]
 
 
-# --- the artifact
-
-
-def test_pairs_are_drawn_or_those_of_a_preference_file(tmp_path: Path) -> None:
-    table(10).to_parquet(tmp_path / "groups.parquet")
-    groups, drawn = load_pairs(tmp_path, config(), 0)
-    assert len(groups) == 40
-    assert len(drawn.rows) == 60
-    np.savez(tmp_path / "pairs.npz", rows=np.array([[3, 0], [4, 5]]), prompts=np.array([0, 1]))
-    (tmp_path / "report.json").write_text('{"dropped": {"empty": 3, "same completion": 0}}')
-    _, brought = load_pairs(tmp_path, config(), 0)
-    assert brought.rows.tolist() == [[3, 0], [4, 5]]
-    assert describe(brought, 1) == "2 pairs, 1 steps; left out: 3 empty"
-    _, flipped = load_pairs(tmp_path, config(labels=Labels.noisy, noise=1.0), 0)
-    assert flipped.rows.tolist() == [[0, 3], [5, 4]]
-    table(10).assign(ref_logprob=np.nan).to_parquet(tmp_path / "groups.parquet")
-    with pytest.raises(RunError, match="not finite"):
-        load_pairs(tmp_path, config(), 0)
+# --- the summary line
 
 
 def test_what_is_left_out_is_told() -> None:
@@ -118,24 +91,16 @@ def test_what_is_left_out_is_told() -> None:
 # --- every method
 
 
-@pytest.mark.parametrize("name", ["dpo", "unlikelihood", "preferred_ft"])
-def test_every_method_is_made_from_inputs_and_read_by_step(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "kind"), [("dpo", DPORun), ("unlikelihood", UnlikelihoodRun), ("preferred_ft", PreferredFTRun)]
+)
+def test_every_method_is_made_from_inputs_and_read_by_step(
+    name: str, kind: type[PreferenceRun], tmp_path: Path
+) -> None:
     table(3).to_parquet(tmp_path / "groups.parquet")
-    torch.manual_seed(0)
-    lm = GPT2LMHeadModel(GPT2Config(vocab_size=19, n_positions=16, n_embd=8, n_layer=1, n_head=1, resid_pdrop=0.5))
-    policy = Policy(lm.requires_grad_(False).train(), cast(PreTrainedTokenizerBase, SimpleNamespace(eos_token_id=0)))
-    run = SimpleNamespace(
-        seed=0,
-        beta=0.1,
-        alpha=0.5,
-        generation=SimpleNamespace(temperature=1.0),
-        policy=SimpleNamespace(batch_size=4, epochs=1.0, steps=None),
-        pairs=config(),
-        dpo=DPOConfig(DPOLoss.sigmoid, 0.0, False),
-    )
-    algorithm = ALGOS[name].from_inputs(
-        cast(FixedInputs, SimpleNamespace(policy=policy, groups=tmp_path)), cast(Any, run)
-    )
+    lm = tiny.gpt2(width=8, layers=1, heads=1, dropout=0.5).requires_grad_(False).train()
+    inputs = tiny.FixedInputs(tiny.policy(lm), tiny.gpt2(), tiny.runtime(), groups=tmp_path)
+    algorithm = ALGOS[name].from_inputs(inputs, tiny.run(kind, policy=tiny.steps(batch_size=4)))
     assert algorithm.stage == name
     assert algorithm.summary_line() == "18 pairs, 5 steps"
     assert not algorithm.module.training  # no dropout

@@ -1,77 +1,57 @@
-"""Preferred-FT against the likelihood of every pair's winner, one at a time."""
+"""Preferred-FT against the likelihood of the pairs' winners, one at a time."""
 
-from types import SimpleNamespace
 from typing import cast
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from imdb_rlhf.algos.preferred_ft import PreferredFT, WinnerBatch
 from imdb_rlhf.config.algos import PreferredFTRun
 from imdb_rlhf.config.stages import Order
 from imdb_rlhf.data.pairs import Pairs, shuffled
-from imdb_rlhf.models.policy import Policy
+from tests import tiny
 
 # 0 wins three times, 2 twice, 1 once; 7 wins twice
 PAIRS = np.array([[0, 1], [0, 2], [0, 3], [2, 1], [2, 3], [1, 3], [7, 4], [7, 5]])
 
 
-def gpt2() -> GPT2LMHeadModel:
-    torch.manual_seed(1)
-    sizes = {"vocab_size": 19, "n_positions": 16, "n_embd": 16, "n_layer": 2, "n_head": 2}
-    return GPT2LMHeadModel(GPT2Config(initializer_range=0.2, bos_token_id=0, eos_token_id=0, **sizes)).eval()
-
-
-def score(lm: PreTrainedModel, prompt: list[int], completion: list[int], temperature: float) -> Tensor:
-    """The log-prob of a completion from full logits, without padding."""
-    ids = torch.tensor([prompt + completion])
-    log_softmax = (lm(input_ids=ids).logits[0, len(prompt) - 1 : -1] / temperature).log_softmax(-1)
-    return log_softmax.gather(1, ids[0, len(prompt) :, None]).sum()
-
-
 def make_groups() -> pd.DataFrame:
     random = np.random.default_rng(0)
-    heads = [random.integers(1, 19, size=2 + row // 4).tolist() for row in range(8)]
-    tails = [random.integers(1, 19, size=1 + row).tolist() for row in range(8)]
-    known = [-3.0 * len(tail) + random.normal() for tail in tails]
-    return pd.DataFrame({"prompt_ids": heads, "completion_ids": tails, "ref_logprob": known})
+    prompt_ids = [random.integers(1, 19, size=2 + row // 4).tolist() for row in range(8)]
+    completion_ids = [random.integers(1, 19, size=1 + row).tolist() for row in range(8)]
+    ref_logprob = [-3.0 * len(ids) + random.normal() for ids in completion_ids]
+    return pd.DataFrame({"prompt_ids": prompt_ids, "completion_ids": completion_ids, "ref_logprob": ref_logprob})
 
 
 def make(lm: PreTrainedModel, temperature: float = 1.0, batch_size: int = 8) -> PreferredFT:
-    run = SimpleNamespace(
-        seed=0,
-        generation=SimpleNamespace(temperature=temperature),
-        policy=SimpleNamespace(batch_size=batch_size, epochs=2.0, steps=None),
-        pairs=SimpleNamespace(order=Order.shuffled),
+    run = tiny.run(
+        PreferredFTRun,
+        generation=tiny.generation(temperature=temperature),
+        policy=tiny.steps(batch_size=batch_size, epochs=2.0),
+        pairs=tiny.pairs(order=Order.shuffled),
     )
-    policy = Policy(lm, cast(PreTrainedTokenizerBase, SimpleNamespace(eos_token_id=0)))
-    return PreferredFT(policy, make_groups(), Pairs(PAIRS, PAIRS[:, 0] // 4, {}), cast(PreferredFTRun, run))
-
-
-def gradients(lm: PreTrainedModel) -> Tensor:
-    """All gradients in one vector; they are 0 afterwards."""
-    found = torch.cat([p.grad.flatten().clone() for p in lm.parameters() if p.grad is not None])
-    lm.zero_grad()
-    return found
+    return PreferredFT(tiny.policy(lm), make_groups(), Pairs(PAIRS, PAIRS[:, 0] // 4, {}), run)
 
 
 @pytest.mark.parametrize(("world", "limit"), [(1, None), (1, 3), (2, None), (2, 1)])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_the_loss_is_the_mean_over_the_tokens_of_all_winners(temperature: float, world: int, limit: int | None) -> None:
-    lm, groups = gpt2(), make_groups()
+    lm, groups = tiny.gpt2(1), make_groups()
     algorithm = make(lm, temperature)
     batch = cast(WinnerBatch, next(algorithm.batches(0)))
     winners = [0, 0, 0, 2, 2, 1, 7, 7]
     assert sorted(batch.winners.tolist()) == sorted(winners)
-    logprobs = [score(lm, groups["prompt_ids"][row], groups["completion_ids"][row], temperature) for row in winners]
+    logprobs = [
+        tiny.completion_logprob(lm, groups["prompt_ids"][row], groups["completion_ids"][row], temperature)
+        for row in winners
+    ]
     tokens = 1 + 1 + 1 + 3 + 3 + 2 + 8 + 8  # row i has i + 1
     expected = -torch.stack(logprobs).sum() / tokens
     expected.backward()
-    truth = gradients(lm)
+    expected_gradient = tiny.gradients(lm)
 
     assert batch.size == tokens
     total = ratio = 0.0
@@ -83,14 +63,14 @@ def test_the_loss_is_the_mean_over_the_tokens_of_all_winners(temperature: float,
             assert metrics.keys() == {"train/chosen_log_ratio"}
             ratio += float(metrics["train/chosen_log_ratio"]) / batch.size  # as the loop divides it
     assert total == pytest.approx(float(expected.detach()), rel=1e-5)
-    assert (gradients(lm) - truth).norm() < 1e-4 * truth.norm()
-    known = groups["ref_logprob"][winners].to_numpy()
-    each = np.array([float(logprob.detach()) for logprob in logprobs]) - known
-    assert ratio == pytest.approx(each.mean(), abs=1e-4)  # over examples, not tokens
+    assert (tiny.gradients(lm) - expected_gradient).norm() < 1e-4 * expected_gradient.norm()
+    ref_logprobs = groups["ref_logprob"][winners].to_numpy()
+    log_ratios = np.array([float(logprob.detach()) for logprob in logprobs]) - ref_logprobs
+    assert ratio == pytest.approx(log_ratios.mean(), abs=1e-4)  # over examples, not tokens
 
 
 def test_a_part_has_each_winner_once() -> None:
-    batch = make(gpt2()).batch(np.array([7, 0, 1, 6, 3]))
+    batch = make(tiny.gpt2(1)).batch(np.array([7, 0, 1, 6, 3]))
     assert batch.winners.tolist() == [7, 0, 0, 7, 2]
     (part,) = batch.parts(0, 1, None)
     assert (part.rows.lengths - part.rows.starts).tolist() == [1, 3, 8]
@@ -102,7 +82,7 @@ def test_a_part_has_each_winner_once() -> None:
 
 
 def test_examples_come_in_the_order_of_the_pairs() -> None:
-    algorithm = make(gpt2(), batch_size=4)
+    algorithm = make(tiny.gpt2(1), batch_size=4)
     assert algorithm.steps == 4
     every = [cast(WinnerBatch, batch).winners.tolist() for batch in algorithm.batches(0)]
     drawn = Pairs(PAIRS, PAIRS[:, 0] // 4, {})

@@ -1,67 +1,58 @@
-"""The reward model's choices, its split, and its losses against naive sums over pairs and groups."""
+"""The reward model's split, and its losses against naive sums over pairs and groups."""
 
 import math
-from collections import Counter
 from itertools import combinations
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from transformers import GPT2Config, GPT2ForSequenceClassification
 
 from imdb_rlhf.algos.reward_model import RewardModel, choice_accuracy, held_out
-from imdb_rlhf.config.algos import LearnedRun
-from imdb_rlhf.config.stages import Labels, Objective, Order, PairsConfig, Ties
-from imdb_rlhf.data.groups import COLUMNS, without_appended_eos
+from imdb_rlhf.config.families import LearnedRun
+from imdb_rlhf.config.reward import Objective
+from imdb_rlhf.data.groups import COLUMNS
 from imdb_rlhf.data.pairs import draw_pairs
-from imdb_rlhf.data.rankings import draw_choices
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.models.heads import RewardHead
+from tests import tiny
 
 EOS = 0
 
 
-def pairs_of(**changes: Any) -> PairsConfig:
-    values = {"labels": Labels.deterministic, "tau": None, "noise": None, "min_margin": 0.0, "ties": Ties.drop}
-    return PairsConfig(**{**values, "order": Order.prefix, **changes})
-
-
 def table(rewards: list[list[float]], seed: int = 0) -> pd.DataFrame:
-    """A group a list of rewards; prompts and completions are random and, but by chance, distinct."""
+    """A group per list of rewards; prompts and completions are random and hardly ever equal."""
     random = np.random.default_rng(seed)
     rows = []
     for prompt, group in enumerate(rewards):
-        head = [1 + prompt % 18, *random.integers(1, 19, size=1 + prompt % 3).tolist()]
+        prompt_ids = [1 + prompt % 18, *random.integers(1, 19, size=1 + prompt % 3).tolist()]
         for sample, reward in enumerate(group):
-            tail = [*random.integers(1, 19, size=2 + sample).tolist(), EOS]
+            completion_ids = [*random.integers(1, 19, size=2 + sample).tolist(), EOS]
             rows.append(
                 dict.fromkeys(COLUMNS, "")
-                | {"prompt_id": prompt, "sample_id": sample, "prompt_ids": head, "completion_ids": tail}
-                | {"finished": True, "reward": reward, "reward_logit": reward, "ref_logprob": 0.0}
+                | {"prompt_id": prompt, "sample_id": sample, "prompt_ids": prompt_ids}
+                | {
+                    "completion_ids": completion_ids,
+                    "finished": True,
+                    "reward": reward,
+                    "reward_logit": reward,
+                    "ref_logprob": 0.0,
+                }
             )
     return pd.DataFrame(rows)
 
 
-def run_of(pairs: PairsConfig | None = None, **changes: Any) -> LearnedRun:
-    values = {"seed": 3, "objective": Objective.pairs, "epochs": 2.0, "batch_size": 5, "validation": 0.3}
-    config = SimpleNamespace(**{**values, **changes})
-    return cast(LearnedRun, SimpleNamespace(reward_model=config, pairs=pairs or pairs_of()))
+def run_of(**changes: Any) -> LearnedRun:
+    return tiny.run(LearnedRun, reward_model=tiny.reward_model(seed=3, **changes))
 
 
-def head() -> RewardHead:
-    torch.manual_seed(0)
-    sizes = {"vocab_size": 19, "n_positions": 16, "n_embd": 16, "n_layer": 1, "n_head": 2}
-    config = GPT2Config(num_labels=1, initializer_range=0.3, bos_token_id=0, eos_token_id=0, **sizes)
-    return RewardHead(GPT2ForSequenceClassification(config))
-
-
-def made(folder: Path, groups: pd.DataFrame, run: LearnedRun) -> RewardModel:
+def make(folder: Path, groups: pd.DataFrame, run: LearnedRun) -> RewardModel:
+    """The reward model on the artifact of these groups."""
     groups.to_parquet(folder / "groups.parquet", index=False)
-    return RewardModel.from_artifacts(head(), folder, EOS, run)
+    head = RewardHead(tiny.gpt2_scorer(0, layers=1, spread=0.3))
+    return RewardModel.from_artifacts(head, folder, EOS, run)
 
 
 def alone(network: RewardHead, groups: pd.DataFrame, row: int) -> torch.Tensor:
@@ -70,67 +61,13 @@ def alone(network: RewardHead, groups: pd.DataFrame, row: int) -> torch.Tensor:
     return network(torch.tensor([ids]), torch.tensor([len(ids)]))[0]
 
 
-# --- choices
-
-
-def test_the_choice_is_the_best_of_its_group() -> None:
-    groups = table([[0.0, 3.0, 1.0], [5.0, 4.0], [2.0, 2.0, 1.0], [1.0, 1.0, 2.0]])
-    drawn = draw_choices(groups, pairs_of(), 0)
-    # rows 0-2, 3-4, 5-7, 8-10; the third group's best is tied, the fourth's is not
-    assert drawn.rows[drawn.mask].tolist() == [1, 0, 2, 3, 4, 10, 8, 9]
-    assert drawn.mask.tolist() == [[True] * 3, [True, True, False], [True] * 3]
-    assert drawn.prompts.tolist() == [0, 1, 3]
-    assert drawn.dropped == {"same completion": 0, "equal rewards": 1, "below min_margin": 0}
-
-
-def test_tied_best_are_drawn_evenly_if_wanted() -> None:
-    groups = table([[2.0, 1.0, 2.0]] * 900)
-    drawn = draw_choices(groups, pairs_of(ties=Ties.random), 0)
-    places = Counter((drawn.rows[:, 0] % 3).tolist())
-    assert places.keys() == {0, 2} and abs(places[0] - 450) < 60  # 4 standard deviations of 15
-    assert draw_choices(groups, pairs_of(ties=Ties.random), 0).rows.tolist() == drawn.rows.tolist()
-    assert draw_choices(groups, pairs_of(ties=Ties.random), 1).rows.tolist() != drawn.rows.tolist()
-
-
-def test_the_margin_is_that_of_the_best_over_the_next() -> None:
-    drawn = draw_choices(table([[0.0, 1.0, 1.4], [0.0, 0.1, 2.0]]), pairs_of(min_margin=0.5), 0)
-    assert drawn.prompts.tolist() == [1]
-    assert drawn.dropped["below min_margin"] == 1
-
-
-def test_identical_completions_count_as_one() -> None:
-    groups = table([[3.0, 3.0, 1.0], [2.0, 2.0]])
-    tails = groups["completion_ids"].tolist()
-    groups["completion_ids"] = [tails[0], tails[0], tails[2], tails[3], tails[3]]
-    drawn = draw_choices(groups, pairs_of(), 0)
-    assert drawn.rows.tolist() == [[0, 2]]  # no tie: the best was sampled twice
-    assert drawn.dropped["same completion"] == 1
-
-
-@pytest.mark.parametrize("tau", [None, 2.0])
-def test_drawn_choices_are_a_softmax_of_the_rewards(tau: float | None) -> None:
-    rewards, count = [0.0, 1.0, 2.0], 3000
-    drawn = draw_choices(table([rewards] * count), pairs_of(labels=Labels.bradley_terry, tau=tau), 0)
-    weights = np.exp(np.array(rewards) / (tau or 1.0))
-    expected = weights / weights.sum()
-    found = np.bincount(drawn.rows[:, 0] % 3, minlength=3) / count
-    assert np.abs(found - expected).max() < 4 * math.sqrt(0.25 / count)
-
-
-def test_a_choice_is_a_function_of_seed_and_prompt() -> None:
-    groups = table([[0.0, 1.0, 2.0]] * 60)
-    config = pairs_of(labels=Labels.bradley_terry)
-    whole, half = (draw_choices(part, config, 0) for part in (groups, groups.iloc[90:].reset_index(drop=True)))
-    assert (whole.rows[30:, 0] - 90).tolist() == half.rows[:, 0].tolist()
-
-
 @pytest.mark.parametrize("objective", list(Objective))
 def test_nothing_to_learn_from_is_one_line(tmp_path: Path, objective: Objective) -> None:
     with pytest.raises(RunError) as caught:
-        made(tmp_path, table([[1.0, 1.0]] * 5), run_of(objective=objective))
-    said = str(caught.value)
-    assert said.startswith("reward_model: no ") and "5 equal rewards" in said and "another reward" in said
-    assert "\n" not in said
+        make(tmp_path, table([[1.0, 1.0]] * 5), run_of(objective=objective))
+    message = str(caught.value)
+    assert message.startswith("reward_model: no ") and "5 equal rewards" in message and "another reward" in message
+    assert "\n" not in message
 
 
 # --- the split
@@ -139,29 +76,29 @@ PREFIXES = [(at, at % 7) for at in range(1000)]
 
 
 def test_a_prefix_is_on_one_side() -> None:
-    twice = [prefix for prefix in PREFIXES for _ in range(3)]
-    found = held_out(twice, np.ones(3000, bool), 0.3, 0).reshape(1000, 3)
-    assert (found == found[:, :1]).all()
-    assert abs(found[:, 0].mean() - 0.3) < 4 * math.sqrt(0.21 / 1000)
+    repeated = [prefix for prefix in PREFIXES for _ in range(3)]
+    sides = held_out(repeated, np.ones(3000, bool), 0.3, 0).reshape(1000, 3)
+    assert (sides == sides[:, :1]).all()
+    assert abs(sides[:, 0].mean() - 0.3) < 4 * math.sqrt(0.21 / 1000)
 
 
 def test_the_side_is_a_function_of_seed_and_prefix() -> None:
     usable = np.ones(1000, bool)
-    found = held_out(PREFIXES, usable, 0.3, 0)
-    assert held_out(PREFIXES[::-1], usable, 0.3, 0)[::-1].tolist() == found.tolist()
-    assert held_out(PREFIXES[500:], usable[500:], 0.3, 0).tolist() == found[500:].tolist()
+    sides = held_out(PREFIXES, usable, 0.3, 0)
+    assert held_out(PREFIXES[::-1], usable, 0.3, 0)[::-1].tolist() == sides.tolist()
+    assert held_out(PREFIXES[500:], usable[500:], 0.3, 0).tolist() == sides[500:].tolist()
     other = held_out(PREFIXES, usable, 0.3, 1)
-    assert 0.32 < (other != found).mean() < 0.52  # independent: 2 x 0.3 x 0.7
+    assert 0.32 < (other != sides).mean() < 0.52  # independent: 2 x 0.3 x 0.7
     larger = held_out(PREFIXES, usable, 0.5, 0)
-    assert (larger | ~found).all()
+    assert (larger | ~sides).all()
 
 
 def test_both_sides_have_a_usable_prefix() -> None:
     for seed in range(40):
         for portion in (0.01, 0.5):
             usable = np.array([True, False, True, False])
-            found = held_out([(1,), (2,), (3,), (4,)], usable, portion, seed)
-            assert found[usable].sum() == 1
+            sides = held_out([(1,), (2,), (3,), (4,)], usable, portion, seed)
+            assert sides[usable].sum() == 1
 
 
 def test_two_prefixes_are_needed() -> None:
@@ -173,7 +110,7 @@ def test_prompts_with_the_same_tokens_stay_together(tmp_path: Path) -> None:
     groups = table([[0.0, 1.0, 2.0, 3.0]] * 40)
     groups["prompt_ids"] = [[2, 1 + prompt // 2] if prompt < 30 else [3, prompt] for prompt in groups["prompt_id"]]
     groups["prompt_ids"] = [[token % 19 for token in ids] for ids in groups["prompt_ids"]]
-    algorithm = made(tmp_path, groups, run_of())
+    algorithm = make(tmp_path, groups, run_of())
     sides = [
         {tuple(groups["prompt_ids"][row]) for row in np.unique(choices.rows)}
         for choices in (algorithm.training, algorithm.validation)
@@ -191,16 +128,6 @@ def test_the_accuracy_of_a_choice() -> None:
     scores = np.array([[2.0, 1.0, 9.0], [1.0, 2.0, 0.0], [3.0, 3.0, 9.0], [1.0, 1.0, 1.0]])
     mask = np.array([[True, True, False], [True] * 3, [True, True, False], [True] * 3])
     assert choice_accuracy(scores, mask).tolist() == pytest.approx([1, 0, 1 / 2, 1 / 3])
-
-
-# --- what is scored
-
-
-def test_an_eos_that_was_appended_is_not_scored() -> None:
-    groups = pd.DataFrame(
-        {"completion_ids": [[5, 6, EOS], [5, 6, EOS], [5, 6], [EOS]], "finished": [True, False, False, False]}
-    )
-    assert without_appended_eos(groups, EOS)["completion_ids"].tolist() == [[5, 6, EOS], [5, 6], [5, 6], [EOS]]
 
 
 # --- the loss
@@ -229,42 +156,33 @@ def test_loss_and_gradient_are_those_of_choices_one_by_one(
     tmp_path: Path, objective: Objective, limit: int | None
 ) -> None:
     groups = table(REWARDS)
-    algorithm = made(tmp_path, groups, run_of(objective=objective))
+    algorithm = make(tmp_path, groups, run_of(objective=objective))
     network = cast(RewardHead, algorithm.module)
     batch = next(algorithm.batches(0))
     assert batch.size == 5
-    found = right = 0.0
-    network.zero_grad()
-    for part in batch.parts(0, 1, limit):
-        loss, metrics = algorithm.loss(network, part)
-        (loss / batch.size).backward()
-        found += float(loss.detach()) / batch.size
-        right += float(metrics["train/accuracy"])
-    ours = {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
-    network.zero_grad()
+    loss, metrics = tiny.run_batch(algorithm, batch, limit)
+    gradient = tiny.gradients(network)
     expected = naive(network, groups, batch, objective)
     expected.backward()
-    assert found == pytest.approx(float(expected.detach()), rel=1e-5)
-    for name, parameter in network.named_parameters():
-        if parameter.grad is not None:
-            torch.testing.assert_close(ours[name], parameter.grad, atol=1e-5, rtol=1e-3)
+    assert loss == pytest.approx(float(expected.detach()), rel=1e-5)
+    torch.testing.assert_close(gradient, tiny.gradients(network), atol=1e-5, rtol=1e-3)
     with torch.no_grad():
         wins = [
             all(alone(network, groups, int(row[0])) > alone(network, groups, int(at)) for at in row[1:][mask[1:]])
             for row, mask in zip(batch.rankings, batch.mask, strict=True)
         ]
-    assert right == sum(wins)
+    assert metrics == {"train/accuracy": pytest.approx(np.mean(wins))}
 
 
 def test_a_completion_of_several_pairs_is_scored_once(tmp_path: Path) -> None:
-    algorithm = made(tmp_path, table([[0.0, 1.0, 2.0, 3.0]] * 12), run_of(batch_size=12))
+    algorithm = make(tmp_path, table([[0.0, 1.0, 2.0, 3.0]] * 12), run_of(batch_size=12))
     (part,) = next(algorithm.batches(0)).parts(0, 1, None)
     assert len(part.rankings) == 12 and len(part.rows.ids) == 8  # two prompts
 
 
 def test_processes_share_a_batch(tmp_path: Path) -> None:
     groups = table(REWARDS)
-    algorithm = made(tmp_path, groups, run_of(objective=Objective.best_of_k, batch_size=4))
+    algorithm = make(tmp_path, groups, run_of(objective=Objective.best_of_k, batch_size=4))
     batch = next(algorithm.batches(0))
     with torch.no_grad():
         whole = sum(float(algorithm.loss(algorithm.module, part)[0]) for part in batch.parts(0, 1, None))
@@ -274,7 +192,7 @@ def test_processes_share_a_batch(tmp_path: Path) -> None:
 
 def test_each_pass_has_every_pair_once_in_an_order_of_its_own(tmp_path: Path) -> None:
     groups = table([[0.0, 1.0, 2.0, 3.0]] * 12)
-    algorithm = made(tmp_path, groups, run_of(batch_size=6))
+    algorithm = make(tmp_path, groups, run_of(batch_size=6))
     count = len(algorithm.training.rows)
     assert count % 6 == 0 and algorithm.steps == 2 * count // 6
     seen = [tuple(row) for batch in algorithm.batches(0) for row in batch.rankings.tolist()]
@@ -283,7 +201,7 @@ def test_each_pass_has_every_pair_once_in_an_order_of_its_own(tmp_path: Path) ->
         3:
     ]
     # the pairs are all of each training group, the higher reward first
-    rows = draw_pairs(groups, pairs_of(), 3).rows
+    rows = draw_pairs(groups, tiny.pairs(), 3).rows
     assert len(rows) == 72
     expected = sorted(tuple(row) for row in rows.tolist() if not algorithm.held_out[row[0]])
     assert sorted(seen[:count]) == expected
@@ -295,7 +213,7 @@ def test_each_pass_has_every_pair_once_in_an_order_of_its_own(tmp_path: Path) ->
 @pytest.mark.parametrize("objective", list(Objective))
 def test_validation_is_over_the_held_out_choices(tmp_path: Path, objective: Objective) -> None:
     groups = table(REWARDS)
-    algorithm = made(tmp_path, groups, run_of(objective=objective))
+    algorithm = make(tmp_path, groups, run_of(objective=objective))
     network = cast(RewardHead, algorithm.module)
     losses, right = [], []
     with torch.no_grad():
@@ -303,8 +221,9 @@ def test_validation_is_over_the_held_out_choices(tmp_path: Path, objective: Obje
             scores = torch.stack([alone(network, groups, int(at)) for at in row[mask]])
             losses.append(float(scores.logsumexp(0) - scores[0]))
             right.append(float(scores.argmax() == 0))
-    found = algorithm.validate(3)
-    assert found == pytest.approx({"eval/accuracy": np.mean(right), "eval/loss": np.mean(losses)}, rel=1e-5)
+    assert algorithm.validate(3) == pytest.approx(
+        {"eval/accuracy": np.mean(right), "eval/loss": np.mean(losses)}, rel=1e-5
+    )
 
 
 def test_pairs_of_a_preference_file_are_taken_as_they_are(tmp_path: Path) -> None:
@@ -312,6 +231,6 @@ def test_pairs_of_a_preference_file_are_taken_as_they_are(tmp_path: Path) -> Non
     rows = np.array([[2 * at, 2 * at + 1] for at in range(10)])  # the lower reward was preferred
     np.savez(tmp_path / "pairs.npz", rows=rows, prompts=np.arange(10))
     (tmp_path / "report.json").write_text('{"dropped": {}}')
-    algorithm = made(tmp_path, groups, run_of())
-    both = np.concatenate([algorithm.training.rows, algorithm.validation.rows])
-    assert sorted(both.tolist()) == rows.tolist()
+    algorithm = make(tmp_path, groups, run_of())
+    choices = np.concatenate([algorithm.training.rows, algorithm.validation.rows])
+    assert sorted(choices.tolist()) == rows.tolist()

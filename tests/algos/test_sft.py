@@ -1,25 +1,19 @@
 """SFT against a plain cross-entropy."""
 
-from types import SimpleNamespace
-from typing import cast
-
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from imdb_rlhf.algos.sft import SFT, held_out_loss
 from imdb_rlhf.config.stages import SFTConfig
 from imdb_rlhf.models.policy import Policy
+from tests import tiny
 
 
 def make_policy(dropout: float = 0.0) -> Policy:
-    torch.manual_seed(0)
-    sizes = {"vocab_size": 19, "n_positions": 16, "n_embd": 16, "n_layer": 1, "n_head": 2}
-    rates = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), dropout)
-    lm = GPT2LMHeadModel(GPT2Config(initializer_range=0.3, bos_token_id=0, eos_token_id=0, **sizes, **rates)).eval()
-    return Policy(lm, cast(PreTrainedTokenizerBase, SimpleNamespace(eos_token_id=0)))
+    return tiny.policy(tiny.gpt2(0, layers=1, spread=0.3, dropout=dropout))
 
 
 def make_rows(count: int = 7) -> list[np.ndarray]:
@@ -27,17 +21,8 @@ def make_rows(count: int = 7) -> list[np.ndarray]:
     return [random.integers(1, 19, size=2 + i % 5).astype(np.int32) for i in range(count)]
 
 
-def config(**changes: float) -> SFTConfig:
-    values = {
-        "path": None,
-        "revision": None,
-        "seed": 3,
-        "epochs": 2.0,
-        "batch_size": 3,
-        "max_tokens": 16,
-        "optim": None,
-    }
-    return cast(SFTConfig, SimpleNamespace(**{**values, **changes}))
+def config(seed: int = 3) -> SFTConfig:
+    return tiny.sft(seed=seed, epochs=2.0, batch_size=3)
 
 
 def plain(lm: PreTrainedModel, row: np.ndarray) -> torch.Tensor:
@@ -57,18 +42,12 @@ def test_the_loss_of_a_batch_is_the_mean_over_its_predicted_tokens(limit: int | 
     assert batch.size == tokens
     expected = sum(plain(policy.lm, row) for row in chosen) / tokens
     torch.as_tensor(expected).backward()
-    truth = {name: p.grad.clone() for name, p in policy.lm.named_parameters() if p.grad is not None}
-    policy.lm.zero_grad()
-    total = 0.0
-    for part in batch.parts(0, 1, limit):
-        loss, metrics = algorithm.loss(algorithm.module, part)
-        (loss / batch.size).backward()
-        total += float(loss.detach())
-        assert metrics == {}
-    assert total / batch.size == pytest.approx(float(torch.as_tensor(expected).detach()), abs=1e-5)
-    for name, parameter in policy.lm.named_parameters():
-        assert parameter.grad is not None
-        torch.testing.assert_close(parameter.grad, truth[name], atol=1e-5, rtol=1e-4)
+    expected_gradient = tiny.gradients(policy.lm)
+    loss, metrics = tiny.run_batch(algorithm, batch, limit)
+    assert metrics == {}
+    assert loss == pytest.approx(float(torch.as_tensor(expected).detach()), abs=1e-5)
+    assert all(parameter.grad is not None for parameter in policy.lm.parameters())
+    torch.testing.assert_close(tiny.gradients(policy.lm), expected_gradient, atol=1e-5, rtol=1e-4)
 
 
 def test_every_row_is_seen_once_an_epoch_and_batches_can_be_had_from_any_step() -> None:

@@ -85,7 +85,7 @@ def times(power: float, kink: float = 1.0) -> list[dict[str, Any]]:
         seconds = 1e-12 * work**power * (kink if point.batch == 512 else 1.0)
         row = {"seconds": [3 * seconds, seconds, 0.5 * seconds], "operations": work, "parameters": len(point.model)}
         points.append({"task": "dpo", **asdict(point), **row})
-    return fits
+    return points
 
 
 @pytest.mark.parametrize(("power", "faster"), [(0.7, False), (1.09, False), (1.2, True)])

@@ -1,3 +1,5 @@
+"""Generated reviews: distinct, reproducible, balanced, and neutral in their first words."""
+
 import os
 import re
 import subprocess
@@ -98,7 +100,7 @@ def test_openings_vary(reviews: list[Review]) -> None:
 def test_the_vocabulary_has_several_hundred_words(reviews: list[Review]) -> None:
     spoken = {word for review in reviews for word in re.findall(r"[a-z0-9']+", review.text.lower())}
     assert 500 <= len(spoken) <= 900
-    unspoken = {"adore", "despise", "loathe"}  # base forms stand in negated slots only, which take no extremes
+    unspoken = {"adore", "despise", "loathe"}  # base forms are in negated slots only, which take no extremes
     assert (set(words.VALENCE) | set(words.INTENSIFIERS)) - spoken == unspoken
     assert len(spoken & words.NEGATORS) >= 8
 

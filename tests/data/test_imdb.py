@@ -1,46 +1,17 @@
 """Real reviews from parquet folders in the Hub's layout, good and bad."""
 
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
 
-from imdb_rlhf.config.data import Br, ImdbData, PromptsConfig
+from imdb_rlhf.config.data import Br
 from imdb_rlhf.data import imdb
-from imdb_rlhf.data.prompts import divide
 from imdb_rlhf.errors import RunError
+from tests import tiny
+from tests.data.tables import imdb_data, write_split
 
 REAL = Path(__file__).parents[3] / "shared" / "imdb"
-
-
-def config(**changes) -> ImdbData:
-    values: dict[str, Any] = {
-        "name": "imdb",
-        "seed": 0,
-        "sft_reviews": 4,
-        "prompts": PromptsConfig(train=2, validation=1, test=1, min_tokens=2, max_tokens=4),
-        "preferences": None,
-        "preferences_eos": True,
-        "hub_id": "stanfordnlp/imdb",
-        "revision": "main",
-        "path": None,
-        "br": Br.newline,
-        "prompt_splits": ["train", "unsupervised"],
-        "test_splits": ["test"],
-        "sft_splits": ["unsupervised", "train"],
-        "labelled_splits": ["train"],
-    }
-    return ImdbData(**(values | changes))
-
-
-def split(folder: Path, name: str, texts: list, labels: list | None = None, file: str | None = None) -> Path:
-    """One split's parquet file in the Hub's layout."""
-    path = folder / "plain_text" / (file or f"{name}-00000-of-00001.parquet")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    labels = [index % 2 for index in range(len(texts))] if labels is None else labels
-    pd.DataFrame({"text": texts, "label": labels}).to_parquet(path)
-    return path
 
 
 def reviews(name: str, count: int) -> list[str]:
@@ -50,12 +21,12 @@ def reviews(name: str, count: int) -> list[str]:
 @pytest.fixture
 def folder(tmp_path) -> Path:
     for name in ("train", "test"):
-        split(tmp_path, name, reviews(name, 8))
-    split(tmp_path, "unsupervised", reviews("unsupervised", 8), [-1] * 8)
+        write_split(tmp_path, name, reviews(name, 8))
+    write_split(tmp_path, "unsupervised", reviews("unsupervised", 8), [-1] * 8)
     return tmp_path
 
 
-# --- what is read
+# --- reading
 
 
 def test_a_split_is_read_in_order(folder):
@@ -66,14 +37,14 @@ def test_a_split_is_read_in_order(folder):
 
 
 def test_the_files_of_a_split_follow_each_other(tmp_path):
-    split(tmp_path, "train", ["c", "d"], file="train-00001-of-00002.parquet")
-    split(tmp_path, "train", ["a", "b"], file="train-00000-of-00002.parquet")
-    split(tmp_path, "test", ["e"])
+    write_split(tmp_path, "train", ["c", "d"], file="train-00001-of-00002.parquet")
+    write_split(tmp_path, "train", ["a", "b"], file="train-00000-of-00002.parquet")
+    write_split(tmp_path, "test", ["e"])
     assert list(imdb.read_split(tmp_path, "train", Br.keep, labels=True)[0]["text"]) == ["a", "b", "c", "d"]
 
 
 def test_files_may_lie_in_the_folder_itself(tmp_path):
-    split(tmp_path, "train", ["a", "b"], file="train.parquet")
+    write_split(tmp_path, "train", ["a", "b"], file="train.parquet")
     assert len(imdb.read_split(tmp_path / "plain_text", "train", Br.keep, labels=True)[0]) == 2
 
 
@@ -88,20 +59,20 @@ def test_files_may_lie_in_the_folder_itself(tmp_path):
     ],
 )
 def test_line_breaks(tmp_path, text, kept, newline):
-    split(tmp_path, "train", [text])
+    write_split(tmp_path, "train", [text])
     assert imdb.read_split(tmp_path, "train", Br.keep, labels=True)[0]["text"].tolist() == [kept]
     assert imdb.read_split(tmp_path, "train", Br.newline, labels=True)[0]["text"].tolist() == [newline]
 
 
 def test_empty_and_null_texts_are_skipped_and_counted(tmp_path):
-    split(tmp_path, "train", ["one", "", None, "  \n", "<br /><br />", "two"], [0, 0, 0, 0, 0, 1])
+    write_split(tmp_path, "train", ["one", "", None, "  \n", "<br /><br />", "two"], [0, 0, 0, 0, 0, 1])
     frame, skipped = imdb.read_split(tmp_path, "train", Br.newline, labels=True)
     assert (frame["text"].tolist(), frame["label"].tolist(), skipped) == (["one", "two"], [0, 1], 4)
     assert imdb.read_split(tmp_path, "train", Br.keep, labels=True)[1] == 3  # here `<br />` is text
 
 
 def test_a_split_of_nothing_but_nulls(tmp_path):
-    split(tmp_path, "train", [None, None], [0, 1])
+    write_split(tmp_path, "train", [None, None], [0, 1])
     assert imdb.read_split(tmp_path, "train", Br.newline, labels=True)[1] == 2
 
 
@@ -111,7 +82,7 @@ def test_unlabelled_reviews_have_minus_one(folder):
     assert frame["label"].dtype.kind == "i"
 
 
-# --- what is refused, in one line that names file and way out
+# --- refusals: one line that names the file and the way out
 
 
 def refused(call, *arguments, **named) -> str:
@@ -123,44 +94,44 @@ def refused(call, *arguments, **named) -> str:
 
 def test_a_folder_without_parquet(tmp_path):
     (tmp_path / "readme.txt").touch()
-    for call, more in ((imdb.check_folder, [config()]), (imdb.split_files, ["test"])):
-        said = refused(call, tmp_path, *more)
-        assert said.startswith(f"data.path={tmp_path} holds no parquet; expected plain_text/")
+    for call, more in ((imdb.check_folder, [imdb_data()]), (imdb.split_files, ["test"])):
+        message = refused(call, tmp_path, *more)
+        assert message.startswith(f"data.path={tmp_path} holds no parquet; expected plain_text/")
 
 
 def test_a_split_that_is_missing(folder):
     (folder / "plain_text" / "test-00000-of-00001.parquet").unlink()
-    said = refused(imdb.check_folder, folder, config())
-    assert said.startswith(f"data.path={folder} holds no parquet of split test; there are train-00000")
-    imdb.check_folder(folder, config(test_splits=["train"]))
+    message = refused(imdb.check_folder, folder, imdb_data())
+    assert message.startswith(f"data.path={folder} holds no parquet of split test; there are train-00000")
+    imdb.check_folder(folder, imdb_data(test_splits=["train"]))
 
 
 @pytest.mark.parametrize("column", ["text", "label"])
 def test_a_missing_column(folder, column):
     path = folder / "plain_text" / "train-00000-of-00001.parquet"
     pd.read_parquet(path).rename(columns={column: "review"}).to_parquet(path)
-    for call, arguments in ((imdb.check_folder, [config()]), (imdb.read_split, ["train", Br.keep])):
-        said = refused(call, folder, *arguments, **({"labels": False} if call is imdb.read_split else {}))
-        assert said.startswith(f"{path} has no column {column!r} (it has ")
-        assert "review" in said
+    for call, arguments in ((imdb.check_folder, [imdb_data()]), (imdb.read_split, ["train", Br.keep])):
+        message = refused(call, folder, *arguments, **({"labels": False} if call is imdb.read_split else {}))
+        assert message.startswith(f"{path} has no column {column!r} (it has ")
+        assert "review" in message
 
 
 @pytest.mark.parametrize("damage", [b"", b"no parquet at all", b"PAR1 cut short"])
 def test_a_file_that_is_no_parquet(folder, damage):
     path = folder / "plain_text" / "train-00000-of-00001.parquet"
     path.write_bytes(damage)
-    assert refused(imdb.check_folder, folder, config()).startswith(f"{path} is not a readable parquet file: ")
-    said = refused(imdb.read_split, folder, "train", Br.keep, labels=False)
-    assert said.startswith(f"{path} is not a readable parquet file: ")
+    assert refused(imdb.check_folder, folder, imdb_data()).startswith(f"{path} is not a readable parquet file: ")
+    message = refused(imdb.read_split, folder, "train", Br.keep, labels=False)
+    assert message.startswith(f"{path} is not a readable parquet file: ")
 
 
 @pytest.mark.parametrize("wrong", [2, -2, 17])
 @pytest.mark.parametrize("labels", [True, False])
 def test_a_label_outside_its_range(tmp_path, wrong, labels):
-    path = split(tmp_path, "train", ["a", "b", "c"], [0, 1, wrong])
-    said = refused(imdb.read_split, tmp_path, "train", Br.keep, labels=labels)
+    path = write_split(tmp_path, "train", ["a", "b", "c"], [0, 1, wrong])
+    message = refused(imdb.read_split, tmp_path, "train", Br.keep, labels=labels)
     allowed = "[0, 1]" if labels else "[-1, 0, 1]"
-    assert said == f"{path} row 2: label {wrong} is not one of {allowed}; mend the file"
+    assert message == f"{path} row 2: label {wrong} is not one of {allowed}; mend the file"
 
 
 def test_minus_one_where_labels_are_needed(folder):
@@ -171,20 +142,20 @@ def test_minus_one_where_labels_are_needed(folder):
 
 @pytest.mark.parametrize("labels", [["0", "1"], [0.5, 1.0], [None, 1.0]])
 def test_labels_that_are_no_whole_numbers(tmp_path, labels):
-    split(tmp_path, "train", ["a", "b"], labels)
+    write_split(tmp_path, "train", ["a", "b"], labels)
     assert "row 0: label " in refused(imdb.read_split, tmp_path, "train", Br.keep, labels=True)
 
 
 @pytest.mark.parametrize("texts", [[1, 2], [b"a", b"b"], [["a"], ["b"]]])
 def test_texts_that_are_no_strings(tmp_path, texts):
-    path = split(tmp_path, "train", texts)
+    path = write_split(tmp_path, "train", texts)
     assert refused(imdb.read_split, tmp_path, "train", Br.keep, labels=True).startswith(
         f"{path} row 0: text is not a string"
     )
 
 
 def test_a_split_without_rows(tmp_path):
-    split(tmp_path, "train", [])
+    write_split(tmp_path, "train", [])
     frame, skipped = imdb.read_split(tmp_path, "train", Br.newline, labels=True)
     assert (len(frame), skipped) == (0, 0)
 
@@ -193,27 +164,32 @@ def test_a_split_without_rows(tmp_path):
 
 
 @pytest.mark.skipif(not (REAL / "plain_text").is_dir(), reason=f"no IMDb parquet in {REAL}")
-def test_the_real_dataset():
-    imdb.check_folder(REAL, config())
-    sizes, labels = {}, {}
-    for name in ("train", "test", "unsupervised"):
-        frame, skipped = imdb.read_split(REAL, name, Br.newline, labels=name != "unsupervised")
-        sizes[name], labels[name] = len(frame) + skipped, set(frame["label"])
-        assert not frame["text"].str.contains("<br />", regex=False).any()
-    assert sizes == {"train": 25_000, "test": 25_000, "unsupervised": 50_000}
-    assert labels == {"train": {0, 1}, "test": {0, 1}, "unsupervised": {-1}}
+@pytest.mark.parametrize(
+    ("name", "size", "labels"),
+    [
+        ("train", 25_000, {0, 1}),
+        ("test", 25_000, {0, 1}),
+        pytest.param("unsupervised", 50_000, {-1}, marks=pytest.mark.slow),
+    ],
+)
+def test_a_split_of_the_real_dataset(name, size, labels):
+    imdb.check_folder(REAL, imdb_data())
+    frame, skipped = imdb.read_split(REAL, name, Br.newline, labels=name != "unsupervised")
+    assert len(frame) + skipped == size
+    assert set(frame["label"]) == labels
+    assert not frame["text"].str.contains("<br />", regex=False).any()
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not (REAL / "plain_text").is_dir(), reason=f"no IMDb parquet in {REAL}")
 def test_the_real_dataset_divided():
-    prompts = PromptsConfig(train=2000, validation=100, test=200, min_tokens=2, max_tokens=8)
-    found = divide(config(sft_reviews=5000, prompts=prompts), 500, REAL)
-    removed = found.report["duplicates_removed"]
+    prompts = tiny.prompts(train=2000, validation=100, test=200, max_tokens=8)
+    reviews_by_role = imdb.divide(imdb_data(sft_reviews=5000, prompts=prompts), 500, REAL)
+    removed = reviews_by_role.report["duplicates_removed"]
     assert removed["test"]["within"] > 0 and removed["train"]["within"] > 0
     assert removed["train"]["also in an earlier split"] > 0
-    assert found.report["reviews"] == {"sft": 5000, "train": 2000, "validation": 100, "test": 200}
-    texts = [text for role in found.texts.values() for text in role]
+    assert reviews_by_role.report["reviews"] == {"sft": 5000, "train": 2000, "validation": 100, "test": 200}
+    texts = [text for role in reviews_by_role.texts.values() for text in role]
     assert len(set(texts)) == 7300
     validation = 100  # of the train split; its training prompts' labels may be used
-    assert len(found.labelled) + sum(removed["train"].values()) + validation == 25_000
+    assert len(reviews_by_role.labelled) + sum(removed["train"].values()) + validation == 25_000

@@ -1,14 +1,11 @@
 """Agreement of two rewards, worked out by hand."""
 
 import math
-from types import SimpleNamespace
-from typing import cast
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from imdb_rlhf.config.stages import EvaluationConfig
 from imdb_rlhf.evaluation.agreement import (
     account,
     calibration_error,
@@ -18,8 +15,9 @@ from imdb_rlhf.evaluation.agreement import (
     spearman,
     true_pairs,
 )
+from tests import tiny
 
-CONFIG = cast(EvaluationConfig, SimpleNamespace(bootstrap=500, confidence=0.9, seed=0))
+CONFIG = tiny.evaluation(bootstrap=500, confidence=0.9)
 
 
 def frame_of(rows: list[tuple[int, float, float]], completions: list[list[int]] | None = None) -> pd.DataFrame:
@@ -49,12 +47,12 @@ def test_reliability_of_three_pairs() -> None:
     # 0.75 right, 0.75 wrong, 0.95 right; each in both orders
     gaps = np.log([3.0, 1 / 3, 19.0])
     bins = reliability(gaps)
-    found = {at: cell for at, cell in enumerate(bins) if cell["count"]}
+    filled = {at: cell for at, cell in enumerate(bins) if cell["count"]}
     assert [cell["lower"] for cell in bins] == pytest.approx([at / 10 for at in range(10)])
     assert [cell["upper"] for cell in bins] == pytest.approx([(at + 1) / 10 for at in range(10)])
-    assert {at: cell["count"] for at, cell in found.items()} == {0: 1, 2: 2, 7: 2, 9: 1}
-    assert [found[at]["predicted"] for at in (0, 2, 7, 9)] == pytest.approx([0.05, 0.25, 0.75, 0.95])
-    assert [found[at]["observed"] for at in (0, 2, 7, 9)] == [0, 0.5, 0.5, 1]
+    assert {at: cell["count"] for at, cell in filled.items()} == {0: 1, 2: 2, 7: 2, 9: 1}
+    assert [filled[at]["predicted"] for at in (0, 2, 7, 9)] == pytest.approx([0.05, 0.25, 0.75, 0.95])
+    assert [filled[at]["observed"] for at in (0, 2, 7, 9)] == [0, 0.5, 0.5, 1]
     assert bins[1] == {"lower": 0.1, "upper": 0.2, "count": 0, "predicted": None, "observed": None}
     assert calibration_error(bins) == pytest.approx((1 * 0.05 + 2 * 0.25 + 2 * 0.25 + 1 * 0.05) / 6)
 
@@ -96,22 +94,22 @@ def test_the_account_of_two_prompts() -> None:
     # prompt 0: three pairs, one of them wrong; prompt 1: one pair, its scores equal; prompt 2: equal rewards
     rows = [(0, 0.0, 0.0), (0, 1.0, 2.0), (0, 2.0, 1.0), (1, 0.0, 1.0), (1, 3.0, 1.0), (2, 1.0, 0.0), (2, 1.0, 5.0)]
     frame = frame_of(rows)
-    found = account(frame, 3 * frame["score"].to_numpy() + 7, CONFIG)
-    assert found["test_pairs"] == 4
-    assert found["accuracy"] == pytest.approx((2 / 3 + 1 / 2) / 2)
-    low, high = found["accuracy_ci"]
+    report = account(frame, 3 * frame["score"].to_numpy() + 7, CONFIG)
+    assert report["test_pairs"] == 4
+    assert report["accuracy"] == pytest.approx((2 / 3 + 1 / 2) / 2)
+    low, high = report["accuracy_ci"]
     assert low == pytest.approx(1 / 2) and high == pytest.approx(2 / 3)  # either prompt alone is drawn a quarter each
-    assert sum(cell["count"] for cell in found["reliability"]) == 8
+    assert sum(cell["count"] for cell in report["reliability"]) == 8
     # of the raw gaps 6, 3 and -3, and not of the normalised 2, 1 and -1: sigmoid(3) = 0.953
-    assert (found["reliability"][9]["count"], found["reliability"][9]["observed"]) == (3, pytest.approx(2 / 3))
-    assert found["score_mean"] == pytest.approx(10 / 7)
-    assert found["score_std"] == pytest.approx(np.std([0, 2, 1, 1, 1, 0, 5]))
-    assert found["pearson"] == pytest.approx(np.corrcoef([r[1] for r in rows], [r[2] for r in rows])[0, 1])
-    assert found["pearson_reward"] == pytest.approx(np.corrcoef(frame["reward"], frame["score"])[0, 1])
+    assert (report["reliability"][9]["count"], report["reliability"][9]["observed"]) == (3, pytest.approx(2 / 3))
+    assert report["score_mean"] == pytest.approx(10 / 7)
+    assert report["score_std"] == pytest.approx(np.std([0, 2, 1, 1, 1, 0, 5]))
+    assert report["pearson"] == pytest.approx(np.corrcoef([r[1] for r in rows], [r[2] for r in rows])[0, 1])
+    assert report["pearson_reward"] == pytest.approx(np.corrcoef(frame["reward"], frame["score"])[0, 1])
 
 
 def test_an_account_without_a_pair_says_so() -> None:
-    found = account(frame_of([(0, 1.0, 0.5), (1, 1.0, 0.7)]), np.array([0.5, 0.7]), CONFIG)
+    report = account(frame_of([(0, 1.0, 0.5), (1, 1.0, 0.7)]), np.array([0.5, 0.7]), CONFIG)
     undefined = ("accuracy", "accuracy_ci", "calibration_error", "pearson", "spearman", "pearson_reward")
-    assert [found[key] for key in undefined] == [None] * 6
-    assert found["test_pairs"] == 0
+    assert [report[key] for key in undefined] == [None] * 6
+    assert report["test_pairs"] == 0

@@ -30,21 +30,21 @@ def best_shares(selector, drawn) -> dict[int, float]:
 
 def weights_by_subsets(selector, n: int) -> list[float]:
     """The chance of each sample to be the best, over all subsets of n."""
-    found = [0.0] * len(selector)
+    chances = [0.0] * len(selector)
     for drawn in combinations(range(len(selector)), n):
         for i, share in best_shares(selector, drawn).items():
-            found[i] += share / math.comb(len(selector), n)
-    return found
+            chances[i] += share / math.comb(len(selector), n)
+    return chances
 
 
 def law_by_draws(probability, selector, n: int) -> list[float]:
     """Best-of-n over all n-tuples of outcomes; a tie is split among the draws."""
-    found = [0.0] * len(probability)
+    law = [0.0] * len(probability)
     for drawn in product(range(len(probability)), repeat=n):
         chance = math.prod(probability[i] for i in drawn)
         for i, share in best_shares(selector, drawn).items():
-            found[i] += chance * share
-    return found
+            law[i] += chance * share
+    return law
 
 
 def worlds(seed: int, count: int, outcomes: int, levels: int):
@@ -75,14 +75,14 @@ VALUES = np.array([10.0, 1.0, -4.0, 2.5])
 @pytest.mark.parametrize("reservoir", RESERVOIRS)
 def test_weights_are_chances_over_all_subsets(reservoir) -> None:
     for n in range(1, len(reservoir) + 1):
-        found = weights(np.array([reservoir]), n)
-        assert found[0] == pytest.approx(weights_by_subsets(reservoir, n), abs=1e-12)
+        chances = weights(np.array([reservoir]), n)
+        assert chances[0] == pytest.approx(weights_by_subsets(reservoir, n), abs=1e-12)
 
 
 def test_each_prompt_has_its_own_ranks() -> None:
     reservoirs = np.random.default_rng(0).integers(0, 4, (5, 6)).astype(np.float32)
-    found = weights(reservoirs, 3)
-    for row, reservoir in zip(found, reservoirs, strict=True):
+    rows = weights(reservoirs, 3)
+    for row, reservoir in zip(rows, reservoirs, strict=True):
         assert row == pytest.approx(weights_by_subsets(reservoir, 3), abs=1e-12)
 
 
@@ -96,20 +96,20 @@ def test_one_of_n_is_uniform_and_m_of_m_the_best_alone() -> None:
 def test_a_large_reservoir_by_exact_integers(n: int) -> None:
     size = 4096
     order = np.random.default_rng(n).permutation(size)
-    found = weights(order[None].astype(float), n)[0]
-    assert found.sum() == pytest.approx(1, abs=1e-12)
+    chances = weights(order[None].astype(float), n)[0]
+    assert chances.sum() == pytest.approx(1, abs=1e-12)
     for i in {1, 2, n, (n + size) // 2, size - 1, size}:
         chance = math.comb(i - 1, n - 1) / math.comb(size, n)  # integers divide exactly rounded
-        assert found[order == i - 1][0] == pytest.approx(chance, rel=1e-9, abs=1e-16)
+        assert chances[order == i - 1][0] == pytest.approx(chance, rel=1e-9, abs=1e-16)
 
 
 def test_the_mean_of_values_is_the_mean_over_subsets() -> None:
     random = np.random.default_rng(3)
     selector, values = random.integers(0, 3, (4, 6)).astype(float), random.normal(size=(4, 6))
     ns = [4, 1, 6]
-    found = curve(selector, values, ns)
-    assert found.shape == (3, 4)
-    for n, means in zip(ns, found, strict=True):
+    rows = curve(selector, values, ns)
+    assert rows.shape == (3, 4)
+    for n, means in zip(ns, rows, strict=True):
         by_hand = [np.dot(weights_by_subsets(selector[p], n), values[p]) for p in range(4)]
         assert means == pytest.approx(by_hand)
         assert expected(selector, values, n) == pytest.approx(by_hand)
@@ -153,9 +153,9 @@ def test_win_rates_are_chances_over_subsets_and_pairs() -> None:
     for n in (1, 2, 5):
         by_hand = [
             sum(
-                weight * (1.0 if mine > theirs else 0.5 if mine == theirs else 0.0) / 2
-                for weight, mine in zip(weights_by_subsets(selector[p], n), values[p], strict=True)
-                for theirs in other[p]
+                weight * (1.0 if value > other_value else 0.5 if value == other_value else 0.0) / 2
+                for weight, value in zip(weights_by_subsets(selector[p], n), values[p], strict=True)
+                for other_value in other[p]
             )
             for p in range(3)
         ]

@@ -7,12 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from imdb_rlhf.config.algos import RewardSource
-from imdb_rlhf.config.stages import EvaluationConfig
+from imdb_rlhf.config.reward import RewardSource
 from imdb_rlhf.evaluation import reservoir
 from imdb_rlhf.evaluation.evaluate import COLUMNS, TEXTS
+from tests import tiny
 
-CONFIG = EvaluationConfig(seed=0, samples=2, every=1, batch_size=8, bootstrap=200, confidence=0.9)
+CONFIG = tiny.evaluation(confidence=0.9)
 LEARNED, TRUE = RewardSource.learned, RewardSource.ground_truth
 
 # Two test prompts and one validation prompt, four samples each. The model errs on the first prompt, and the truth has
@@ -66,10 +66,10 @@ def test_a_table_is_ordered_and_of_one_split(rows):
 
 @pytest.mark.parametrize(("source", "chooser"), [(LEARNED, SCORES), (TRUE, LOGITS)])
 def test_the_curve_is_the_mean_over_all_subsets(rows, source, chooser):
-    found = reservoir.curve(rows, source)
-    assert list(found.columns) == ["n", "prompt_id", "reward", "reward_logit", "kl", "kl_atom"]
-    assert found[["n", "prompt_id"]].values.tolist() == [[n, prompt] for n in (1, 2, 3, 4) for prompt in (0, 1)]
-    for n, prompt, reward, logit, kl in found[["n", "prompt_id", "reward", "reward_logit", "kl"]].values.tolist():
+    points = reservoir.curve(rows, source)
+    assert list(points.columns) == ["n", "prompt_id", "reward", "reward_logit", "kl", "kl_atom"]
+    assert points[["n", "prompt_id"]].values.tolist() == [[n, prompt] for n in (1, 2, 3, 4) for prompt in (0, 1)]
+    for n, prompt, reward, logit, kl in points[["n", "prompt_id", "reward", "reward_logit", "kl"]].values.tolist():
         key = ("test", int(prompt))
         expected = best_by_hand(chooser[key], LOGITS[key], int(n))
         assert (reward, logit) == (pytest.approx(expected / 10), pytest.approx(expected))
@@ -77,11 +77,11 @@ def test_the_curve_is_the_mean_over_all_subsets(rows, source, chooser):
 
 
 def test_numbers_that_can_be_read_off(rows):
-    found = reservoir.curve(rows, LEARNED).set_index(["n", "prompt_id"])["reward_logit"]
-    assert found[1, 0] == pytest.approx(1.5)  # the mean of 0, 1, 2, 3
-    assert found[4, 0] == 0  # the model likes the worst best
+    rewards = reservoir.curve(rows, LEARNED).set_index(["n", "prompt_id"])["reward_logit"]
+    assert rewards[1, 0] == pytest.approx(1.5)  # the mean of 0, 1, 2, 3
+    assert rewards[4, 0] == 0  # the model likes the worst best
     # prompt 1: the model's order is 5, -1, 5, 0 ascending; the better of two is -1 once, 5 twice, 0 thrice
-    assert found[2, 1] == pytest.approx((-1 + 2 * 5 + 3 * 0) / 6)
+    assert rewards[2, 1] == pytest.approx((-1 + 2 * 5 + 3 * 0) / 6)
 
 
 def test_only_ties_on_top_are_an_atom(rows):
@@ -129,48 +129,48 @@ def other(logits: dict[int, list[float]]) -> pd.DataFrame:
 
 
 def test_the_summary_against_all_subsets(rows):
-    theirs = {0: [1.0, 2.5], 1: [5.0, 4.0]}
-    found = reservoir.summary(rows, TRUE, 2, {"win_rate": other(theirs)}, CONFIG)
+    other_logits = {0: [1.0, 2.5], 1: [5.0, 4.0]}
+    summary = reservoir.summary(rows, TRUE, 2, {"win_rate": other(other_logits)}, CONFIG)
     logits = [best_by_hand(LOGITS["test", p], LOGITS["test", p], 2) for p in (0, 1)]
-    assert found["reward_logit"] == pytest.approx(np.mean(logits))
-    assert found["reward"] == pytest.approx(np.mean(logits) / 10)
-    assert found["kl"] == pytest.approx(log(2) - 0.5) and found["kl_ci"] == [found["kl"]] * 2
-    assert found["kl_is"] == "upper bound" and found["kl_atom"] < found["kl"]
-    assert [found[key] for key in ("kl_k1", "kl_k1_ci", "kl_per_token")] == [None] * 3
-    assert (found["reservoir"], found["selector"]) == (4, "ground_truth")
-    assert found["samples_per_prompt"] == 2  # draws without a sample in common
+    assert summary["reward_logit"] == pytest.approx(np.mean(logits))
+    assert summary["reward"] == pytest.approx(np.mean(logits) / 10)
+    assert summary["kl"] == pytest.approx(log(2) - 0.5) and summary["kl_ci"] == [summary["kl"]] * 2
+    assert summary["kl_is"] == "upper bound" and summary["kl_atom"] < summary["kl"]
+    assert [summary[key] for key in ("kl_k1", "kl_k1_ci", "kl_per_token")] == [None] * 3
+    assert (summary["reservoir"], summary["selector"]) == (4, "ground_truth")
+    assert summary["samples_per_prompt"] == 2  # draws without a sample in common
     # how often a sample wins: prompt 0: 0 never, 1 half of 1 of 2, 2 once of 2, 3 always
     wins = [[0, 0.25, 0.5, 1], [0.75, 0, 0.75, 0]]
     shares = [best_by_hand(LOGITS["test", p], wins[p], 2) for p in (0, 1)]
-    assert found["win_rate"] == pytest.approx(np.mean(shares))
+    assert summary["win_rate"] == pytest.approx(np.mean(shares))
     assert shares[0] == pytest.approx((0.25 + 2 * 0.5 + 3 * 1) / 6)
     for key in ("reward_ci", "win_rate_ci"):  # two prompts: the ends are the two
-        low, high = found[key]
-        assert low <= found[key.removesuffix("_ci")] <= high
-    assert found["win_rate_ci"] == pytest.approx(sorted(shares))
+        low, high = summary[key]
+        assert low <= summary[key.removesuffix("_ci")] <= high
+    assert summary["win_rate_ci"] == pytest.approx(sorted(shares))
 
 
 def test_the_curve_of_a_summary_is_at_powers_of_two_and_the_whole(rows):
-    found = reservoir.summary(rows, TRUE, 1, {}, CONFIG)["curve"]
-    assert set(found) == {"1", "2", "4"}
-    assert found["1"] == {"reward": pytest.approx((1.5 + 2.25) / 20), "kl": 0}
-    assert found["4"] == {"reward": pytest.approx((3 + 5) / 20), "kl": pytest.approx(log(4) - 0.75)}
+    points = reservoir.summary(rows, TRUE, 1, {}, CONFIG)["curve"]
+    assert set(points) == {"1", "2", "4"}
+    assert points["1"] == {"reward": pytest.approx((1.5 + 2.25) / 20), "kl": 0}
+    assert points["4"] == {"reward": pytest.approx((3 + 5) / 20), "kl": pytest.approx(log(4) - 0.75)}
     three = rows[rows["sample_id"] < 3]
     assert set(reservoir.summary(three, TRUE, 1, {}, CONFIG)["curve"]) == {"1", "2", "3"}
 
 
 def test_the_best_of_one_is_the_reference_and_wins_half_against_itself(rows):
-    theirs = {prompt: LOGITS["test", prompt] for prompt in (0, 1)}
+    same = {prompt: LOGITS["test", prompt] for prompt in (0, 1)}
     for source in (LEARNED, TRUE):
-        found = reservoir.summary(rows, source, 1, {"win_rate": other(theirs), "win_rate_base": other(theirs)}, CONFIG)
-        assert found["reward_logit"] == pytest.approx((1.5 + 2.25) / 2)
-        assert found["win_rate"] == found["win_rate_base"] == pytest.approx(0.5)
-        assert (found["kl"], found["kl_atom"]) == (0, pytest.approx(0))
+        summary = reservoir.summary(rows, source, 1, {"win_rate": other(same), "win_rate_base": other(same)}, CONFIG)
+        assert summary["reward_logit"] == pytest.approx((1.5 + 2.25) / 2)
+        assert summary["win_rate"] == summary["win_rate_base"] == pytest.approx(0.5)
+        assert (summary["kl"], summary["kl_atom"]) == (0, pytest.approx(0))
 
 
 def test_more_samples_win_no_less_by_the_truth_and_may_win_less_by_a_model(rows):
-    theirs = other({0: [1.5, 2.5], 1: [0.0, 1.0]})
-    true = [reservoir.summary(rows, TRUE, n, {"win_rate": theirs}, CONFIG)["win_rate"] for n in (1, 2, 3, 4)]
+    rows_of_other = other({0: [1.5, 2.5], 1: [0.0, 1.0]})
+    true = [reservoir.summary(rows, TRUE, n, {"win_rate": rows_of_other}, CONFIG)["win_rate"] for n in (1, 2, 3, 4)]
     assert true == sorted(true) and true[-1] == 1
-    learned = [reservoir.summary(rows, LEARNED, n, {"win_rate": theirs}, CONFIG)["win_rate"] for n in (1, 4)]
+    learned = [reservoir.summary(rows, LEARNED, n, {"win_rate": rows_of_other}, CONFIG)["win_rate"] for n in (1, 4)]
     assert learned[1] < learned[0]  # it prefers the worst: over-optimised

@@ -121,8 +121,8 @@ def covers(
     ("seeds", "of_seed", "of_both"), [(3, 0.02, 0.2), (3, 1.0, 0.3), (5, 0.06, 0.5), (10, 0.06, 0.5), (10, 0.5, 0.3)]
 )
 def test_95_percent_intervals_over_seeds_cover_93_to_97(seeds: int, of_seed: float, of_both: float) -> None:
-    ours, naive = covers(1.0 if of_seed < 1 else 0.3, of_seed, of_both, seeds)
-    assert 0.93 <= ours <= 0.97
+    coverage, naive = covers(1.0 if of_seed < 1 else 0.3, of_seed, of_both, seeds)
+    assert 0.93 <= coverage <= 0.97
     if of_seed > 0.4:  # Where seeds matter most few cannot be resampled. Of 3 the interval is their range, which holds
         # the mean in 1 - 2/8; of 10 it is 1.96 sqrt(9/10) standard errors, and the rest has the t distribution.
         assert naive == pytest.approx({3: 0.75, 10: 1 - 2 * scipy.stats.t.sf(1.96 * 0.9**0.5, 9)}[seeds], abs=0.025)
@@ -223,13 +223,13 @@ def test_without_a_spread_a_difference_is_certain() -> None:
 def test_p_values_are_uniform_without_a_difference(seeds: int, others: int) -> None:
     random = np.random.default_rng(9)
     of_seed = 0.3 if seeds > 2 else 0.0
-    found = []
+    p_values = []
     for _ in range(1000):
         shared = random.normal(size=PROMPTS)
         sides = [shared + random.normal(0, of_seed, (n, 1)) + random.normal(size=(n, PROMPTS)) for n in (seeds, others)]
         (first, draws), (second, other) = ((values.mean(1), values @ SHARES.T) for values in sides)
-        found.append(two_sided_p(first, draws, second, other, PROMPTS))
-    assert scipy.stats.kstest(found, "uniform").pvalue > 0.01
+        p_values.append(two_sided_p(first, draws, second, other, PROMPTS))
+    assert scipy.stats.kstest(p_values, "uniform").pvalue > 0.01
 
 
 def test_the_interval_and_p_agree() -> None:

@@ -17,7 +17,7 @@ Values = Mapping[int, tuple[np.ndarray, np.ndarray]]  # step -> reward and KL, (
 
 
 def config(algo: str, knob: tuple[str, float] | None, seed: int, more: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {
+    values: dict[str, Any] = {
         "algo": algo,
         "seed": seed,
         "model": {"name": "tiny", "layers": 2},
@@ -32,16 +32,16 @@ def config(algo: str, knob: tuple[str, float] | None, seed: int, more: Mapping[s
         "pairs": {"labels": "deterministic"},
     }
     if algo == "ppo":
-        found["ppo"] = {"reward": "learned", "preset": "small", "kl_coefficient": None}
+        values["ppo"] = {"reward": "learned", "preset": "small", "kl_coefficient": None}
     if knob is not None:
-        found[knob[0]] = knob[1]
+        values[knob[0]] = knob[1]
     for key, value in more.items():
-        node = found
+        node = values
         *path, last = key.split(".")
         for name in path:
             node = node[name]
         node[last] = value
-    return found
+    return values
 
 
 def rows(values: Values, split: str) -> pd.DataFrame:
@@ -119,7 +119,7 @@ def write_run(tmp_path: Path) -> Callable[..., Path]:
             reference_reward=before.ravel(), prompt="a film", reference=" before", policy=" after", kl=0.0
         )
         samples.drop(columns=["step", "split"]).to_parquet(folder / "samples.parquet", index=False)
-        found = {
+        results = {
             "name": folder.name,
             "algo": algo,
             "variant": "learned, small" if algo == "ppo" else None,
@@ -128,9 +128,10 @@ def write_run(tmp_path: Path) -> Callable[..., Path]:
             "step": last,
             "reward": float(test[last][0].mean()),
             "kl": float(test[last][1].mean()),
+            "reward_range": [None, None] if settings["reward"]["name"] == "own" else [0.0, 1.0],
             "seconds": 1.0,
         }
-        (folder / "summary.json").write_text(json.dumps(found | dict(summary or {})))
+        (folder / "summary.json").write_text(json.dumps(results | dict(summary or {})))
         (folder / "metrics.jsonl").write_text(json.dumps({"stage": algo, "step": last, "train/loss": 1.0}) + "\n")
         inputs = {
             "evaluation": {"seed": 0, "samples": shape[1], "batch_size": 4},

@@ -29,8 +29,8 @@ def test_of_equal_kl_the_better_one() -> None:
 def test_corners_give_the_best_mixture(seed: int) -> None:
     random = np.random.default_rng(seed)
     kl, reward = random.uniform(0.1, 5, 12), random.uniform(0.3, 1, 12)
-    found = corners(list(kl), list(reward), 0.5)
-    curve = Curve(np.array([0, *kl[found]]), np.array([0.5, *reward[found]]), np.zeros((1, 1)), np.zeros((1, 1)))
+    chosen = corners(list(kl), list(reward), 0.5)
+    curve = Curve(np.array([0, *kl[chosen]]), np.array([0.5, *reward[chosen]]), np.zeros((1, 1)), np.zeros((1, 1)))
     points = [(0.0, 0.5), *zip(kl, reward, strict=True)]
     for budget in np.linspace(0, 5, 21):
         # the best of all mixtures of two points whose mean KL is within the budget

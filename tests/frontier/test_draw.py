@@ -26,9 +26,9 @@ def test_draws_a_sweep_into_its_own_folder(
     (sweep / "sweep.json").write_text(json.dumps({"jobs": [{"run": str(run)} for run in runs]}))
     assert main([str(sweep)]) == 0
     assert sorted(path.name for path in sweep.iterdir()) == sorted([*FILES, "sweep.json"])
-    said = capsys.readouterr().out
-    assert "DPO" in said
-    assert str(sweep / "report.html") in said
+    output = capsys.readouterr().out
+    assert "DPO" in output
+    assert str(sweep / "report.html") in output
 
 
 def test_other_places_are_drawn_beside_the_runs(write_run: Write, tmp_path: Path) -> None:
@@ -68,8 +68,8 @@ def test_csv_has_a_row_a_checkpoint(write_run: Write, tmp_path: Path) -> None:
 
 
 def test_the_table_says_what_a_budget_buys(write_run: Write, tmp_path: Path) -> None:
-    found = draw([write_run("dpo", ("beta", 1), steps((1.0, 0.7), (2.0, 0.8)))], tmp_path / "out")
-    header, row = describe(found).splitlines()[:2]
+    frontier = draw([write_run("dpo", ("beta", 1), steps((1.0, 0.7), (2.0, 0.8)))], tmp_path / "out")
+    header, row = describe(frontier).splitlines()[:2]
     assert header.split()[:1] == ["method"]
     assert row.split()[-7:-1] == ["0.550~", "0.600~", "0.700", "0.800", "0.800*", "0.800*"]
 
@@ -87,9 +87,9 @@ def test_bad_places(
     arguments: list[str], code: int, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([word.replace("{tmp}", str(tmp_path)) for word in arguments]) == code
-    said = capsys.readouterr().err
-    assert words in said
-    assert said.count("\n") == 1
+    message = capsys.readouterr().err
+    assert words in message
+    assert message.count("\n") == 1
 
 
 def test_half_written_runs_alone_are_a_failure(

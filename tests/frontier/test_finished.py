@@ -10,13 +10,10 @@ import pytest
 from imdb_rlhf.artifacts.files import write_manifest
 from imdb_rlhf.errors import ConfigError, RunError
 from imdb_rlhf.frontier import finished as points
+from imdb_rlhf.frontier.files import SWEEP_STATE
 
 Write = Callable[..., Path]
 FLAT = {5: (np.full((3, 2), 0.7), np.full((3, 2), 1.0))}
-
-
-def names(found: list[points.FinishedRun]) -> list[str]:
-    return list(points.method_names(found).values())
 
 
 def read(paths: list[Path]) -> list[points.FinishedRun]:
@@ -32,7 +29,7 @@ def test_a_run_a_sweep_and_a_folder_of_runs(write_run: Write, tmp_path: Path) ->
     first, second = (write_run("dpo", ("beta", beta), FLAT) for beta in (0.1, 1))
     sweep = tmp_path / "sweep"
     sweep.mkdir()
-    (sweep / points.SWEEP).write_text(json.dumps({"jobs": [{"run": str(second)}, {"run": None}]}))
+    (sweep / SWEEP_STATE).write_text(json.dumps({"jobs": [{"run": str(second)}, {"run": None}]}))
     assert points.find([first]) == [first]
     assert points.find([sweep]) == [second]
     assert points.find([tmp_path / "outputs"]) == [first, second]
@@ -71,7 +68,7 @@ def test_a_sweep_that_was_copied_with_its_runs_names_the_copies(write_run: Write
     run = write_run("dpo", ("beta", 0.1), FLAT)
     sweep = tmp_path / "outputs" / "sweeps" / "s"
     sweep.mkdir(parents=True)
-    (sweep / points.SWEEP).write_text(json.dumps({"jobs": [{"run": str(run)}]}))
+    (sweep / SWEEP_STATE).write_text(json.dumps({"jobs": [{"run": str(run)}]}))
     shutil.copytree(tmp_path / "outputs", tmp_path / "copy")
     assert points.find([sweep]) == [run]
     assert points.find([tmp_path / "copy" / "sweeps" / "s"]) == [tmp_path / "copy" / "runs" / run.name]
@@ -79,8 +76,8 @@ def test_a_sweep_that_was_copied_with_its_runs_names_the_copies(write_run: Write
 
 @pytest.mark.parametrize("text", ['{"jobs": [', "{}", '{"jobs": [1]}'])
 def test_what_is_no_sweeps_file(text: str, tmp_path: Path) -> None:
-    (tmp_path / points.SWEEP).write_text(text)
-    with pytest.raises(ConfigError, match="is not what a sweep writes"):
+    (tmp_path / SWEEP_STATE).write_text(text)
+    with pytest.raises(ConfigError, match="was not written by a sweep"):
         points.find([tmp_path])
 
 
@@ -105,87 +102,7 @@ def test_a_changed_artifact_is_refused(write_run: Write, tmp_path: Path) -> None
     rows = pd.read_parquet(table)
     rows.assign(reward=0.1).to_parquet(table, index=False)
     with pytest.raises(RunError, match="reference/one was changed after it was made: evaluation.parquet"):
-        points.check_one_world(read([run]))
-
-
-# --- worlds -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [("reward.name", "siebert"), ("generation.temperature", 0.7), ("generation.max_new_tokens", 16)],
-)
-def test_runs_of_two_worlds_are_refused(key: str, value: object, write_run: Write) -> None:
-    first = write_run("dpo", ("beta", 0.1), FLAT)
-    second = write_run("dpo", ("beta", 0.1), FLAT, more={key: value}, world="two")
-    with pytest.raises(ConfigError, match=f"{first.name} and {second.name} cannot be compared: they differ in {key}"):
-        points.check_one_world(read([first, second]))
-
-
-def test_a_reference_that_differs_unseen_is_refused(write_run: Write) -> None:
-    runs = read([write_run("dpo", ("beta", 0.1), FLAT, world=world) for world in ("one", "two")])
-    with pytest.raises(ConfigError, match="differ in the reference, its prompts or the reward"):
-        points.check_one_world(runs)
-
-
-def test_batch_sizes_make_no_world(write_run: Write) -> None:
-    runs = read([write_run("dpo", ("beta", beta), FLAT) for beta in (0.1, 1)])
-    points.check_one_world(runs)
-    assert points.worlds([run.path for run in runs]) == {"": [run.path for run in runs]}
-
-
-def test_a_copy_without_artifacts_is_of_the_same_world(write_run: Write, tmp_path: Path) -> None:
-    first, second = (write_run("dpo", ("beta", beta), FLAT) for beta in (0.1, 1))
-    copy = tmp_path / "elsewhere" / "runs" / first.name
-    shutil.copytree(first, copy)
-    points.check_one_world(read([copy, second]))
-    assert points.worlds([copy, second]) == {"": [copy, second]}
-
-
-def test_worlds_are_named_by_what_differs(write_run: Write) -> None:
-    runs = [
-        write_run("dpo", ("beta", beta), FLAT, more={"generation.max_new_tokens": length}, world=str(length))
-        for length in (16, 32)
-        for beta in (0.1, 1)
-    ]
-    assert points.worlds(runs) == {"max_new_tokens=16": runs[:2], "max_new_tokens=32": runs[2:]}
-
-
-# --- methods ----------------------------------------------------------------------------------------------------------
-
-
-def test_names_of_methods(write_run: Write) -> None:
-    preset = {"ppo.preset": "trl_2023", "ppo.reward": "ground_truth"}
-    runs = read(
-        [
-            write_run("dpo", ("beta", 0.1), FLAT),
-            write_run("dpo", ("beta", 1), FLAT, seed=3),
-            write_run("dpo", ("beta", 2), FLAT, summary={"variant": "ipo"}),
-            write_run("unlikelihood", ("alpha", 1), FLAT),
-            write_run("preferred_ft", None, FLAT),
-            write_run("ppo", ("target_kl", 1), FLAT),
-            write_run("ppo", ("target_kl", 2), FLAT, more={"ppo.reward": "ground_truth"}),
-            write_run("ppo", ("target_kl", 3), FLAT, more=preset),
-            write_run("own_model", None, FLAT, summary={"variant": "my-model"}),
-        ]
-    )
-    assert names(runs) == [
-        "DPO",
-        "DPO",
-        "DPO (ipo)",
-        "Unlikelihood",
-        "Preferred-FT",
-        "PPO",
-        "PPO-GT",
-        "PPO-GT (TRL)",
-        "my-model",
-    ]
-
-
-def test_a_key_that_differs_makes_two_methods(write_run: Write) -> None:
-    labels = {"pairs.labels": "bradley_terry", "evaluation.every": 7, "trainer.threads": 1}
-    runs = read([write_run("dpo", ("beta", 0.1), FLAT), write_run("dpo", ("beta", 1), FLAT, more=labels)])
-    assert names(runs) == ["DPO (labels=deterministic)", "DPO (labels=bradley_terry)"]
+        _ = read([run])[0].world
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------

@@ -8,8 +8,9 @@ import pytest
 
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.evaluation.stats import bootstrap_mean
-from imdb_rlhf.frontier import finished as points
-from imdb_rlhf.frontier.measure import BUDGETS, SCORE_KL, Frontier
+from imdb_rlhf.frontier.finished import read
+from imdb_rlhf.frontier.measure import measure
+from imdb_rlhf.frontier.world import BUDGETS, SCORE_KL
 
 Write = Callable[..., Path]
 PROMPTS = 40
@@ -25,9 +26,9 @@ def level(mean: float) -> np.ndarray:
     return np.full((PROMPTS, 2), mean)
 
 
-def measure(*paths: Path) -> dict[str, Any]:
-    runs, skipped = points.read(list(paths))
-    return Frontier(runs).measure(skipped)
+def frontier_of(*paths: Path) -> dict[str, Any]:
+    runs, skipped = read(list(paths))
+    return measure(runs, skipped)
 
 
 def coin_reservoir() -> np.ndarray:
@@ -43,20 +44,20 @@ def coin_kl(reward: float) -> float:
 
 def test_points_have_the_intervals_of_the_bootstrap(write_run: Write) -> None:
     reward, kl = noisy(0.7, 1), noisy(1.0, 2)
-    found = measure(write_run("dpo", ("beta", 0.1), {5: (level(0.6), level(0.5)), 9: (reward, kl)}))
-    first, last = found["points"]
+    frontier = frontier_of(write_run("dpo", ("beta", 0.1), {5: (level(0.6), level(0.5)), 9: (reward, kl)}))
+    first, last = frontier["points"]
     assert last["reward"] == pytest.approx(0.7)
     assert last["reward_ci"] == pytest.approx(bootstrap_mean(reward.mean(1), 400, 0.95, 0))
     assert last["kl_ci"] == pytest.approx(bootstrap_mean(kl.mean(1), 400, 0.95, 0))
     assert (first["step"], first["last"], last["step"], last["last"]) == (5, False, 9, True)
     assert first["reward_ci"] == pytest.approx([0.6, 0.6])
-    assert found["reference"] == {"reward": 0.5, "reward_ci": pytest.approx([0.5, 0.5])}
+    assert frontier["reference"] == {"reward": 0.5, "reward_ci": pytest.approx([0.5, 0.5])}
 
 
 def test_everything_is_json(write_run: Write) -> None:
     run = write_run("dpo", ("beta", 0.1), {5: (noisy(0.7, 1), noisy(1.0, 2))}, reservoir=coin_reservoir())
-    found = measure(run)
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    frontier = frontier_of(run)
+    assert json.loads(json.dumps(frontier, allow_nan=False)) == frontier
 
 
 def test_checkpoints_are_chosen_on_validation_and_reported_on_test(write_run: Write) -> None:
@@ -67,9 +68,9 @@ def test_checkpoints_are_chosen_on_validation_and_reported_on_test(write_run: Wr
         {5: (level(0.6), level(1.0)), 9: (level(0.9), level(2.0))},
         validation={5: (level(0.9), level(1.0)), 9: (level(0.6), level(2.0))},
     )
-    found = measure(run)
-    assert [point["chosen"] for point in found["points"]] == [True, False]
-    at = {row["kl"]: row for row in found["methods"][0]["at_budget"]}
+    frontier = frontier_of(run)
+    assert [point["chosen"] for point in frontier["points"]] == [True, False]
+    at = {row["kl"]: row for row in frontier["methods"][0]["at_budget"]}
     assert at[1]["reward"] == pytest.approx(0.6)
     assert at[5]["reward"] == pytest.approx(0.6)
     assert [at[kl]["reached"] for kl in (1, 2, 5)] == [True, True, False]
@@ -78,14 +79,14 @@ def test_checkpoints_are_chosen_on_validation_and_reported_on_test(write_run: Wr
 
 def test_reward_at_budgets_by_hand(write_run: Write) -> None:
     run = write_run("dpo", ("beta", 0.1), {5: (level(0.7), level(1.0)), 9: (level(0.8), level(2.0))})
-    rewards = [row["reward"] for row in measure(run)["methods"][0]["at_budget"]]
+    rewards = [row["reward"] for row in frontier_of(run)["methods"][0]["at_budget"]]
     assert rewards == pytest.approx([0.55, 0.6, 0.7, 0.8, 0.8, 0.8])
 
 
 def test_optimum_score_and_efficiency_in_closed_form(write_run: Write) -> None:
     steps = {5: (level(0.7), level(0.5)), 9: (level(0.8), level(1.0))}
-    found = measure(write_run("dpo", ("beta", 0.1), steps, reservoir=coin_reservoir()))
-    optimum = found["optimum"]
+    frontier = frontier_of(write_run("dpo", ("beta", 0.1), steps, reservoir=coin_reservoir()))
+    optimum = frontier["optimum"]
     for budget in (0.25, 0.5):
         at = optimum["kl"].index(budget)
         rewards = np.linspace(0.5, 1, 100001)
@@ -93,12 +94,12 @@ def test_optimum_score_and_efficiency_in_closed_form(write_run: Write) -> None:
         assert optimum["lower"][at] <= exact + 1e-4
         assert optimum["upper"][at] >= exact - 1e-4
         assert optimum["upper"][at] - optimum["lower"][at] < 0.02
-    low, high = found["points"][-1]["efficiency"]
+    low, high = frontier["points"][-1]["efficiency"]
     assert low == pytest.approx(coin_kl(0.8) / 1.0, abs=0.02)
     assert low <= high <= low + 0.05
     # the curve's area: to 0.7 at half a nat, to 0.8 at one, then level up to K
     own = (0.2 * 0.5 / 2 + 0.25 * 0.5 + 0.3 * (SCORE_KL - 1)) / SCORE_KL
-    method = found["methods"][0]
+    method = frontier["methods"][0]
     assert method["score_raw"] == pytest.approx(own)
     kl = np.linspace(0, SCORE_KL, 5001)
     table = np.linspace(0.5, 1, 5001)
@@ -110,50 +111,50 @@ def test_optimum_score_and_efficiency_in_closed_form(write_run: Write) -> None:
 def test_best_of_n_is_the_reservoirs(write_run: Write) -> None:
     learned = np.random.default_rng(0).normal(size=(PROMPTS, 128))
     run = write_run("ppo", ("target_kl", 1), {5: (level(0.7), level(1.0))}, reservoir=coin_reservoir(), learned=learned)
-    found = measure(run)
-    curve = found["best_of_n"]["ground_truth"]
+    frontier = frontier_of(run)
+    curve = frontier["best_of_n"]["ground_truth"]
     assert curve["n"] == list(range(1, 129))
     # the best of two different samples out of 64 zeros and 64 ones
     assert curve["reward"][:2] == pytest.approx([0.5, 1 - 63 / 127 / 2])
     assert curve["kl"][1] == pytest.approx(np.log(2) - 0.5)
     # a selector that knows nothing of the reward buys nothing
-    blind = found["best_of_n"]["learned"]["reward"][3]
+    blind = frontier["best_of_n"]["learned"]["reward"][3]
     assert blind == pytest.approx(0.5, abs=0.05)
-    assert found["optimum"]["learned"]["reward"][0] == pytest.approx(0.5)
+    assert frontier["optimum"]["learned"]["reward"][0] == pytest.approx(0.5)
 
 
 def test_the_largest_reservoir_serves(write_run: Write) -> None:
     steps = {5: (level(0.7), level(1.0))}
     small = write_run("dpo", ("beta", 0.1), steps, reservoir=coin_reservoir()[:, ::2])
     large = write_run("best_of_n", ("n", 4), steps, reservoir=coin_reservoir())
-    found = measure(small, large)
-    assert found["optimum"]["samples"] == 128
-    assert [method["name"] for method in found["methods"]] == ["DPO"]
-    assert found["sources"] == [str(small), str(large)]
+    frontier = frontier_of(small, large)
+    assert frontier["optimum"]["samples"] == 128
+    assert [method["name"] for method in frontier["methods"]] == ["DPO"]
+    assert frontier["sources"] == [str(small), str(large)]
 
 
 def test_what_no_policy_can_do_is_flagged(write_run: Write) -> None:
     possible = write_run("dpo", ("beta", 1), {5: (noisy(0.79, 1), level(0.2))}, reservoir=coin_reservoir())
     wrong = write_run("dpo", ("beta", 5), {5: (noisy(0.95, 2), level(0.2))})
-    found = measure(possible, wrong)
-    assert [point["above_optimum"] for point in found["points"]] == [False, True]
-    assert any(wrong.name in warning and "above the optimum" in warning for warning in found["warnings"])
+    frontier = frontier_of(possible, wrong)
+    assert [point["above_optimum"] for point in frontier["points"]] == [False, True]
+    assert any(wrong.name in warning and "above the optimum" in warning for warning in frontier["warnings"])
 
 
 def test_one_point_is_drawn_without_a_score(write_run: Write) -> None:
-    found = measure(write_run("dpo", ("beta", 0.1), {5: (level(0.7), level(1.0))}, reservoir=coin_reservoir()))
-    assert len(found["points"]) == 1
-    assert found["methods"][0]["score"] is None
-    assert found["methods"][0]["score_raw"] is None
+    frontier = frontier_of(write_run("dpo", ("beta", 0.1), {5: (level(0.7), level(1.0))}, reservoir=coin_reservoir()))
+    assert len(frontier["points"]) == 1
+    assert frontier["methods"][0]["score"] is None
+    assert frontier["methods"][0]["score_raw"] is None
 
 
 def test_no_reservoir_no_optimum(write_run: Write) -> None:
-    found = measure(write_run("dpo", ("beta", 0.1), {5: (level(0.7), level(1.0)), 9: (level(0.8), level(2.0))}))
-    assert found["optimum"] is None
-    assert found["best_of_n"] == {}
-    assert found["methods"][0]["score"] is None
-    assert found["methods"][0]["score_raw"] == pytest.approx((0.1 + 0.25 + 0.3 * 3) / 5)
-    assert any("no optimum" in warning for warning in found["warnings"])
+    frontier = frontier_of(write_run("dpo", ("beta", 0.1), {5: (level(0.7), level(1.0)), 9: (level(0.8), level(2.0))}))
+    assert frontier["optimum"] is None
+    assert frontier["best_of_n"] == {}
+    assert frontier["methods"][0]["score"] is None
+    assert frontier["methods"][0]["score_raw"] == pytest.approx((0.1 + 0.25 + 0.3 * 3) / 5)
+    assert any("no optimum" in warning for warning in frontier["warnings"])
 
 
 def test_paired_tests_where_both_methods_have_been(write_run: Write) -> None:
@@ -161,9 +162,9 @@ def test_paired_tests_where_both_methods_have_been(write_run: Write) -> None:
     better = write_run("dpo", ("beta", 0.1), {2: (0.6 + noise, level(0.4)), 5: (0.8 + noise, level(2.0))})
     other = 0.75 + noise + noisy(0, 4, 0.01)
     worse = write_run("unlikelihood", ("alpha", 1), {2: (other - 0.2, level(0.5)), 5: (other, level(1.2))})
-    found = measure(better, worse)
-    assert [test["kl"] for test in found["tests"]] == [0.5, 1.0]
-    test = found["tests"][-1]
+    frontier = frontier_of(better, worse)
+    assert [test["kl"] for test in frontier["tests"]] == [0.5, 1.0]
+    test = frontier["tests"][-1]
     # both curves by hand at one nat: the corners are all points that gain on the reference
     first = 0.6 + 0.2 * (1 - 0.4) / 1.6
     second = 0.55 + 0.2 * (1 - 0.5) / 0.7
@@ -172,13 +173,13 @@ def test_paired_tests_where_both_methods_have_been(write_run: Write) -> None:
     assert test["difference"] == pytest.approx(first - line)
     assert test["ci"][0] <= test["difference"] <= test["ci"][1] < 0
     assert test["p"] < 0.001
-    assert all(test["p_adjusted"] >= test["p"] for test in found["tests"])
+    assert all(test["p_adjusted"] >= test["p"] for test in frontier["tests"])
 
 
 def test_equal_methods_do_not_differ(write_run: Write) -> None:
     first = write_run("dpo", ("beta", 0.1), {5: (noisy(0.8, 5, 0.3), level(2.0))})
     second = write_run("unlikelihood", ("alpha", 1), {5: (noisy(0.8, 6, 0.3), level(2.0))})
-    assert all(test["p_adjusted"] > 0.5 for test in measure(first, second)["tests"])
+    assert all(test["p_adjusted"] > 0.5 for test in frontier_of(first, second)["tests"])
 
 
 def test_seeds_are_averaged_and_widen_the_interval(write_run: Write) -> None:
@@ -187,13 +188,13 @@ def test_seeds_are_averaged_and_widen_the_interval(write_run: Write) -> None:
         write_run("dpo", ("beta", 0.1), {5: (level(reward), level(1.0))}, seed=seed)
         for seed, reward in enumerate(rewards)
     ]
-    found = measure(*runs)
-    (setting,) = found["methods"][0]["settings"]
+    frontier = frontier_of(*runs)
+    (setting,) = frontier["methods"][0]["settings"]
     assert setting["reward"] == pytest.approx(0.7)
     assert setting["seeds"] == [0, 1, 2]
     # t with two degrees of freedom, 4.3027; no noise of prompts; standard error 0.1 / sqrt(3)
     assert setting["reward_ci"] == pytest.approx([0.7 - 4.3027 * 0.1 / 3**0.5, 0.7 + 4.3027 * 0.1 / 3**0.5], abs=1e-4)
-    at_one = next(row for row in found["methods"][0]["at_budget"] if row["kl"] == 1)
+    at_one = next(row for row in frontier["methods"][0]["at_budget"] if row["kl"] == 1)
     assert at_one["reward"] == pytest.approx(0.7)
 
 
@@ -201,24 +202,24 @@ def test_diverged_runs(write_run: Write) -> None:
     fine = [write_run("dpo", ("beta", 0.1), {5: (level(0.7), level(1.0))}, seed=seed) for seed in (0, 1)]
     far = write_run("dpo", ("beta", 0.1), {5: (level(0.7), level(9.0))}, seed=2)
     worse = write_run("dpo", ("beta", 1), {5: (noisy(0.3, 1), level(1.0))})
-    found = measure(*fine, far, worse)
-    assert sorted(found["methods"][0]["diverged"]) == sorted([far.name, worse.name])
+    frontier = frontier_of(*fine, far, worse)
+    assert sorted(frontier["methods"][0]["diverged"]) == sorted([far.name, worse.name])
 
 
 def test_a_setting_evaluated_twice_is_no_second_seed(write_run: Write) -> None:
     steps = {5: (level(0.7), level(1.0))}
     first = write_run("dpo", ("beta", 0.1), steps)
     second = write_run("dpo", ("beta", 0.1), steps, more={"evaluation.every": 2}, name="dpo-again")
-    found = measure(first, second)
-    assert [run["name"] for run in found["runs"]] == ["dpo-again"]
-    assert found["skipped"][0]["path"] == str(first)
+    frontier = frontier_of(first, second)
+    assert [run["name"] for run in frontier["runs"]] == ["dpo-again"]
+    assert frontier["skipped"][0]["path"] == str(first)
 
 
 def test_the_widest_confidence_of_all_runs_whatever_their_order(write_run: Write) -> None:
     steps = {5: (noisy(0.7, 1), noisy(1.0, 2))}
     first = write_run("dpo", ("beta", 0.1), steps)
     second = write_run("dpo", ("beta", 1), steps, more={"evaluation.confidence": 0.5, "evaluation.bootstrap": 100})
-    one, other = measure(first, second), measure(second, first)
+    one, other = frontier_of(first, second), frontier_of(second, first)
     assert one["confidence"] == other["confidence"] == 0.95
     assert [point["kl_ci"] for point in one["points"]] == [point["kl_ci"] for point in other["points"]]
     assert any("evaluation.confidence" in warning for warning in one["warnings"])
@@ -226,13 +227,13 @@ def test_the_widest_confidence_of_all_runs_whatever_their_order(write_run: Write
 
 def test_missed_targets_are_said(write_run: Write) -> None:
     run = write_run("ppo", ("target_kl", 3), {5: (level(0.7), level(1.0))}, summary={"ppo": {"on_target": False}})
-    assert any("off its target" in warning and run.name in warning for warning in measure(run)["warnings"])
+    assert any("off its target" in warning and run.name in warning for warning in frontier_of(run)["warnings"])
 
 
 def test_nothing_to_draw(write_run: Write) -> None:
     run = write_run("reward_model", None, {5: (level(0.7), level(1.0))})
     with pytest.raises(RunError, match="none of the runs has a policy"):
-        measure(run)
+        frontier_of(run)
 
 
 def test_budgets_ascend() -> None:

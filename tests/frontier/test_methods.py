@@ -1,10 +1,19 @@
 """Methods keep their colour from picture to picture, and no two look alike in one."""
 
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
 import pytest
 from matplotlib.markers import MarkerStyle
 from plotly.validator_cache import ValidatorCache
 
-from imdb_rlhf.frontier.methods import MARKERS, METHODS, PALETTE, colour, style, styles
+from imdb_rlhf.frontier.finished import FinishedRun, read
+from imdb_rlhf.frontier.methods import MARKERS, PALETTE, method_names, style, styles
+
+Write = Callable[..., Path]
+FLAT = {5: (np.full((3, 2), 0.7), np.full((3, 2), 1.0))}
+NAMES = ("DPO", "PPO", "Unlikelihood", "PPO-GT (TRL)", "PPO-GT", "Preferred-FT", "SFT", "DPO (ipo)")
 
 
 def test_the_colours_are_okabe_and_itos() -> None:
@@ -13,9 +22,9 @@ def test_the_colours_are_okabe_and_itos() -> None:
 
 
 def test_the_methods_of_the_paper_differ() -> None:
-    assert len({colour(name) for name in METHODS[:6]}) == 6
-    assert len({style(name) for name in METHODS}) == len(METHODS)
-    assert style(METHODS[3]) == style(3)
+    assert len({style(name).colour for name in NAMES[:6]}) == 6
+    assert len({style(name) for name in NAMES}) == len(NAMES)
+    assert style(NAMES[3]) == style(3)
 
 
 def test_markers_are_known_to_matplotlib_and_plotly() -> None:
@@ -32,12 +41,12 @@ def test_a_known_method_keeps_its_style_whoever_stands_beside_it() -> None:
 
 @pytest.mark.parametrize("count", [1, 5, 40])
 def test_other_methods_get_styles_of_their_own(count: int) -> None:
-    names = [*METHODS[:2], *(f"model {number}" for number in range(count))]
-    found = styles(names)
-    assert len(set(found.values())) == len(names)
-    assert found == styles(names)
+    names = [*NAMES[:2], *(f"model {number}" for number in range(count))]
+    chosen = styles(names)
+    assert len(set(chosen.values())) == len(names)
+    assert chosen == styles(names)
     if count == 5:
-        assert len({each.colour for each in found.values()}) == 7
+        assert len({each.colour for each in chosen.values()}) == 7
 
 
 def test_more_methods_than_styles_are_drawn_all_the_same() -> None:
@@ -46,7 +55,54 @@ def test_more_methods_than_styles_are_drawn_all_the_same() -> None:
 
 
 def test_the_first_of_two_kinds_of_a_method_has_its_style() -> None:
-    found = styles(["DPO (labels=deterministic)", "DPO (labels=bradley_terry)", "PPO"])
-    assert found["DPO (labels=deterministic)"] == style("DPO")
-    assert len({each.colour for each in found.values()}) == 3
+    chosen = styles(["DPO (labels=deterministic)", "DPO (labels=bradley_terry)", "PPO"])
+    assert chosen["DPO (labels=deterministic)"] == style("DPO")
+    assert len({each.colour for each in chosen.values()}) == 3
     assert styles(["DPO (x=1)", "DPO"])["DPO"] == style("DPO")
+
+
+# --- names
+
+
+def runs_of(paths: list[Path]) -> list[FinishedRun]:
+    runs, skipped = read(paths)
+    assert not skipped
+    return runs
+
+
+def names(runs: list[FinishedRun]) -> list[str]:
+    return list(method_names(runs).values())
+
+
+def test_names_of_methods(write_run: Write) -> None:
+    preset = {"ppo.preset": "trl_2023", "ppo.reward": "ground_truth"}
+    runs = runs_of(
+        [
+            write_run("dpo", ("beta", 0.1), FLAT),
+            write_run("dpo", ("beta", 1), FLAT, seed=3),
+            write_run("dpo", ("beta", 2), FLAT, summary={"variant": "ipo"}),
+            write_run("unlikelihood", ("alpha", 1), FLAT),
+            write_run("preferred_ft", None, FLAT),
+            write_run("ppo", ("target_kl", 1), FLAT),
+            write_run("ppo", ("target_kl", 2), FLAT, more={"ppo.reward": "ground_truth"}),
+            write_run("ppo", ("target_kl", 3), FLAT, more=preset),
+            write_run("own_model", None, FLAT, summary={"variant": "my-model"}),
+        ]
+    )
+    assert names(runs) == [
+        "DPO",
+        "DPO",
+        "DPO (ipo)",
+        "Unlikelihood",
+        "Preferred-FT",
+        "PPO",
+        "PPO-GT",
+        "PPO-GT (TRL)",
+        "my-model",
+    ]
+
+
+def test_a_key_that_differs_makes_two_methods(write_run: Write) -> None:
+    labels = {"pairs.labels": "bradley_terry", "evaluation.every": 7, "trainer.threads": 1}
+    runs = runs_of([write_run("dpo", ("beta", 0.1), FLAT), write_run("dpo", ("beta", 1), FLAT, more=labels)])
+    assert names(runs) == ["DPO (labels=deterministic)", "DPO (labels=bradley_terry)"]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from imdb_rlhf.config.machine import WandbLogger, WandbMode
-from imdb_rlhf.frontier import wandb_run as mirror
+from imdb_rlhf.frontier import wandb_run
 
 pytest.importorskip("wandb")
 
@@ -103,7 +103,7 @@ def folder(no_network: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sweep")
     (folder / "frontier.png").write_bytes(PNG)
     warnings: list[str] = []
-    mirror.frontier(FRONTIER, folder, LOGGER, "beta-sweep", warnings.append)
+    wandb_run.frontier(FRONTIER, folder, LOGGER, "beta-sweep", warnings.append)
     assert warnings == []
     return folder
 
@@ -120,10 +120,10 @@ def table(folder: Path, key: str) -> dict[str, Any]:
 
 
 def test_it_is_a_run_of_the_group(folder: Path) -> None:
-    found = json.loads(inspect(folder, "--summary"))
-    assert (found["exit_code"], found["name"], found["tags"]) == (0, "frontier", ["smoke"])
-    assert found["run_id"] == (folder / "wandb_id").read_text().strip()
-    assert found["config"] == {key: FRONTIER[key] for key in ("world", "confidence", "budgets", "score_kl")}
+    run_record = json.loads(inspect(folder, "--summary"))
+    assert (run_record["exit_code"], run_record["name"], run_record["tags"]) == (0, "frontier", ["smoke"])
+    assert run_record["run_id"] == (folder / "wandb_id").read_text().strip()
+    assert run_record["config"] == {key: FRONTIER[key] for key in ("world", "confidence", "budgets", "score_kl")}
     (run,) = [record["run"] for record in map(json.loads, inspect(folder).splitlines()) if record["type"] == "run"]
     assert (run["run_group"], run["job_type"]) == ("beta-sweep", "frontier")
 
@@ -138,8 +138,8 @@ def test_the_summary_has_a_score_a_method(folder: Path) -> None:
 
 
 def test_every_point_is_a_row(folder: Path) -> None:
-    found = table(folder, "frontier")
-    rows = [dict(zip(found["columns"], row, strict=True)) for row in found["data"]]
+    points = table(folder, "frontier")
+    rows = [dict(zip(points["columns"], row, strict=True)) for row in points["data"]]
     assert rows[0] == {
         "run": "a",
         "method": "PPO-GT (TRL)",
@@ -161,17 +161,17 @@ def test_every_point_is_a_row(folder: Path) -> None:
 
 
 def test_methods_have_a_table(folder: Path) -> None:
-    found = table(folder, "methods")
-    rows = [dict(zip(found["columns"], row, strict=True)) for row in found["data"]]
+    methods = table(folder, "methods")
+    rows = [dict(zip(methods["columns"], row, strict=True)) for row in methods["data"]]
     assert [row["method"] for row in rows] == ["PPO-GT (TRL)", "DPO"]
     assert [(row["score_low"], row["score_ci_high"], row["seeds"]) for row in rows] == [(0.5, 1.0, 2), (None, None, 1)]
     assert [(row["reward_at_1"], row["reward_at_2.5"]) for row in rows] == [(0.625, 0.75), (None, None)]
 
 
 def test_the_scatter_is_of_reward_over_kl(folder: Path) -> None:
-    found = table(folder, "reward_over_kl")
-    assert found["columns"] == ["method", "kl", "reward"]
-    assert found["data"] == [["PPO-GT (TRL)", 2.0, 0.75], ["DPO", 0.5, 0.625]]
+    points = table(folder, "reward_over_kl")
+    assert points["columns"] == ["method", "kl", "reward"]
+    assert points["data"] == [["PPO-GT (TRL)", 2.0, 0.75], ["DPO", 0.5, 0.625]]
     chart = inspect(folder)
     assert "wandb/scatter/v0" in chart and "true reward over KL" in chart
 
@@ -187,9 +187,9 @@ def test_home_stays_clean(folder: Path) -> None:
 
 def test_drawing_again_is_the_same_run_with_the_new_numbers(tmp_path: Path) -> None:
     warnings: list[str] = []
-    mirror.frontier(FRONTIER, tmp_path, LOGGER, "g", warnings.append)
+    wandb_run.frontier(FRONTIER, tmp_path, LOGGER, "g", warnings.append)
     first = json.loads(inspect(tmp_path, "--summary"))
-    mirror.frontier(FRONTIER | {"runs": []}, tmp_path, LOGGER, "g", warnings.append)
+    wandb_run.frontier(FRONTIER | {"runs": []}, tmp_path, LOGGER, "g", warnings.append)
     again = json.loads(inspect(tmp_path, "--summary"))  # of the one run that is there
     assert (first["run_id"], first["summary"]["runs"]) == (again["run_id"], 3)
     assert again["summary"]["runs"] == 0 and warnings == []
@@ -198,12 +198,12 @@ def test_drawing_again_is_the_same_run_with_the_new_numbers(tmp_path: Path) -> N
 def test_what_breaks_costs_one_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     warnings: list[str] = []
     (tmp_path / "file").write_text("")
-    mirror.frontier(FRONTIER, tmp_path / "file", LOGGER, "g", warnings.append)  # no folder to keep the id in
+    wandb_run.frontier(FRONTIER, tmp_path / "file", LOGGER, "g", warnings.append)  # no folder to keep the id in
     assert len(warnings) == 1 and "frontier.json has every number" in warnings[0]
 
     def init(**_: Any) -> None:
         raise RuntimeError("no route to host")
 
     monkeypatch.setattr("wandb.init", init)
-    mirror.frontier(FRONTIER, tmp_path, LOGGER, "g", warnings.append)
+    wandb_run.frontier(FRONTIER, tmp_path, LOGGER, "g", warnings.append)
     assert len(warnings) == 2 and "no route to host" in warnings[1] and "frontier.json has every number" in warnings[1]

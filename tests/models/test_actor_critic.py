@@ -1,22 +1,20 @@
 """Log-probs and values of PPO's policy, a row at a time; what its own and a shared value network share."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel
 
-from imdb_rlhf.config.algos import ValueNetwork
+from imdb_rlhf.config.ppo import ValueNetwork
 from imdb_rlhf.models.actor_critic import ActorCritic
 from imdb_rlhf.models.logprobs import LogProbs, Rows
+from tests import tiny
 
 BOTH = list(ValueNetwork)
 
 
-def gpt2(seed: int = 0) -> GPT2LMHeadModel:
-    torch.manual_seed(seed)
-    sizes = {"vocab_size": 19, "n_positions": 24, "n_embd": 16, "n_layer": 2, "n_head": 2}
-    rates = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
-    return GPT2LMHeadModel(GPT2Config(initializer_range=0.3, bos_token_id=0, eos_token_id=0, **sizes, **rates)).eval()
+gpt2 = partial(tiny.gpt2, context=24, spread=0.3)
 
 
 def actor_critic(network: ValueNetwork, temperature: float = 1.0) -> ActorCritic:
@@ -57,23 +55,23 @@ def naive(model: ActorCritic, batch: Rows) -> tuple[Tensor, Tensor]:
 
 def gradients(model: ActorCritic) -> dict[str, Tensor]:
     """Of the parameters that have any, but for those that are all 0."""
-    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    parts = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
     model.zero_grad()
-    return found
+    return parts
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("network", BOTH)
 def test_both_are_the_naive_ones(network: ValueNetwork, temperature: float) -> None:
     model, batch = actor_critic(network, temperature), rows()
-    found, expected = model(batch.ids, batch.starts, batch.lengths), naive(model, batch)
-    for mine, theirs in zip(found, expected, strict=True):
-        assert mine.dtype == torch.float32
-        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
-    values = found[1][1, 4:13]
+    outputs, expected = model(batch.ids, batch.starts, batch.lengths), naive(model, batch)
+    for output, target in zip(outputs, expected, strict=True):
+        assert output.dtype == torch.float32
+        torch.testing.assert_close(output, target, atol=1e-5, rtol=1e-5)
+    values = outputs[1][1, 4:13]
     assert values.std() > 0.1  # one position further would be seen
     torch.testing.assert_close(
-        found[0], LogProbs(model.lm, temperature)(batch.ids, batch.starts, batch.lengths), atol=0, rtol=0
+        outputs[0], LogProbs(model.lm, temperature)(batch.ids, batch.starts, batch.lengths), atol=0, rtol=0
     )
 
 
@@ -81,14 +79,14 @@ def test_both_are_the_naive_ones(network: ValueNetwork, temperature: float) -> N
 def test_gradients_are_those_of_the_naive_ones(network: ValueNetwork) -> None:
     model, batch = actor_critic(network, 0.7), rows()
     weights = torch.randn(2, *batch.ids.shape, generator=torch.Generator().manual_seed(3))
-    found = model(batch.ids, batch.starts, batch.lengths)
-    (torch.stack(found) * weights).sum().backward()
-    mine = gradients(model)
+    outputs = model(batch.ids, batch.starts, batch.lengths)
+    (torch.stack(outputs) * weights).sum().backward()
+    actual = gradients(model)
     (torch.stack(naive(model, batch)) * weights).sum().backward()
-    theirs = gradients(model)
-    assert mine.keys() == theirs.keys()
-    for name, truth in theirs.items():
-        assert (mine[name] - truth).norm() < 1e-4 * truth.norm(), name
+    truths = gradients(model)
+    assert actual.keys() == truths.keys()
+    for name, truth in truths.items():
+        assert (actual[name] - truth).norm() < 1e-4 * truth.norm(), name
 
 
 @pytest.mark.parametrize("network", BOTH)
@@ -142,13 +140,13 @@ def test_padding_changes_nothing(network: ValueNetwork) -> None:
     wide[:, : batch.ids.shape[1]] = torch.where(
         time[: batch.ids.shape[1]] < batch.lengths[:, None], batch.ids, wide[:, : batch.ids.shape[1]]
     )
-    found = model(wide, batch.starts, batch.lengths)
-    for mine, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(mine[:, : theirs.shape[1]], theirs, atol=1e-5, rtol=1e-5)
-        assert not mine[:, theirs.shape[1] :].any()
+    outputs = model(wide, batch.starts, batch.lengths)
+    for output, target in zip(outputs, expected, strict=True):
+        torch.testing.assert_close(output[:, : target.shape[1]], target, atol=1e-5, rtol=1e-5)
+        assert not output[:, target.shape[1] :].any()
     alone = model(batch.ids[1:2], batch.starts[1:2], batch.lengths[1:2])
-    for mine, theirs in zip(alone, expected, strict=True):
-        torch.testing.assert_close(mine, theirs[1:2], atol=1e-5, rtol=1e-5)
+    for output, target in zip(alone, expected, strict=True):
+        torch.testing.assert_close(output, target[1:2], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("network", BOTH)
@@ -156,7 +154,7 @@ def test_bf16_is_near_float32_and_gives_float32(network: ValueNetwork) -> None:
     model, batch = actor_critic(network), rows()
     expected = model(batch.ids, batch.starts, batch.lengths)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = model(batch.ids, batch.starts, batch.lengths)
-    for mine, theirs in zip(found, expected, strict=True):
-        assert mine.dtype == torch.float32
-        assert 0 < (mine - theirs).abs().max() < 0.2
+        outputs = model(batch.ids, batch.starts, batch.lengths)
+    for output, target in zip(outputs, expected, strict=True):
+        assert output.dtype == torch.float32
+        assert 0 < (output - target).abs().max() < 0.2

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from imdb_rlhf.models.blocks import Blocks, Normaliser, places_in, slices
+from imdb_rlhf.models.blocks import Blocks, Normaliser, indices_in, slices
 
 NEVER = -torch.inf
 
@@ -22,26 +22,26 @@ def test_blocks_are_parts_of_the_logits(dtype: torch.dtype, offset: bool, temper
     truth = hidden.double() @ weight.to(dtype).double().t()
     truth = (truth if bias is None else truth + bias) / temperature
     parts, entries = slices(7, 3), slices(11, 4)
-    made = Blocks(hidden, parts, entries)
+    memory = Blocks(hidden, parts, entries)
     for at in entries:
         for part in parts:
-            found = made.logits(hidden[part], (weight, bias), at, temperature)
-            assert found.dtype == torch.float32
+            logits = memory.logits(hidden[part], (weight, bias), at, temperature)
+            assert logits.dtype == torch.float32
             error = 0.02 if dtype == torch.bfloat16 else 1e-6
-            torch.testing.assert_close(found.double(), truth[part, at], atol=error, rtol=error)
-            lowered = made.lowered(found)
+            torch.testing.assert_close(logits.double(), truth[part, at], atol=error, rtol=error)
+            lowered = memory.lowered(logits)
             assert lowered.dtype == dtype
-            assert torch.equal(lowered, found.to(dtype))
+            assert torch.equal(lowered, logits.to(dtype))
 
 
 def test_all_blocks_lie_in_the_same_memory() -> None:
     hidden, weight = random(6, 5).bfloat16(), random(9, 5)
-    made = Blocks(hidden, slices(6, 2), slices(9, 4))
+    memory = Blocks(hidden, slices(6, 2), slices(9, 4))
     places = {
-        made.logits(hidden[part], (weight, None), at, 1.0).data_ptr() for at in slices(9, 4) for part in slices(6, 2)
+        memory.logits(hidden[part], (weight, None), at, 1.0).data_ptr() for at in slices(9, 4) for part in slices(6, 2)
     }
     assert len(places) == 1
-    assert made.float32.numel() == 2 * 4
+    assert memory.float32.numel() == 2 * 4
 
 
 def test_there_may_be_no_tokens() -> None:
@@ -64,7 +64,7 @@ def test_slices_cover_everything_once(total: int, size: int, first: int, expecte
 
 
 def test_targets_outside_a_block_are_told_apart() -> None:
-    places, inside = places_in(torch.tensor([3, 4, 6, 7, 0]), slice(4, 7))
+    places, inside = indices_in(torch.tensor([3, 4, 6, 7, 0]), slice(4, 7))
     assert inside[:, 0].tolist() == [False, True, True, False, False]
     assert places[inside].tolist() == [0, 2]
     assert places.min() >= 0

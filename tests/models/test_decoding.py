@@ -2,14 +2,16 @@
 
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import GPT2Config, GPT2LMHeadModel, GPTJConfig, GPTJForCausalLM, PreTrainedModel
+from transformers import GPT2LMHeadModel, GPTJConfig, GPTJForCausalLM, PreTrainedModel
 
 from imdb_rlhf.models.decoding import CachedDecoder, Decoder, GPT2Decoder, open_decoder
+from tests import tiny
 
 SIZES = {"vocab_size": 23, "n_positions": 24, "n_embd": 12, "n_layer": 2, "n_head": 3}
 RAGGED = [4, 1, 6, 2, 6, 1, 3]
@@ -17,19 +19,11 @@ RAGGED = [4, 1, 6, 2, 6, 1, 3]
 DROPS = {2: [5, 0, 3, 1, 2], 5: [4, 1, 0], 9: [2]}
 
 
-def make(seed: int = 0, attention: str = "sdpa", spread: float = 0.3, **changes: Any) -> GPT2LMHeadModel:
-    """A tiny GPT-2 whose biases are not 0 and whose norms do not begin at 1, so that leaving one out is seen."""
-    config = GPT2Config(bos_token_id=0, eos_token_id=0, attn_implementation=attention, **(SIZES | changes))
-    lm, random = GPT2LMHeadModel(config).eval(), torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in lm.named_parameters():
-            parameter.normal_(float("ln_" in name and "weight" in name), spread, generator=random)
-    return lm
+make = partial(tiny.scattered_gpt2, attention="sdpa", **SIZES, dropout=0.1)
 
 
 def some(count: int, vocabulary: int, seed: int) -> list[int]:
-    found: list[int] = torch.randint(vocabulary, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
-    return found
+    return cast(list[int], torch.randint(vocabulary, (count,), generator=torch.Generator().manual_seed(seed)).tolist())
 
 
 @torch.no_grad()
@@ -172,20 +166,20 @@ def test_neighbours_do_not_change_a_rows_logits() -> None:
 @pytest.mark.parametrize("parameters", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("lengths", [RAGGED, [4] * 7])
 def test_bf16_errs_at_most_twice_as_much_as_transformers(lengths: list[int], parameters: torch.dtype) -> None:
-    """Over some 12,000 logits each of three models; theirs are those of the rows read whole, in the same precision."""
-    errors = {"own": 0.0, "theirs": 0.0}
+    """Over some 12,000 logits each of three models, against rows read whole by transformers in the same precision."""
+    errors = {"own": 0.0, "transformers": 0.0}
     for seed in range(3):
-        lm = make(seed, spread=0.15, vocab_size=211, n_embd=48).to(parameters)
+        lm = make(seed=seed, spread=0.15, vocab_size=211, n_embd=48).to(parameters)
         double = deepcopy(lm).double()
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=parameters == torch.float32):
             reads = list(replay(open_decoder(lm, 7, 20), lengths, 12, 211, DROPS))
             plain = [torch.stack([whole(lm, text) for text in texts]) for texts, _ in reads]
-        for (texts, logits), theirs in zip(reads, plain, strict=True):
+        for (texts, logits), plain_logits in zip(reads, plain, strict=True):
             truth = torch.stack([whole(double, text) for text in texts])
-            assert logits.dtype == theirs.dtype == torch.bfloat16
+            assert logits.dtype == plain_logits.dtype == torch.bfloat16
             errors["own"] += float((logits - truth).abs().sum())
-            errors["theirs"] += float((theirs - truth).abs().sum())
-    assert errors["own"] <= 2 * errors["theirs"]
+            errors["transformers"] += float((plain_logits - truth).abs().sum())
+    assert errors["own"] <= 2 * errors["transformers"]
 
 
 def test_bf16_logits_are_near_the_float32_ones() -> None:
@@ -236,16 +230,16 @@ def fill(lm: GPT2LMHeadModel) -> None:
 def test_a_decoder_opened_after_a_change_of_weights_reads_the_new_ones(
     change: Callable[[GPT2LMHeadModel], None], dtype: torch.dtype
 ) -> None:
-    lm, found = make(), []
+    lm, outputs = make(), []
     for after in (False, True):
         if after:
             change(lm)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-            found.append(list(replay(open_decoder(lm, 3, 8), [2, 5, 1], 3, 23)))
+            outputs.append(list(replay(open_decoder(lm, 3, 8), [2, 5, 1], 3, 23)))
             fresh = list(replay(open_decoder(deepcopy(lm), 3, 8), [2, 5, 1], 3, 23))
-        for (_, logits), (_, expected) in zip(found[-1], fresh, strict=True):
+        for (_, logits), (_, expected) in zip(outputs[-1], fresh, strict=True):
             assert logits.equal(expected)
-    assert not any(old.equal(new) for (_, old), (_, new) in zip(*found, strict=True))
+    assert not any(old.equal(new) for (_, old), (_, new) in zip(*outputs, strict=True))
 
 
 def test_each_decoder_has_the_precision_that_it_is_opened_in() -> None:
@@ -304,11 +298,11 @@ def test_another_model_is_read_through_its_own_cache(kind: str, lengths: list[in
 
 
 def test_both_decoders_give_a_plain_gpt2_the_same_logits() -> None:
-    lm, found = make(), []
+    lm, outputs = make(), []
     for decoder in (open_decoder(lm, 7, 20), CachedDecoder(lm)):
         reads = replay(decoder, RAGGED, 5, 23)
-        found.append({tuple(text): row for texts, logits in reads for text, row in zip(texts, logits, strict=True)})
-    own, cached = found
+        outputs.append({tuple(text): row for texts, logits in reads for text, row in zip(texts, logits, strict=True)})
+    own, cached = outputs
     both = own.keys() & cached.keys()
     assert len(both) >= 7 * 6  # the prompts, and 5 tokens more
     for text in both:

@@ -37,68 +37,69 @@ USES: dict[str, Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]] = {
 
 @pytest.mark.parametrize("use", USES)
 def test_the_gradient_is_autograds(use: str) -> None:
-    mine, theirs = weight(), weight()
-    shared = TiedEmbedding(mine)
-    found = USES[use](shared.table, shared.rows)
-    expected = USES[use](theirs, lambda ids: F.embedding(ids, theirs))
-    assert torch.equal(found, expected)
-    found.backward()
+    tied, plain = weight(), weight()
+    embedding = TiedEmbedding(tied)
+    actual = USES[use](embedding.table, embedding.rows)
+    expected = USES[use](plain, lambda ids: F.embedding(ids, plain))
+    assert torch.equal(actual, expected)
+    actual.backward()
     expected.backward()
-    assert mine.grad is not None
-    assert theirs.grad is not None
-    torch.testing.assert_close(mine.grad, theirs.grad, atol=1e-12, rtol=1e-12)
+    assert tied.grad is not None
+    assert plain.grad is not None
+    torch.testing.assert_close(tied.grad, plain.grad, atol=1e-12, rtol=1e-12)
 
 
 def test_gradients_of_two_passes_add_up_together_or_one_by_one() -> None:
-    theirs = weight()
+    plain = weight()
     for part in (IDS, IDS[1:3]):
-        (spread(F.embedding(part, theirs)) * layer(theirs)).backward()
+        (spread(F.embedding(part, plain)) * layer(plain)).backward()
     together, apart = weight(), weight()
     losses = []
     for part in (IDS, IDS[1:3]):
-        shared = TiedEmbedding(together)
-        losses.append(spread(shared.rows(part)) * layer(shared.table))
+        embedding = TiedEmbedding(together)
+        losses.append(spread(embedding.rows(part)) * layer(embedding.table))
         other = TiedEmbedding(apart)
         (spread(other.rows(part)) * layer(other.table)).backward()
     torch.stack(losses).sum().backward()
-    for mine in (together, apart):
-        assert mine.grad is not None
-        torch.testing.assert_close(mine.grad, theirs.grad, atol=1e-12, rtol=1e-12)
+    for tied in (together, apart):
+        assert tied.grad is not None
+        torch.testing.assert_close(tied.grad, plain.grad, atol=1e-12, rtol=1e-12)
 
 
 def test_a_second_backward_of_the_same_pass_gives_the_same() -> None:
-    mine = weight()
-    shared = TiedEmbedding(mine)
-    loss = spread(shared.rows(IDS)) * layer(shared.table)
-    (first,) = torch.autograd.grad(loss, mine, retain_graph=True)
+    tied = weight()
+    embedding = TiedEmbedding(tied)
+    loss = spread(embedding.rows(IDS)) * layer(embedding.table)
+    (first,) = torch.autograd.grad(loss, tied, retain_graph=True)
     first = first.clone()
-    (second,) = torch.autograd.grad(loss, mine)
+    (second,) = torch.autograd.grad(loss, tied)
     assert torch.equal(first, second)
 
 
 def test_a_frozen_weight_has_no_gradient() -> None:
     frozen = weight().detach()
-    shared = TiedEmbedding(frozen)
-    assert not shared.rows(IDS).requires_grad
-    assert not shared.table.requires_grad
-    assert torch.equal(shared.rows(IDS), frozen[IDS])
+    embedding = TiedEmbedding(frozen)
+    assert not embedding.rows(IDS).requires_grad
+    assert not embedding.table.requires_grad
+    assert torch.equal(embedding.rows(IDS), frozen[IDS])
 
 
 def test_the_gradient_is_in_the_precision_of_the_weight() -> None:
-    mine = weight(torch.bfloat16)
-    shared = TiedEmbedding(mine)
-    (shared.rows(IDS).float().sum() + shared.table.float().sum()).backward()
-    assert mine.grad is not None
-    assert mine.grad.dtype == torch.bfloat16
-    assert mine.grad[:, 0].tolist() == [2, 1, 1, 4, 1, 1, 2]
+    tied = weight(torch.bfloat16)
+    embedding = TiedEmbedding(tied)
+    (embedding.rows(IDS).float().sum() + embedding.table.float().sum()).backward()
+    assert tied.grad is not None
+    assert tied.grad.dtype == torch.bfloat16
+    assert tied.grad[:, 0].tolist() == [2, 1, 1, 4, 1, 1, 2]
 
 
 @pytest.mark.parametrize(("dtype", "share"), [(torch.float32, 2e-6), (torch.bfloat16, 2**-6)])
 def test_many_small_gradients_of_one_row_are_summed_before_they_are_rounded(dtype: torch.dtype, share: float) -> None:
-    mine = weight(dtype)
-    shared = TiedEmbedding(mine)
+    tied = weight(dtype)
+    embedding = TiedEmbedding(tied)
     rows = 1e-4 * torch.randn(20_000, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64).abs()
-    (shared.table.float().sum() * 8 + (shared.rows(torch.full((20_000,), 3)) * rows.to(dtype)).float().sum()).backward()
-    assert mine.grad is not None
+    weighted = embedding.rows(torch.full((20_000,), 3)) * rows.to(dtype)
+    (embedding.table.float().sum() * 8 + weighted.float().sum()).backward()
+    assert tied.grad is not None
     truth = 8 + rows.to(dtype).double().sum(0)
-    torch.testing.assert_close(mine.grad[3].double(), truth, atol=0, rtol=share)
+    torch.testing.assert_close(tied.grad[3].double(), truth, atol=0, rtol=share)

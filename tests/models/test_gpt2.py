@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 from itertools import combinations, pairwise
 from typing import Any
 
@@ -9,12 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, GPT2Model, GPTJConfig, GPTJModel
+from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2Model, GPTJConfig, GPTJModel
 from transformers.pytorch_utils import Conv1D
 
 from imdb_rlhf.models import attention as rows_attention
 from imdb_rlhf.models import gpt2
 from imdb_rlhf.models.logprobs import hidden_states
+from tests import tiny
 
 SIZES = {"vocab_size": 23, "n_positions": 16, "n_embd": 12, "n_layer": 2, "n_head": 3}
 # Rows, time, and what differs from SIZES.
@@ -38,14 +40,7 @@ SHAPES: dict[str, tuple[int, int, dict[str, Any]]] = {
 }
 
 
-def make(seed: int = 0, attention: str = "eager", spread: float = 0.3, **changes: Any) -> GPT2LMHeadModel:
-    """A tiny GPT-2 whose biases are not 0 and whose norms do not begin at 1, so that leaving one out is seen."""
-    config = GPT2Config(bos_token_id=0, eos_token_id=0, attn_implementation=attention, **(SIZES | changes))
-    lm, random = GPT2LMHeadModel(config).eval(), torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in lm.named_parameters():
-            parameter.normal_(float("ln_" in name and "weight" in name), spread, generator=random)
-    return lm
+make = partial(tiny.scattered_gpt2, attention="eager", **SIZES, dropout=0.1)
 
 
 def tokens(rows: int, time: int, vocabulary: int, seed: int = 1) -> Tensor:
@@ -58,16 +53,16 @@ def incoming(states: Tensor, seed: int = 2) -> Tensor:
 
 
 def collect(model: nn.Module, states: Tensor, gradient: Tensor) -> dict[str, Tensor]:
-    """The states, and what a gradient of theirs gives each parameter, in float64."""
+    """The states, and each parameter's gradient given that of the states, in float64."""
     model.zero_grad()
     states.backward(gradient.to(states.dtype))
-    found = {name: p.grad.double() for name, p in model.named_parameters() if p.grad is not None}
+    actual = {name: p.grad.double() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    return found | {"states": states.detach().double()}
+    return actual | {"states": states.detach().double()}
 
 
-def theirs(model: GPT2Model, ids: Tensor) -> Tensor:
-    """What calling the model gives."""
+def transformers_states(model: GPT2Model, ids: Tensor) -> Tensor:
+    """The states that calling the model gives."""
     states = model(input_ids=ids, use_cache=False).last_hidden_state
     assert isinstance(states, Tensor)
     return states
@@ -77,14 +72,14 @@ def in_float64(model: GPT2Model, ids: Tensor, gradient: Tensor) -> dict[str, Ten
     """Transformers' states and gradients in double precision, the model's parameters taken as they are."""
     double = deepcopy(model).double()
     double.set_attn_implementation("eager")
-    return collect(double, theirs(double, ids), gradient)
+    return collect(double, transformers_states(double, ids), gradient)
 
 
-def assert_near(found: dict[str, Tensor], truth: dict[str, Tensor], share: float) -> None:
+def assert_near(actual: dict[str, Tensor], truth: dict[str, Tensor], share: float) -> None:
     """Each tensor differs from the true one by at most a share of the true one's largest number."""
-    assert found.keys() == truth.keys()
+    assert actual.keys() == truth.keys()
     for name, tensor in truth.items():
-        error, largest = float((found[name] - tensor).abs().max()), float(tensor.abs().max())
+        error, largest = float((actual[name] - tensor).abs().max()), float(tensor.abs().max())
         assert error <= share * largest, f"{name}: {error} of {largest}"
 
 
@@ -141,10 +136,10 @@ def test_attention_reads_a_few_rows_at_a_time(
         states = gpt2.states(model, ids)
     gradient = incoming(states)
     with Scores() as backward:
-        found = collect(model, states, gradient)
+        actual = collect(model, states, gradient)
     assert forward.sizes == [-(-size // filled) * filled * row for size in blocks] * 2  # two layers
     assert backward.sizes == forward.sizes
-    assert_near(found, in_float64(model, ids, gradient), 1e-5)
+    assert_near(actual, in_float64(model, ids, gradient), 1e-5)
 
 
 # Heads of 12: weights of 32 columns are smaller than 3 * 12 numbers of each of 32 tokens, those of 64 larger.
@@ -155,9 +150,9 @@ def test_weights_are_kept_where_they_are_smaller_than_what_they_are_made_of(time
         states = gpt2.states(model, ids)
     gradient = incoming(states)
     with Scores() as backward:
-        found = collect(model, states, gradient)
+        actual = collect(model, states, gradient)
     assert backward.sizes == ([] if time <= 32 else forward.sizes)
-    assert_near(found, in_float64(model, ids, gradient), 1e-5)
+    assert_near(actual, in_float64(model, ids, gradient), 1e-5)
 
 
 class Shapes(TorchDispatchMode):
@@ -165,12 +160,12 @@ class Shapes(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: set[tuple[Any, ...]] = set()
+        self.products: set[tuple[Any, ...]] = set()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if any(name in str(function) for name in ("mm", "linear_pointwise")):
             factors = [x for x in args if isinstance(x, Tensor)]
-            self.found.add((str(function), *(tuple(x.shape) for x in factors)))
+            self.products.add((str(function), *(tuple(x.shape) for x in factors)))
         return function(*args, **(kwargs or {}))
 
 
@@ -183,7 +178,7 @@ def test_batches_of_many_lengths_make_products_of_rounded_up(dtype: torch.dtype)
             lengths = torch.randint(20, 64, (24,), generator=random)
             states, _ = gpt2.packed_states(model, tokens(24, 64, 23), lengths)
             states.float().sum().backward()
-            counts.append(len(shapes.found))
+            counts.append(len(shapes.products))
     # 40 batches with as many numbers of tokens; the last 20 bring hardly a size that was not there
     assert counts[-1] < 1.25 * counts[19]
     assert counts[-1] < 200
@@ -193,25 +188,25 @@ def test_batches_of_many_lengths_make_products_of_rounded_up(dtype: torch.dtype)
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_bf16_errs_at_most_twice_as_much_as_transformers(attention: str, parameters: torch.dtype) -> None:
     """Over every tensor's relative error, in three models: those of the states and of 28 parameters' gradients."""
-    errors = {"own": 0.0, "theirs": 0.0}
+    errors = {"own": 0.0, "transformers": 0.0}
     values = dict(errors)
     for seed in range(3):
-        model = make(seed, attention, spread=0.15, n_embd=48, n_head=3).transformer.to(parameters)
+        model = make(seed=seed, attention=attention, spread=0.15, n_embd=48, n_head=3).transformer.to(parameters)
         ids = tokens(12, 15, 23, seed)
         gradient = incoming(torch.empty(12, 15, 48), seed)
         truth = in_float64(model, ids, gradient)
-        for which, forward in (("own", gpt2.states), ("theirs", theirs)):
+        for which, forward in (("own", gpt2.states), ("transformers", transformers_states)):
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=parameters == torch.float32):
                 states = forward(model, ids)
             assert states.dtype == parameters
-            found = collect(model, states, gradient)
-            assert found.keys() == truth.keys()
-            relative = {name: float((found[name] - t).norm() / t.norm()) for name, t in truth.items()}
+            actual = collect(model, states, gradient)
+            assert actual.keys() == truth.keys()
+            relative = {name: float((actual[name] - t).norm() / t.norm()) for name, t in truth.items()}
             values[which] += relative.pop("states")
             errors[which] += sum(relative.values())
-    assert values["theirs"] > 3 * 1e-3 and errors["theirs"] > 28 * 3 * 1e-3  # bf16 it was
-    assert values["own"] <= 2 * values["theirs"]
-    assert errors["own"] <= 2 * errors["theirs"]
+    assert values["transformers"] > 3 * 1e-3 and errors["transformers"] > 28 * 3 * 1e-3  # bf16 it was
+    assert values["own"] <= 2 * values["transformers"]
+    assert errors["own"] <= 2 * errors["transformers"]
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -220,12 +215,12 @@ def test_what_stands_behind_a_row_changes_nothing(attention: str) -> None:
     inside = torch.arange(9) < torch.tensor([9, 1, 4, 6])[:, None]
     garbage = torch.where(inside, ids, others)
     assert not garbage.equal(ids)
-    found = []
+    actual = []
     for given in (ids, garbage):
         states = gpt2.states(model, given)
-        found.append(collect(model, states, incoming(states) * inside[:, :, None]))
-    found[1]["states"], found[0]["states"] = found[1]["states"][inside], found[0]["states"][inside]
-    assert_near(found[1], found[0], 1e-7)
+        actual.append(collect(model, states, incoming(states) * inside[:, :, None]))
+    actual[1]["states"], actual[0]["states"] = actual[1]["states"][inside], actual[0]["states"][inside]
+    assert_near(actual[1], actual[0], 1e-7)
     for row, length in enumerate([9, 1, 4, 6]):
         alone = gpt2.states(model, ids[row : row + 1, :length])[0].double()
         together = collect(model, gpt2.states(model, garbage), incoming(states))["states"][row, :length]
@@ -309,8 +304,8 @@ def test_frozen_parameters_have_no_gradient_and_the_others_have_theirs() -> None
         truth = in_float64(model, ids, gradient)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in names)
-        found = collect(model, gpt2.states(model, ids), gradient)
-        assert_near(found, {name: truth[name] for name in (*names, "states")}, 1e-5)
+        actual = collect(model, gpt2.states(model, ids), gradient)
+        assert_near(actual, {name: truth[name] for name in (*names, "states")}, 1e-5)
 
 
 def test_gradients_add_up_over_batches() -> None:
@@ -319,9 +314,9 @@ def test_gradients_add_up_over_batches() -> None:
     truth = in_float64(model, ids, gradient)
     for part in (slice(0, 2), slice(2, 6)):
         gpt2.states(model, ids[part]).backward(gradient[part].float())
-    found = {name: p.grad.double() for name, p in model.named_parameters() if p.grad is not None}
+    actual = {name: p.grad.double() for name, p in model.named_parameters() if p.grad is not None}
     truth.pop("states")
-    assert_near(found, truth, 1e-5)
+    assert_near(actual, truth, 1e-5)
 
 
 # --- what it may be used for
@@ -365,9 +360,9 @@ class Shifted(GPT2Model):
     """A model of a type derived from the published one."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        found = super().forward(*args, **kwargs)
-        found.last_hidden_state = found.last_hidden_state + 1
-        return found
+        output = super().forward(*args, **kwargs)
+        output.last_hidden_state = output.last_hidden_state + 1
+        return output
 
 
 def derived(model: GPT2Model) -> GPT2Model:
@@ -439,10 +434,10 @@ def test_a_changed_gpt2_goes_through_transformers(change: str, attention: str) -
         before = gpt2.states(lm.transformer, ids)
         lm.transformer = CHANGES[change](lm.transformer)
         assert not gpt2.is_plain(lm.transformer)
-        found, expected = hidden_states(lm, ids), theirs(lm.transformer, ids)
+        actual, expected = hidden_states(lm, ids), transformers_states(lm.transformer, ids)
         # where it matters: the published function gives something else
         assert (before - expected).abs().max() > 1e-4 * expected.abs().max()
-    assert found.equal(expected)
+    assert actual.equal(expected)
 
 
 class Twice(nn.Module):
@@ -473,7 +468,7 @@ def test_a_gpt2_with_any_part_wrapped_goes_through_transformers(place: str) -> N
     wrapped = Twice(lm.transformer.get_submodule(place))
     parent.register_module(name, wrapped)
     assert not gpt2.is_plain(lm.transformer)
-    assert hidden_states(lm, ids).equal(theirs(lm.transformer, ids))
+    assert hidden_states(lm, ids).equal(transformers_states(lm.transformer, ids))
 
 
 @pytest.mark.parametrize("place", ["", "h.0", "h.1.attn", "h.0.mlp.c_fc"])
@@ -516,7 +511,7 @@ def test_an_embedding_that_renormalises_goes_through_transformers() -> None:
     lm, ids = make(), tokens(3, 7, 23)
     lm.transformer.wte.max_norm = 0.5
     assert not gpt2.is_plain(lm.transformer)
-    assert hidden_states(lm, ids).equal(theirs(lm.transformer, ids))
+    assert hidden_states(lm, ids).equal(transformers_states(lm.transformer, ids))
 
 
 @pytest.mark.parametrize(("option", "value"), [("padding_idx", 3), ("scale_grad_by_freq", True), ("sparse", True)])
@@ -533,7 +528,7 @@ def test_a_hook_on_all_modules_is_called() -> None:
     )
     try:
         assert not gpt2.is_plain(lm.transformer)
-        assert hidden_states(lm, ids).equal(theirs(lm.transformer, ids))
+        assert hidden_states(lm, ids).equal(transformers_states(lm.transformer, ids))
     finally:
         handle.remove()
     assert gpt2.is_plain(lm.transformer)
@@ -543,13 +538,13 @@ def test_a_hook_on_all_modules_is_called() -> None:
 @pytest.mark.parametrize("under", [False, True])
 def test_gradients_are_the_same_where_backward_is_under_autocast(attention: str, under: bool) -> None:
     model, ids = make(attention=attention).transformer, tokens(3, 7, 23)
-    gradient, found = incoming(torch.empty(3, 7, 12)), []
+    gradient, actual = incoming(torch.empty(3, 7, 12)), []
     for backward_too in (False, True):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=under):
             states = gpt2.states(model, ids)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=backward_too):
-            found.append(collect(model, states, gradient))
-    assert all(tensor.equal(found[0][name]) for name, tensor in found[1].items())
+            actual.append(collect(model, states, gradient))
+    assert all(tensor.equal(actual[0][name]) for name, tensor in actual[1].items())
 
 
 @pytest.mark.parametrize("options", [{"reorder_and_upcast_attn": True}, {"add_cross_attention": True}])
@@ -581,7 +576,7 @@ def test_another_architecture_goes_through_transformers() -> None:
     model = GPTJModel(GPTJConfig(**SIZES, rotary_dim=4, bos_token_id=0, eos_token_id=0)).eval()
     assert not gpt2.is_plain(model)
     ids = tokens(3, 7, 23)
-    assert hidden_states(model, ids).equal(theirs(model, ids))
+    assert hidden_states(model, ids).equal(transformers_states(model, ids))
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -597,6 +592,6 @@ def test_dropout_drops_in_training_alone(rate: str, attention: str) -> None:
     first, second = hidden_states(lm, ids), hidden_states(lm, ids)
     assert not first.equal(second) and not first.equal(calm)
     torch.manual_seed(5)
-    assert first.equal(theirs(lm.transformer, ids))
+    assert first.equal(transformers_states(lm.transformer, ids))
     lm.eval()
     assert hidden_states(lm, ids).equal(calm)

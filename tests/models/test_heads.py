@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2LMHeadModel
 
 from imdb_rlhf.models.heads import RewardHead, make_reward_head, score_rows
+from tests import tiny
 
 PAD = 0  # the end of text pads, and may be sampled
 
@@ -15,10 +16,7 @@ PAD = 0  # the end of text pads, and may be sampled
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("lm")
-    torch.manual_seed(0)
-    sizes = {"vocab_size": 19, "n_positions": 16, "n_embd": 16, "n_layer": 2, "n_head": 2}
-    config = GPT2Config(initializer_range=0.3, bos_token_id=0, eos_token_id=0, **sizes)
-    GPT2LMHeadModel(config).save_pretrained(place)
+    tiny.gpt2(spread=0.3).save_pretrained(place)
     return place
 
 
@@ -38,9 +36,9 @@ def test_the_score_is_read_at_the_last_token_of_each_row(folder: Path) -> None:
         ids = torch.full((4, 8), padding)
         for at, row in enumerate(ROWS):
             ids[at, : len(row)] = torch.tensor(row)
-        found = head(ids, torch.tensor([len(row) for row in ROWS]))
-        assert found.shape == (4,) and found.dtype == torch.float32
-        assert found.tolist() == pytest.approx([by_hand(head, row) for row in ROWS], abs=1e-5)
+        scores = head(ids, torch.tensor([len(row) for row in ROWS]))
+        assert scores.shape == (4,) and scores.dtype == torch.float32
+        assert scores.tolist() == pytest.approx([by_hand(head, row) for row in ROWS], abs=1e-5)
 
 
 def test_a_head_is_drawn_from_its_seed_on_the_layers_of_the_folder(folder: Path) -> None:
@@ -77,9 +75,9 @@ def test_a_gain_multiplies_all_scores(folder: Path) -> None:
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
 def test_rows_are_scored_in_their_order_whatever_the_batches(folder: Path, batch_size: int) -> None:
     head = make_reward_head(folder, "eager", 0, PAD)
-    found = score_rows(head, [row[:1] for row in ROWS], [row[1:] for row in ROWS], batch_size)
-    assert found.dtype == np.float64
-    np.testing.assert_allclose(found, [by_hand(head, row) for row in ROWS], atol=1e-5)
+    scores = score_rows(head, [row[:1] for row in ROWS], [row[1:] for row in ROWS], batch_size)
+    assert scores.dtype == np.float64
+    np.testing.assert_allclose(scores, [by_hand(head, row) for row in ROWS], atol=1e-5)
     assert score_rows(head, [], [], batch_size).shape == (0,)
 
 

@@ -1,57 +1,18 @@
-"""Log-probs and exact KL against plain full logits and against enumeration."""
+"""Log-probs against the model's whole logits: values, gradients, blocks, precision."""
 
-from collections.abc import Iterator
 from itertools import product
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import GPT2Config, GPT2LMHeadModel, GPTJConfig, GPTJForCausalLM, PreTrainedModel
+from transformers import GPT2LMHeadModel, GPTJConfig, GPTJForCausalLM, PreTrainedModel
 
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.models import blocks
 from imdb_rlhf.models.kl import compare
 from imdb_rlhf.models.logprobs import LogProbs, Rows, completion_mask, sequence_logprobs, token_logprobs
-
-EOS = 4
-
-
-def gpt2(seed: int, vocabulary: int = 23, width: int = 16, spread: float = 0.3) -> GPT2LMHeadModel:
-    """A tiny GPT-2 whose next-token distributions are far from uniform."""
-    torch.manual_seed(seed)
-    config = GPT2Config(
-        vocab_size=vocabulary,
-        n_positions=32,
-        n_embd=width,
-        n_layer=2,
-        n_head=2,
-        initializer_range=spread,
-        bos_token_id=EOS,
-        eos_token_id=EOS,
-    )
-    return GPT2LMHeadModel(config).eval()
-
-
-def ragged(vocabulary: int = 23) -> tuple[list[list[int]], list[list[int]]]:
-    """Prompts and completions of many lengths: prompts of one token, completions of one and of none."""
-    random = torch.Generator().manual_seed(5)
-    sizes = [(1, 1), (4, 9), (8, 0), (1, 12), (3, 1), (6, 5)]
-
-    def tokens(count: int) -> list[int]:
-        return torch.randint(vocabulary, (count,), generator=random).tolist()
-
-    return [tokens(a) for a, _ in sizes], [tokens(b) for _, b in sizes]
-
-
-def plain_sequence(lm: PreTrainedModel, prompt: list[int], completion: list[int], temperature: float = 1.0) -> Tensor:
-    """The log-prob of one completion from the model's own full logits, a row at a time, without padding."""
-    ids = torch.tensor([prompt + completion])
-    log_softmax = (lm(input_ids=ids).logits[0].float() / temperature).log_softmax(-1)
-    places = range(len(prompt), len(prompt) + len(completion))
-    return sum((log_softmax[at - 1, ids[0, at]] for at in places), torch.zeros(()))
-
+from tests import tiny
+from tests.models.logits import EOS, Largest, full, gpt2, limit, ragged
 
 # --- the fused function
 
@@ -77,32 +38,15 @@ def test_values_and_gradients_equal_plain_ones(
     expected.backward(incoming.double())
 
     leaves = [tensor.clone().requires_grad_() for tensor in inputs]
-    found = token_logprobs(leaves[0], leaves[1], leaves[2] if with_bias else None, targets, temperature)
-    found.backward(incoming)
+    actual = token_logprobs(leaves[0], leaves[1], leaves[2] if with_bias else None, targets, temperature)
+    actual.backward(incoming)
 
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=0)
+    assert actual.dtype == torch.float32
+    torch.testing.assert_close(actual.double(), expected, atol=1e-5, rtol=0)
     for leaf, truth in zip(leaves, exact, strict=True):
         assert leaf.grad is not None
         assert truth.grad is not None
         torch.testing.assert_close(leaf.grad.double(), truth.grad, atol=1e-5, rtol=1e-5)
-
-
-class Largest(TorchDispatchMode):
-    """Watches every tensor that is made: numbers held at once in one that ends in a vocabulary, rows multiplied."""
-
-    def __init__(self, vocabulary: int) -> None:
-        super().__init__()
-        self.vocabulary, self.numbers, self.rows = vocabulary, 0, 0
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = function(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, tuple | list) else [out]:
-            if isinstance(tensor, Tensor) and tensor.ndim > 0 and tensor.shape[-1] == self.vocabulary:
-                self.numbers = max(self.numbers, tensor.numel())
-                if "mm" in str(function):
-                    self.rows += tensor.numel() // self.vocabulary
-        return out
 
 
 def test_logits_are_never_held_for_all_tokens_and_made_for_completions_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,15 +87,17 @@ def test_a_models_values_and_gradients_equal_those_of_its_logits(
     prompts, completions = ragged()
     rows, signs = Rows.of(prompts, completions), torch.tensor([1.0, -2.0, 3.0, -1.0, 0.5, 1.0])
 
-    expected = torch.stack([plain_sequence(lm, p, c, temperature) for p, c in zip(prompts, completions, strict=True)])
+    expected = torch.stack(
+        [tiny.completion_logprob(lm, p, c, temperature) for p, c in zip(prompts, completions, strict=True)]
+    )
     (expected * signs).sum().backward()
     truth = {name: p.grad.clone() for name, p in lm.named_parameters() if p.grad is not None}
     lm.zero_grad()
-    found = LogProbs(lm, temperature)(rows.ids, rows.starts, rows.lengths)
-    (found.sum(-1) * signs).sum().backward()
+    actual = LogProbs(lm, temperature)(rows.ids, rows.starts, rows.lengths)
+    (actual.sum(-1) * signs).sum().backward()
 
-    torch.testing.assert_close(found.sum(-1), expected, atol=1e-5, rtol=1e-5)
-    assert found.sum(-1)[2].item() == 0  # the empty completion
+    torch.testing.assert_close(actual.sum(-1), expected, atol=1e-5, rtol=1e-5)
+    assert actual.sum(-1)[2].item() == 0  # the empty completion
     found_gradients = {name: p.grad for name, p in lm.named_parameters() if p.grad is not None}
     assert found_gradients.keys() == truth.keys()
     for name, gradient in found_gradients.items():
@@ -230,117 +176,7 @@ def test_a_bf16_gradient_is_near_the_float32_one() -> None:
     assert not gradients[1].equal(gradients[0])
 
 
-# --- the exact KL, in a world of 5 words and 3 steps
-
-
-def world() -> list[list[int]]:
-    """All completions of at most 3 tokens; token 4 is EOS and ends one."""
-    return [
-        list(y[:length])
-        for length in (1, 2, 3)
-        for y in product(range(5), repeat=length)
-        if EOS not in y[: length - 1] and (length == 3 or y[-1] == EOS)
-    ]
-
-
-def enumerated(lm: PreTrainedModel, prompt: list[int], temperature: float) -> Tensor:
-    """(completions,) float64 log-probs of all of them, from full logits in double precision."""
-    twice = gpt2(0, vocabulary=5)
-    twice.load_state_dict(lm.state_dict())
-    twice.double()
-    with torch.no_grad():
-        values = []
-        for y in world():
-            logits = twice(input_ids=torch.tensor([prompt + y])).logits[0] / temperature
-            log_softmax = logits.log_softmax(-1)
-            values.append(sum(log_softmax[len(prompt) - 1 + at, token] for at, token in enumerate(y)))
-    return torch.stack([torch.as_tensor(value) for value in values])
-
-
-@pytest.fixture(params=[1.0, 0.7])
-def temperature(request: pytest.FixtureRequest) -> Iterator[float]:
-    yield request.param
-
-
-def test_the_exact_kl_has_the_enumerated_kl_as_its_mean(temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(blocks.CHUNK, "cpu", 5 * 7)  # 7 tokens at a time
-    policy, reference, prompt = gpt2(0, vocabulary=5), gpt2(1, vocabulary=5), [2, 0]
-    every = world()
-    assert len(every) == 1 + 4 + 4 * 4 * 5
-    log_p, log_q = (enumerated(lm, prompt, temperature) for lm in (policy, reference))
-    p = log_p.exp()
-    assert p.sum().item() == pytest.approx(1)
-    expected = (p * (log_p - log_q)).sum().item()
-    backward = (log_q.exp() * (log_q - log_p)).sum().item()
-    assert expected > 0.3
-    assert abs(expected - backward) > 0.01  # so that the direction is seen
-
-    compared = compare(policy, reference, Rows.of([prompt] * len(every), every), temperature)
-    assert compared.kl.dtype == torch.float64
-    torch.testing.assert_close(compared.logprob, log_p, atol=1e-5, rtol=0)
-    torch.testing.assert_close(compared.ref_logprob, log_q, atol=1e-5, rtol=0)
-    assert (p * compared.kl).sum().item() == pytest.approx(expected, abs=1e-5)
-    assert (p * (compared.logprob - compared.ref_logprob)).sum().item() == pytest.approx(expected, abs=1e-5)
-    # and with less variance than k1
-    spread = [(p * (v - expected) ** 2).sum() for v in (compared.kl, compared.logprob - compared.ref_logprob)]
-    assert spread[0] < 0.7 * spread[1]
-
-
-def test_a_reference_with_more_entries_keeps_its_mass_on_them() -> None:
-    policy, reference, prompt = gpt2(0, vocabulary=5), gpt2(1, vocabulary=8), [2, 0]
-    with torch.no_grad():
-        pi, ref = (
-            lm(input_ids=torch.tensor([prompt])).logits[0, -1].double().log_softmax(-1) for lm in (policy, reference)
-        )
-    assert ref[5:].exp().sum() > 0.1
-    expected = sum((pi[v].exp() * (pi[v] - ref[v])).item() for v in range(5))  # the policy never samples 5, 6, 7
-    compared = compare(policy, reference, Rows.of([prompt], [[3]]))
-    assert compared.kl.item() == pytest.approx(expected, abs=1e-5)
-    assert compared.ref_logprob.item() == pytest.approx(ref[3].item(), abs=1e-5)
-
-
-def test_the_exact_kl_of_a_sequence_is_the_sum_over_its_steps(temperature: float) -> None:
-    policy, reference, prompt, y = gpt2(0, vocabulary=5), gpt2(1, vocabulary=5), [1], [3, 0, 2]
-    with torch.no_grad():
-        log_pi, log_ref = (
-            (lm(input_ids=torch.tensor([prompt + y])).logits[0, :3].double() / temperature).log_softmax(-1)
-            for lm in (policy, reference)
-        )
-    expected = sum(float(a.exp() * (a - b)) for s in range(3) for a, b in zip(log_pi[s], log_ref[s], strict=True))
-    assert compare(policy, reference, Rows.of([prompt], [y]), temperature).kl.item() == pytest.approx(
-        expected, abs=1e-5
-    )
-
-
-def test_equal_models_have_no_kl(temperature: float) -> None:
-    policy, reference = gpt2(3, vocabulary=5), gpt2(3, vocabulary=5)
-    compared = compare(policy, reference, Rows.of([[1]] * len(world()), world()), temperature)
-    assert compared.kl.abs().max() == 0
-    assert compared.logprob.equal(compared.ref_logprob)
-
-
-def test_a_comparison_is_float32_inside_autocast() -> None:
-    policy, reference, rows = gpt2(0), gpt2(1), Rows.of(*ragged())
-    outside = compare(policy, reference, rows)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = compare(policy, reference, rows)
-    assert inside.kl.equal(outside.kl)
-    assert inside.logprob.equal(outside.logprob)
-
-
-def test_completions_without_tokens_have_no_kl() -> None:
-    compared = compare(gpt2(0), gpt2(1), Rows.of([[1, 2], [3]], [[], []]))
-    assert compared.kl.tolist() == [0, 0]
-    assert compared.logprob.tolist() == [0, 0]
-
-
 # --- blocks of tokens and of the vocabulary
-
-
-def limit(monkeypatch: pytest.MonkeyPatch, chunk: int, tile: int) -> None:
-    """Allow so many logits at once, of so many entries of the vocabulary."""
-    for name, value in (("CHUNK", chunk), ("TILE", tile)):
-        monkeypatch.setattr(blocks, name, dict.fromkeys(getattr(blocks, name), value))
 
 
 @pytest.mark.parametrize("tile", [1, 2, 7, 64, 1 << 20])  # none but 1 divides 101
@@ -358,10 +194,10 @@ def test_no_block_changes_values_or_gradients(monkeypatch: pytest.MonkeyPatch, v
         expected = log_softmax.gather(1, targets[:, None])[:, 0]
         expected.backward(incoming.double())
         leaves = [tensor.clone().requires_grad_() for tensor in (hidden, weight, bias)]
-        found = token_logprobs(leaves[0], leaves[1], leaves[2], targets, temperature)
-        found.backward(incoming)
+        actual = token_logprobs(leaves[0], leaves[1], leaves[2], targets, temperature)
+        actual.backward(incoming)
 
-        torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(actual.double(), expected, atol=1e-5, rtol=0)
         for leaf, truth in zip(leaves, exact, strict=True):
             assert leaf.grad is not None and truth.grad is not None
             torch.testing.assert_close(leaf.grad.double(), truth.grad, atol=1e-5, rtol=1e-5)
@@ -381,22 +217,13 @@ def test_a_block_is_at_most_a_tile_wide_and_a_chunk_large(monkeypatch: pytest.Mo
     assert block.rows == 2 * 5 * 23
 
 
-def full(lm: PreTrainedModel, rows: Rows, temperature: float = 1.0) -> Tensor:
-    """(rows, time) log-probs of completion tokens from the model's own logits, all held at once."""
-    logits = lm(input_ids=rows.ids, use_cache=False).logits[:, :-1]
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
-    values = wide.log_softmax(-1).gather(2, rows.ids[:, 1:, None])[..., 0]
-    inside = completion_mask(rows.ids, rows.starts, rows.lengths)
-    return torch.nn.functional.pad(values, (1, 0)).where(inside, 0.0)
-
-
 def with_gradients(lm: PreTrainedModel, values: Tensor, incoming: Tensor) -> dict[str, Tensor]:
-    """The values, and the gradient of each parameter for a gradient of theirs, in float64."""
+    """The values, and each parameter's gradient given that of the values, in float64."""
     lm.zero_grad()
     values.backward(incoming.to(values.dtype))
-    found = {name: p.grad.double() for name, p in lm.named_parameters() if p.grad is not None}
+    actual = {name: p.grad.double() for name, p in lm.named_parameters() if p.grad is not None}
     lm.zero_grad()
-    return found | {"values": values.detach().double()}
+    return actual | {"values": values.detach().double()}
 
 
 def shaken(lm: GPT2LMHeadModel, spread: float = 0.3) -> GPT2LMHeadModel:
@@ -427,14 +254,14 @@ def test_a_models_log_probs_and_gradients_over_odd_shapes(
         [text[a:] for text, (a, _) in zip(texts, sizes, strict=True)],
     )
     incoming = torch.randn(rows.ids.shape, generator=random, dtype=torch.float64)
-    lm = shaken(gpt2(0, vocabulary))
-    found = with_gradients(lm, LogProbs(lm, 0.7)(rows.ids, rows.starts, rows.lengths), incoming)
+    lm = shaken(gpt2(0, vocabulary=vocabulary))
+    actual = with_gradients(lm, LogProbs(lm, 0.7)(rows.ids, rows.starts, rows.lengths), incoming)
     lm.double()
     truth = with_gradients(lm, full(lm, rows, 0.7), incoming)
-    assert found.keys() == truth.keys()
+    assert actual.keys() == truth.keys()
     for name, tensor in truth.items():
         # the gradients of a vocabulary of 1 are 0
-        assert (found[name] - tensor).abs().max() <= 1e-5 * (tensor.abs().max() if vocabulary > 1 else 1.0), name
+        assert (actual[name] - tensor).abs().max() <= 1e-5 * (tensor.abs().max() if vocabulary > 1 else 1.0), name
 
 
 def test_without_completion_tokens_there_are_no_gradients() -> None:
@@ -450,13 +277,13 @@ def test_what_stands_behind_a_row_changes_no_gradient() -> None:
     lm, rows = shaken(gpt2(0)), Rows.of(*ragged())
     random = torch.Generator().manual_seed(3)
     inside = torch.arange(rows.ids.shape[1]) < rows.lengths[:, None]
-    found = []
+    actual = []
     for garbage in (torch.zeros_like(rows.ids), torch.randint(23, rows.ids.shape, generator=random)):
         given = torch.where(inside, rows.ids, garbage)
         values = LogProbs(lm)(given, rows.starts, rows.lengths)
-        found.append(with_gradients(lm, values, torch.arange(values.numel()).view_as(values)))
-    for name, tensor in found[0].items():
-        assert (found[1][name] - tensor).abs().max() <= 1e-7 * tensor.abs().max(), name
+        actual.append(with_gradients(lm, values, torch.arange(values.numel()).view_as(values)))
+    for name, tensor in actual[0].items():
+        assert (actual[1][name] - tensor).abs().max() <= 1e-7 * tensor.abs().max(), name
 
 
 @pytest.mark.parametrize("tile", [64, 1 << 20])
@@ -473,16 +300,16 @@ def test_bf16_gradients_err_at_most_twice_as_much_as_plain_ones(monkeypatch: pyt
         incoming = torch.randn(ids.shape, generator=random, dtype=torch.float64)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             values = LogProbs(lm, 0.7)(rows.ids, rows.starts, rows.lengths), full(lm, rows, 0.7)
-        found = [with_gradients(lm, value, incoming) for value in values]
+        actual = [with_gradients(lm, value, incoming) for value in values]
         lm.double()
         truth = with_gradients(lm, full(lm, rows, 0.7), incoming)
-        for errors, tensors in ((own, found[0]), (plain, found[1])):
+        for errors, tensors in ((own, actual[0]), (plain, actual[1])):
             assert tensors.keys() == truth.keys()
             errors.append({name: float((tensors[name] - t).norm() / t.norm()) for name, t in truth.items()})
     for names in (["values"], ["transformer.wte.weight"], list(own[0])):
-        mine, theirs = (sum(error[name] for error in errors for name in names) for errors in (own, plain))
-        assert theirs > 1e-3 * 3 * len(names)  # bf16 it was
-        assert mine <= 2 * theirs
+        own_error, plain_error = (sum(error[name] for error in errors for name in names) for errors in (own, plain))
+        assert plain_error > 1e-3 * 3 * len(names)  # bf16 it was
+        assert own_error <= 2 * plain_error
 
 
 @pytest.mark.parametrize("tile", [2, 64, 1 << 20])  # many small parts are summed in float32
@@ -508,76 +335,13 @@ def test_bf16_products_err_at_most_twice_as_much_as_plain_ones(monkeypatch: pyte
         assert len(gradients) == 3 and all(gradient.dtype == kind for gradient in gradients)
         return [tensor.detach().double() for tensor in (values, *gradients)]
 
-    truth, plain, found = run(None, False), run(torch.bfloat16, False), run(torch.bfloat16, True)
-    for exact, theirs, mine in zip(truth, plain, found, strict=True):
-        assert (theirs - exact).norm() > 1e-4 * exact.norm()  # bf16 it was
-        assert (mine - exact).norm() <= 2 * (theirs - exact).norm()
+    truth, plain, actual = run(None, False), run(torch.bfloat16, False), run(torch.bfloat16, True)
+    for exact, rounded, fused in zip(truth, plain, actual, strict=True):
+        assert (rounded - exact).norm() > 1e-4 * exact.norm()  # bf16 it was
+        assert (fused - exact).norm() <= 2 * (rounded - exact).norm()
 
 
-# --- the exact KL in blocks
-
-
-def constant(logits: Tensor) -> GPT2LMHeadModel:
-    """A model that gives every next token the same (vocabulary,) logits, and gives them exactly."""
-    lm = gpt2(0, vocabulary=len(logits), width=4)
-    with torch.no_grad():
-        lm.transformer.ln_f.weight.zero_()
-        lm.transformer.ln_f.bias.copy_(torch.tensor([1.0, 0.0, 0.0, 0.0]))
-        lm.lm_head = torch.nn.Linear(4, len(logits), bias=False)
-        lm.lm_head.weight.zero_()
-        lm.lm_head.weight[:, 0] = logits
-    return lm
-
-
-@pytest.mark.parametrize("tile", [1, 4, 7, 1 << 20])
-@pytest.mark.parametrize("more", [0, 1, 9])  # entries that the reference has and the policy lacks
-@pytest.mark.parametrize("shift", [0.0, -1024.0, 65536.0])  # of all logits; a multiple of an eighth stays exact
-def test_the_kl_of_known_distributions(monkeypatch: pytest.MonkeyPatch, shift: float, more: int, tile: int) -> None:
-    limit(monkeypatch, 3 * tile, tile)
-    random = torch.Generator().manual_seed(more)
-    policy, reference = (torch.randint(-40, 40, (count,), generator=random) / 8 for count in (11, 11 + more))
-    log_pi, log_ref = (logits.double().log_softmax(-1) for logits in (policy, reference))
-    step = float((log_pi.exp() * (log_pi - log_ref[:11])).sum())
-    completions = [[3, 0, 10], [], [7]]
-    compared = compare(constant(policy + shift), constant(reference + shift), Rows.of([[1], [2, 4], [5]], completions))
-    assert compared.kl.tolist() == pytest.approx([3 * step, 0, step], abs=1e-5)
-    for found, exact in ((compared.logprob, log_pi), (compared.ref_logprob, log_ref)):
-        assert found.tolist() == pytest.approx([float(exact[y].sum()) for y in completions], abs=1e-5)
-
-
-def test_two_common_shifts_may_differ() -> None:
-    policy, reference = (torch.tensor(logits) for logits in ([1.0, 2.5, -3.0], [0.5, -1.0, 2.0]))
-    rows = Rows.of([[1]], [[0, 2]])
-    near, far = (compare(constant(policy + shift), constant(reference), rows).kl.item() for shift in (0.0, 64.0))
-    log_pi, log_ref = (logits.double().log_softmax(-1) for logits in (policy, reference))
-    expected = 2 * float((log_pi.exp() * (log_pi - log_ref)).sum())
-    assert [near, far] == pytest.approx([expected] * 2, abs=3e-5)
-
-
-def test_a_certain_policy_and_an_impossible_token_have_finite_kl() -> None:
-    certain = torch.tensor([0.0, 80.0, -80.0])
-    compared = compare(constant(certain), constant(torch.zeros(3)), Rows.of([[1]], [[1]]))
-    assert compared.kl.item() == pytest.approx(float(torch.tensor(3.0).log()), abs=1e-5)
-    compared = compare(constant(torch.zeros(3)), constant(certain), Rows.of([[1]], [[1]]))
-    assert compared.kl.item() == pytest.approx(80 - float(torch.tensor(3.0).log()), abs=1e-4)
-
-
-@pytest.mark.parametrize("tile", [1, 6, 17, 1 << 20])
-@pytest.mark.parametrize("more", [0, 8])
-def test_the_kl_of_models_is_that_of_their_whole_logits(monkeypatch: pytest.MonkeyPatch, more: int, tile: int) -> None:
-    limit(monkeypatch, 4 * tile, tile)
-    policy, reference, rows = gpt2(0), gpt2(1, vocabulary=23 + more), Rows.of(*ragged())
-    compared = compare(policy, reference, rows, 0.7)
-    inside = completion_mask(rows.ids, rows.starts, rows.lengths)
-    with torch.no_grad():
-        log_pi, log_ref = (
-            (lm.double()(input_ids=rows.ids).logits[:, :-1] / 0.7).log_softmax(-1) for lm in (policy, reference)
-        )
-        steps = (log_pi.exp() * (log_pi - log_ref[..., :23])).sum(-1).where(inside[:, 1:], 0.0)
-        assert steps.max() > 1
-        torch.testing.assert_close(compared.kl, steps.sum(-1), atol=1e-5, rtol=1e-5)
-        for lm, found in ((policy, compared.logprob), (reference, compared.ref_logprob)):
-            torch.testing.assert_close(found, full(lm, rows, 0.7).sum(-1), atol=1e-5, rtol=1e-5)
+# --- output layers
 
 
 def test_an_output_layer_that_is_more_than_a_weight_is_refused() -> None:
@@ -598,13 +362,13 @@ def test_a_completion_needs_a_token_before_it() -> None:
 def test_a_frozen_output_layer_leaves_the_other_gradients_as_they_are() -> None:
     prompts, completions = ragged()
     rows = Rows.of(prompts, completions)
-    found = []
+    actual = []
     for frozen in (False, True):
         lm = gpt2(0)
         lm.lm_head = torch.nn.Linear(lm.config.n_embd, 23, bias=False)
         torch.nn.init.constant_(lm.lm_head.weight, 0.1)
         lm.lm_head.weight.requires_grad_(not frozen)
         LogProbs(lm)(rows.ids, rows.starts, rows.lengths).sum().backward()
-        found.append({name: p.grad for name, p in lm.named_parameters() if p.grad is not None})
-    assert found[0].keys() - found[1].keys() == {"lm_head.weight"}
-    assert all(gradient.equal(found[0][name]) for name, gradient in found[1].items())
+        actual.append({name: p.grad for name, p in lm.named_parameters() if p.grad is not None})
+    assert actual[0].keys() - actual[1].keys() == {"lm_head.weight"}
+    assert all(gradient.equal(actual[0][name]) for name, gradient in actual[1].items())

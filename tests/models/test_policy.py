@@ -123,12 +123,12 @@ def test_the_context_is_found_in_the_configuration() -> None:
 
 def test_what_is_saved_is_loaded(policy: Policy, saved: Path) -> None:
     ids = torch.tensor([[5, 6, 7, 300]])
-    ours, theirs = load(saved, "eager"), AutoModelForCausalLM.from_pretrained(saved).eval()
-    assert not ours.lm.training
+    loaded, plain = load(saved, "eager"), AutoModelForCausalLM.from_pretrained(saved).eval()
+    assert not loaded.lm.training
     with torch.no_grad():
         expected = policy.lm(input_ids=ids).logits
-        assert ours.lm(input_ids=ids).logits.equal(expected)
-        torch.testing.assert_close(theirs(input_ids=ids).logits, expected)
+        assert loaded.lm(input_ids=ids).logits.equal(expected)
+        torch.testing.assert_close(plain(input_ids=ids).logits, expected)
     assert (
         AutoTokenizer.from_pretrained(saved)("The film is")["input_ids"] == policy.tokenizer("The film is")["input_ids"]
     )
@@ -238,8 +238,8 @@ def test_the_first_token_that_differs_is_named(policy: Policy, copy: Path) -> No
     first = next(number for number, (a, b) in enumerate(zip(*names, strict=True)) if a != b)
     with pytest.raises(RunError) as caught:
         check_same_tokens(other, policy.tokenizer, copy, "own_model.path")
-    said = f"token {first} is {names[0][first]!r}, and {names[1][first]!r} in the reference's"
-    assert said in str(caught.value) and str(caught.value).startswith(f"own_model.path={copy} has another tokenizer")
+    message = f"token {first} is {names[0][first]!r}, but {names[1][first]!r} in the reference's"
+    assert message in str(caught.value) and str(caught.value).startswith(f"own_model.path={copy} has another tokenizer")
 
 
 def test_a_model_without_its_last_tokens_is_itself_given_none_is_sampled(copy: Path) -> None:

@@ -30,9 +30,9 @@ def test_products_are_those_of_float64(rows: int, narrow: int, wide: int, dtype:
             truth = F.gelu(exact, approximate="tanh") if gelu else exact
             for table in (weight, strided):
                 for hint in (1, rows, 1000):
-                    found = laid_out(table, offset, hint, dtype, gelu)(x)
-                    assert found.dtype == dtype
-                    torch.testing.assert_close(found.double(), truth, rtol=0, atol=atol)
+                    actual = laid_out(table, offset, hint, dtype, gelu)(x)
+                    assert actual.dtype == dtype
+                    torch.testing.assert_close(actual.double(), truth, rtol=0, atol=atol)
                 torch.testing.assert_close(product(x, table, offset, gelu).double(), truth, rtol=0, atol=atol)
 
 
@@ -42,23 +42,23 @@ def test_the_activation_is_the_tanh_one(dtype: torch.dtype) -> None:
     x, one = torch.tensor([[-3.0], [-2.5], [-1.0], [0.0], [0.5], [2.0]], dtype=dtype), torch.ones(1, 1, dtype=dtype)
     cube = x.double() + 0.044715 * x.double() ** 3
     truth = 0.5 * x.double() * (1 + (cube * (2 / torch.pi) ** 0.5).tanh())
-    for found in (product(x, one, None, gelu=True), laid_out(one, None, 6, dtype, gelu=True)(x)):
-        torch.testing.assert_close(found.double(), truth, rtol=2 * DTYPES[dtype], atol=1e-6)
+    for actual in (product(x, one, None, gelu=True), laid_out(one, None, 6, dtype, gelu=True)(x)):
+        torch.testing.assert_close(actual.double(), truth, rtol=2 * DTYPES[dtype], atol=1e-6)
 
 
 def test_a_layout_is_of_the_weight_as_it_was_and_casts_it_once() -> None:
     for dtype in DTYPES:
         x, weight, bias = operands(4, 6, 5, torch.float32)
         map_of = laid_out(weight.requires_grad_(), bias, 4, dtype)
-        found = map_of(x.to(dtype))
-        assert found.dtype == dtype
-        assert not found.requires_grad
+        actual = map_of(x.to(dtype))
+        assert actual.dtype == dtype
+        assert not actual.requires_grad
         truth = F.linear(x, weight, bias).detach()
-        torch.testing.assert_close(found.float(), truth, rtol=0, atol=0.1 if dtype == torch.bfloat16 else 1e-5)
+        torch.testing.assert_close(actual.float(), truth, rtol=0, atol=0.1 if dtype == torch.bfloat16 else 1e-5)
 
 
 def test_sizes_are_few_and_a_sixteenth_larger_at_most() -> None:
-    found = {count: rounded_up(count) for count in range(1, 5000)}
-    assert all(count <= size <= count * 17 / 16 for count, size in found.items())
-    assert all(found[count] == count for count in range(1, 256))
-    assert len({size for count, size in found.items() if count >= 256}) <= 16 * 5  # of 4,744
+    sizes = {count: rounded_up(count) for count in range(1, 5000)}
+    assert all(count <= size <= count * 17 / 16 for count, size in sizes.items())
+    assert all(sizes[count] == count for count in range(1, 256))
+    assert len({size for count, size in sizes.items() if count >= 256}) <= 16 * 5  # of 4,744

@@ -1,24 +1,23 @@
 """The sampler against enumerated probabilities and against a loop without cache, batch or tricks."""
 
+from functools import partial
 from itertools import product
 
 import numpy as np
 import pytest
 import torch
-from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
+from transformers import DynamicCache, GPT2LMHeadModel
 
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.models import sampling
 from imdb_rlhf.models.sampling import batches_by_length, draw, sample, uniforms
+from tests import tiny
 
 EOS = 4
 JUST_BELOW_1 = float(np.nextafter(1.0, 0.0))  # 1 in float32
 
 
-def gpt2(seed: int, vocabulary: int = 5) -> GPT2LMHeadModel:
-    torch.manual_seed(seed)
-    sizes = {"vocab_size": vocabulary, "n_positions": 40, "n_embd": 16, "n_layer": 2, "n_head": 2}
-    return GPT2LMHeadModel(GPT2Config(initializer_range=0.3, bos_token_id=EOS, eos_token_id=EOS, **sizes)).eval()
+gpt2 = partial(tiny.gpt2, vocabulary=5, context=40, spread=0.3, eos=EOS)
 
 
 def naive(lm: GPT2LMHeadModel, prompt: list[int], uniform: np.ndarray, temperature: float) -> list[int]:
@@ -85,13 +84,13 @@ def world() -> list[tuple[int, ...]]:
 
 def enumerated(lm: GPT2LMHeadModel, prompt: list[int], temperature: float) -> np.ndarray:
     """The probability of each completion of `world`."""
-    found = []
+    probabilities = []
     for y in world():
         with torch.no_grad():
             logits = lm(input_ids=torch.tensor([prompt + list(y)])).logits[0].double() / temperature
         steps = logits.softmax(-1)
-        found.append(np.prod([float(steps[len(prompt) - 1 + at, token]) for at, token in enumerate(y)]))
-    return np.array(found)
+        probabilities.append(np.prod([float(steps[len(prompt) - 1 + at, token]) for at, token in enumerate(y)]))
+    return np.array(probabilities)
 
 
 def p_value(counts: np.ndarray, probabilities: np.ndarray) -> float:
@@ -141,9 +140,9 @@ def test_completions_are_those_of_a_loop_without_cache(temperature: float, monke
         select(cache, keep)
 
     monkeypatch.setattr(DynamicCache, "batch_select_indices", spy)
-    found = sample(lm, prompts, random, EOS, temperature).ids
+    completions = sample(lm, prompts, random, EOS, temperature).ids
     assert len(selected) > 1  # rows were dropped on the way, more than once
-    assert found == [naive(lm, p, u, temperature) for p, u in zip(prompts, random, strict=True)]
+    assert completions == [naive(lm, p, u, temperature) for p, u in zip(prompts, random, strict=True)]
 
 
 def test_a_row_depends_on_its_own_prompt_and_uniforms_alone() -> None:
@@ -213,8 +212,8 @@ def test_uniforms_belong_to_their_prompt() -> None:
 
 
 def test_batches_are_of_one_length() -> None:
-    found = [batch.tolist() for batch in batches_by_length([3, 2, 3, 5, 3, 2], 2)]
-    assert found == [[1, 5], [0, 2], [4], [3]]
+    batches = [batch.tolist() for batch in batches_by_length([3, 2, 3, 5, 3, 2], 2)]
+    assert batches == [[1, 5], [0, 2], [4], [3]]
     assert batches_by_length([], 2) == []
 
 

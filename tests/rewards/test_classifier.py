@@ -1,4 +1,4 @@
-"""Any two-label classifier: each text's score is what transformers gives for it alone."""
+"""Any two-label classifier: each text gets the score that transformers gives it alone."""
 
 import math
 from collections.abc import Callable
@@ -31,7 +31,7 @@ Make = Callable[..., Path]
 
 
 def word_tokenizer(special: list[str], **names: str) -> PreTrainedTokenizerFast:
-    """A token a word; `special` comes first, so its place is its id."""
+    """A token per word; the id of a `special` word is its place in the list."""
     vocabulary = {word: index for index, word in enumerate([*special, *WORDS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=names["unk_token"]))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -67,7 +67,7 @@ def roberta(**changes) -> tuple:
         eos_token="</s>",
     )
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    # positions begin behind the padding's id, 1: two of the 26 cannot be used
+    # positions begin after the padding's id, 1: two of the 26 cannot be used
     config = RobertaConfig(vocab_size=14, max_position_embeddings=26, initializer_range=0.5, **sizes, **changes)
     return RobertaForSequenceClassification(config), tokenizer
 
@@ -102,17 +102,17 @@ def make(tmp_path) -> Make:
 
 
 def alone(folder: Path, texts: list[str], longest: int) -> list[float]:
-    """Log-odds of the label 1, one text after the other, nothing padded."""
-    tokenizer, found = AutoTokenizer.from_pretrained(folder), []
+    """Log-odds of label 1, one text after the other, without padding."""
+    tokenizer, log_odds = AutoTokenizer.from_pretrained(folder), []
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
     for text in texts:
         ids = tokenizer(text)["input_ids"]
-        if len(ids) > longest:  # cut before the closing token, which stays
+        if len(ids) > longest:  # cut before the closing token, which is kept
             ids = ids[: longest - 1] + ids[-1:] if tokenizer.sep_token_id is not None else ids[:longest]
         with torch.no_grad():
             negative, positive = model(input_ids=torch.tensor([ids])).logits[0].tolist()
-        found.append(positive - negative)
-    return found
+        log_odds.append(positive - negative)
+    return log_odds
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -120,10 +120,10 @@ def alone(folder: Path, texts: list[str], longest: int) -> list[float]:
 def test_scores_are_those_of_each_text_alone(make, kind, batch_size):
     folder = make(kind)
     texts = [text for text in TEXTS if text]
-    wanted = alone(folder, texts, 24)
+    expected = alone(folder, texts, 24)
     scores = ClassifierReward(folder, None, batch_size, CPU).score(texts)
-    np.testing.assert_allclose(scores.logit, wanted, rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(scores.reward, [1 / (1 + math.exp(-gap)) for gap in wanted], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(scores.logit, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(scores.reward, [1 / (1 + math.exp(-gap)) for gap in expected], rtol=1e-4, atol=1e-5)
     assert len(set(np.round(scores.logit, 3))) > 3  # the texts do differ
     assert scores.logit.dtype == scores.reward.dtype == np.float64
 
@@ -141,12 +141,12 @@ def test_neither_batches_nor_order_nor_neighbours_matter(make, kind):
 @pytest.mark.parametrize("padding", ["<pad>", "<unk>", None])
 @pytest.mark.parametrize("stored", [None, 0, 5])
 def test_a_last_token_classifier_never_reads_padding(make, padding, stored):
-    """Whatever the model's configuration says of padding: its tokenizer pads."""
+    """The tokenizer's padding counts, whatever the model's configuration says."""
     texts = [text for text in TEXTS if text]
     folder = make("gpt2", padding=padding, pad_token_id=stored)
-    wanted = alone(make("gpt2", pad_token_id=0), texts, 24)  # the same weights; no text holds the token 0
+    expected = alone(make("gpt2", pad_token_id=0), texts, 24)  # the same weights; no text holds the token 0
     scores = ClassifierReward(folder, None, 100, CPU).score(texts)
-    np.testing.assert_allclose(scores.logit, wanted, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(scores.logit, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_no_text(make):
@@ -167,7 +167,7 @@ def test_extreme_log_odds_do_not_overflow(make):
     assert ((scores.reward >= 0) & (scores.reward <= 1)).all()
 
 
-# --- which label is positive
+# --- the positive label
 
 
 def test_the_positive_label_is_found_by_name_wherever_it_is(make):
@@ -176,7 +176,7 @@ def test_the_positive_label_is_found_by_name_wherever_it_is(make):
     np.testing.assert_allclose(scores[0], -scores[1], atol=1e-6)
 
 
-def test_the_positive_label_is_told(make):
+def test_the_positive_label_may_be_named(make):
     folder = make(id2label={0: "LABEL_0", 1: "LABEL_1"})
     scores = [ClassifierReward(folder, f"LABEL_{label}", 4, CPU).score(TEXTS).logit for label in (0, 1)]
     np.testing.assert_allclose(scores[0], -scores[1], atol=1e-6)
@@ -197,7 +197,7 @@ def test_positive_index(names, wanted, index):
 
 
 @pytest.mark.parametrize(
-    ("names", "wanted", "said"),
+    ("names", "wanted", "message"),
     [
         ({0: "LABEL_0", 1: "LABEL_1"}, None, "reward.path: which of LABEL_0, LABEL_1 is positive? set reward.positive"),
         ({0: "positive", 1: "not positive"}, None, "reward.path: which of positive, not positive is positive?"),
@@ -206,10 +206,10 @@ def test_positive_index(names, wanted, index):
         ({0: "pos"}, None, "reward.path has 1 labels (pos); give a two-label classifier"),
     ],
 )
-def test_no_positive_label(make, names, wanted, said):
+def test_no_positive_label(make, names, wanted, message):
     with pytest.raises(RunError) as caught:
         positive_index(names, wanted, "reward.path")
-    assert str(caught.value).startswith(said)
+    assert str(caught.value).startswith(message)
     with pytest.raises(RunError):
         ClassifierReward(make(id2label=names), wanted, 4, CPU)
 
@@ -223,8 +223,8 @@ def test_a_file_is_missing(make, name):
     (folder / name).unlink()
     with pytest.raises(RunError) as caught:
         ClassifierReward(folder, None, 4, CPU)
-    said = str(caught.value)
-    assert said.startswith(f"reward.path={folder} ") and "\n" not in said
+    message = str(caught.value)
+    assert message.startswith(f"reward.path={folder} ") and "\n" not in message
 
 
 def test_damaged_weights(make):

@@ -1,4 +1,4 @@
-"""A reward model as a reward: normalised scores by hand, and a folder that is no reward model as one line."""
+"""A trained reward model as a reward: normalised scores by hand, and unusable folders, refused in one line."""
 
 import json
 from pathlib import Path
@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import GPT2Config, GPT2ForSequenceClassification
+from transformers import GPT2ForSequenceClassification
 
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.rewards.learned import LearnedReward
+from tests import tiny
 
 CPU = torch.device("cpu")
 PROMPTS = [[1, 2], [3], [4, 5, 6], [3]]
@@ -18,16 +19,14 @@ COMPLETIONS = [[7, 8, 0], [9], [10, 0], [0, 0]]  # 0 is EOS and padding
 
 
 def make(place: Path, labels: int = 1, **normalisation: Any) -> Path:
-    torch.manual_seed(0)
-    sizes = {"vocab_size": 19, "n_positions": 16, "n_embd": 16, "n_layer": 1, "n_head": 2}
-    config = GPT2Config(num_labels=labels, pad_token_id=0, eos_token_id=0, initializer_range=0.3, **sizes)
-    GPT2ForSequenceClassification(config).save_pretrained(place / "model")
+    model = tiny.gpt2_scorer(0, labels=labels, layers=1, spread=0.3, pad_token_id=0)
+    model.save_pretrained(place / "model")
     (place / "normalisation.json").write_text(json.dumps({"mean": 0.5, "std": 2.0} | normalisation))
     return place
 
 
 def by_hand(folder: Path) -> list[float]:
-    """(the last state of a row alone times the weights - 0.5) / 2."""
+    """(score - 0.5) / 2, the score from the last state of each row alone."""
     model = GPT2ForSequenceClassification.from_pretrained(folder / "model").eval()
     scores = []
     for prompt, completion in zip(PROMPTS, COMPLETIONS, strict=True):
@@ -42,10 +41,10 @@ def test_scores_are_normalised_scores_of_token_rows(tmp_path: Path, batch_size: 
     folder = make(tmp_path)
     reward = LearnedReward(folder, CPU, batch_size)
     assert (reward.mean, reward.std) == (0.5, 2.0)
-    found = reward.score_ids(PROMPTS, COMPLETIONS)
-    assert found.dtype == np.float64
-    np.testing.assert_allclose(found, by_hand(folder), atol=1e-5)
-    assert len(set(np.round(found, 3))) == 4
+    scores = reward.score_ids(PROMPTS, COMPLETIONS)
+    assert scores.dtype == np.float64
+    np.testing.assert_allclose(scores, by_hand(folder), atol=1e-5)
+    assert len(set(np.round(scores, 3))) == 4
     assert reward.score_ids([], []).shape == (0,)
 
 
@@ -67,9 +66,9 @@ def test_the_callers_precision_is_used(tmp_path: Path) -> None:
 def refused(folder: Path) -> str:
     with pytest.raises(RunError) as caught:
         LearnedReward(folder, CPU, 4)
-    said = str(caught.value)
-    assert said.startswith("reward_model: ") and "\n" not in said
-    return said
+    message = str(caught.value)
+    assert message.startswith("reward_model: ") and "\n" not in message
+    return message
 
 
 @pytest.mark.parametrize("name", ["normalisation.json", "model/config.json", "model/model.safetensors"])
@@ -80,14 +79,14 @@ def test_a_file_is_missing(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "3", '{"mean": 0.0}', '{"mean": "a", "std": 1.0}'])
-def test_a_normalisation_that_is_none(tmp_path: Path, text: str) -> None:
+def test_a_file_that_holds_no_normalisation(tmp_path: Path, text: str) -> None:
     folder = make(tmp_path)
     (folder / "normalisation.json").write_text(text)
     assert "holds no mean and std" in refused(folder)
 
 
 @pytest.mark.parametrize("values", [{"std": 0.0}, {"std": -1.0}, {"std": float("nan")}, {"mean": float("inf")}])
-def test_a_normalisation_that_cannot_be_divided_by(tmp_path: Path, values: dict[str, Any]) -> None:
+def test_a_normalisation_that_cannot_be_used(tmp_path: Path, values: dict[str, Any]) -> None:
     assert "make the reward model again" in refused(make(tmp_path, **values))
 
 
@@ -104,5 +103,5 @@ def test_missing_weights(tmp_path: Path) -> None:
     assert "has no weights for score.weight" in refused(folder)
 
 
-def test_two_labels(tmp_path: Path) -> None:
+def test_a_model_with_two_labels(tmp_path: Path) -> None:
     assert "has 2 labels" in refused(make(tmp_path, labels=2))

@@ -1,3 +1,5 @@
+"""The lexicon reward: sums by hand, agreement with the generator of reviews, and hostile texts."""
+
 import math
 import random
 import re

@@ -1,4 +1,4 @@
-"""A user's own function as a reward: found, called with all texts, and its numbers checked."""
+"""A user's own function as a reward: it is loaded, called with all texts, and its numbers are checked."""
 
 from pathlib import Path
 
@@ -15,8 +15,8 @@ TEXTS = ["a", "bb", "", "dddd"]
 @pytest.fixture
 def write(tmp_path):
     def put(source: str, name: str = "score") -> str:
-        (tmp_path / "mine.py").write_text(source)
-        return f"{tmp_path / 'mine.py'}:{name}"
+        (tmp_path / "own.py").write_text(source)
+        return f"{tmp_path / 'own.py'}:{name}"
 
     return put
 
@@ -27,7 +27,7 @@ def refused(call, *arguments) -> str:
     return str(caught.value)
 
 
-def test_the_numbers_stand_on_both_scales(write):
+def test_the_numbers_are_on_both_scales(write):
     scores = OwnReward(write(GOOD)).score(TEXTS)
     assert scores.reward.tolist() == scores.logit.tolist() == [1.0, 2.0, 0.0, 4.0]
     assert scores.reward.dtype == scores.logit.dtype == np.float64
@@ -66,7 +66,7 @@ def test_two_files_of_one_name(tmp_path):
     rewards = []
     for number in (1, 2):
         (tmp_path / str(number)).mkdir()
-        file = tmp_path / str(number) / "mine.py"
+        file = tmp_path / str(number) / "own.py"
         file.write_text(f"def score(texts):\n    return [{number}.0] * len(texts)\n")
         rewards.append(OwnReward(f"{file}:score"))
     assert [reward.score(["a"]).reward[0] for reward in rewards] == [1.0, 2.0]
@@ -78,8 +78,8 @@ def test_two_files_of_one_name(tmp_path):
 @pytest.mark.parametrize(("value", "shown"), [("nan", "nan"), ("inf", "inf"), ("-inf", "-inf")])
 def test_a_number_that_is_not_finite(write, value, shown):
     source = f"def score(texts):\n    return [1.0] * (len(texts) - 1) + [float('{value}')]\n"
-    said = refused(OwnReward(write(source)).score, TEXTS)
-    assert said == f"reward.function score gave {shown} for the text 'dddd'; return finite numbers"
+    message = refused(OwnReward(write(source)).score, TEXTS)
+    assert message == f"reward.function score gave {shown} for the text 'dddd'; return finite numbers"
 
 
 def test_none_is_not_finite(write):
@@ -98,8 +98,8 @@ def test_none_is_not_finite(write):
     ],
 )
 def test_the_wrong_count(write, expression, shape):
-    said = refused(OwnReward(write(f"def score(texts):\n    return {expression}\n")).score, TEXTS)
-    assert said == f"reward.function score gave shape {shape} for 4 texts; return one float a text"
+    message = refused(OwnReward(write(f"def score(texts):\n    return {expression}\n")).score, TEXTS)
+    assert message == f"reward.function score gave shape {shape} for 4 texts; return one float per text"
 
 
 @pytest.mark.parametrize("expression", ["['good'] * 4", "{}", "[[1.0], [1.0, 2.0], [], []]", "'abcd'"])
@@ -116,28 +116,28 @@ def test_a_function_that_raises(write):
 # --- files and names
 
 
-@pytest.mark.parametrize("function", ["mine.py", "mine.txt:score", ":score", "mine.py:", "mine.py:not a name", ""])
+@pytest.mark.parametrize("function", ["own.py", "own.txt:score", ":score", "own.py:", "own.py:not a name", ""])
 def test_not_of_the_form(function):
-    said = refused(locate, function)
-    assert said.startswith(f"reward.function={function} is not of the form file.py:name")
+    message = refused(locate, function)
+    assert message.startswith(f"reward.function={function} is not of the form file.py:name")
 
 
 def test_no_file(tmp_path):
-    said = refused(OwnReward, f"{tmp_path}/none.py:score")
-    assert said.startswith(f"reward.function={tmp_path}/none.py:score: no file {tmp_path}/none.py")
+    message = refused(OwnReward, f"{tmp_path}/none.py:score")
+    assert message.startswith(f"reward.function={tmp_path}/none.py:score: no file {tmp_path}/none.py")
 
 
-def test_where_a_function_lies(write, tmp_path, monkeypatch):
-    assert locate(write(GOOD)) == (tmp_path / "mine.py", "score")
+def test_a_path_to_a_function(write, tmp_path, monkeypatch):
+    assert locate(write(GOOD)) == (tmp_path / "own.py", "score")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert locate("~/mine.py:score") == (tmp_path / "mine.py", "score")
+    assert locate("~/own.py:score") == (tmp_path / "own.py", "score")
     monkeypatch.chdir(tmp_path)
-    assert locate("mine.py:score") == (Path("mine.py"), "score")
+    assert locate("own.py:score") == (Path("own.py"), "score")
 
 
 def test_no_such_function(write):
-    assert "mine.py has no function other" in refused(OwnReward, write(GOOD, "other"))
-    assert "mine.py has no function word" in refused(OwnReward, write("word = 3\n", "word"))
+    assert "own.py has no function other" in refused(OwnReward, write(GOOD, "other"))
+    assert "own.py has no function word" in refused(OwnReward, write("word = 3\n", "word"))
 
 
 @pytest.mark.parametrize(
@@ -149,8 +149,8 @@ def test_no_such_function(write):
     ],
 )
 def test_a_file_that_cannot_be_imported(write, source, error):
-    said = refused(OwnReward, write(source))
-    assert said.startswith("reward.function=") and f"raised {error}" in said
+    message = refused(OwnReward, write(source))
+    assert message.startswith("reward.function=") and f"raised {error}" in message
 
 
 def test_a_file_that_leaves(write):

@@ -17,7 +17,7 @@ import torch
 from imdb_rlhf.algos.reward_model import held_out
 from imdb_rlhf.config.algos import RewardModelRun
 from imdb_rlhf.config.machine import Precision
-from imdb_rlhf.config.stages import Objective
+from imdb_rlhf.config.reward import Objective
 from imdb_rlhf.data import groups
 from imdb_rlhf.errors import RunError, Stopped
 from imdb_rlhf.models.policy import Policy, scratch, train_tokenizer

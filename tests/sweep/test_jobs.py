@@ -1,36 +1,23 @@
-"""Jobs before they start: which are the same, what they are called, how many at once, on which GPU."""
+"""Jobs before they start: which are the same, their names, how many run at once, and on which GPU."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
 
-from imdb_rlhf import cli
 from imdb_rlhf.config.machine import LauncherConfig, WandbLogger
 from imdb_rlhf.config.run import NOT_IN_HASH, Run
 from imdb_rlhf.errors import ConfigError
 from imdb_rlhf.sweep.jobs import Machine, devices, distinct, folder_name, in_group, labels, slots
+from tests.command import run_of
 
 
-@pytest.fixture(autouse=True, scope="module")
-def hydra_reads_conf() -> Iterator[None]:
-    cli.register()
-    with initialize_config_dir(str(cli.CONF), version_base="1.3"):
-        yield
-
-
-def run_of(*overrides: str) -> Run:
-    return cli.to_run(compose("config", list(overrides)))
-
-
-def test_repetitions_are_found_whatever_does_not_count():
+def test_repetitions_may_differ_in_keys_that_change_no_number():
     runs = [run_of("beta=1"), run_of("beta=2"), run_of("beta=1.0"), run_of("beta=1", "logger=none")]
     assert distinct(runs) == [0, 1]
 
 
 @pytest.mark.parametrize("key", ["launcher.jobs=2", "paths.outputs=elsewhere", "plan=true"])
-def test_what_a_sweep_has_only_one_of(key):
+def test_a_sweep_has_one_launcher_one_place_and_one_plan(key):
     with pytest.raises(ConfigError, match=f"^{key.partition('=')[0].partition('.')[0]} is one for all jobs"):
         distinct([run_of("beta=1"), run_of("beta=2", key)])
 
@@ -49,7 +36,7 @@ def test_only_wandb_has_groups():
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "names"),
     [
         ([["beta=1", "seed=0"], ["beta=2", "seed=0"]], ["beta=1", "beta=2"]),
         ([["beta=1", "seed=0"]], ["beta=1 seed=0"]),
@@ -59,8 +46,8 @@ def test_only_wandb_has_groups():
         ),
     ],
 )
-def test_what_sets_jobs_apart(overrides, said):
-    assert labels(overrides) == said
+def test_names_that_set_jobs_apart(overrides, names):
+    assert labels(overrides) == names
 
 
 @pytest.mark.parametrize(
@@ -99,8 +86,8 @@ def test_a_gpu_of_ones_own(slot, gpus, processes, visible, expected):
 
 
 def test_the_launcher_is_no_part_of_a_run():
-    def kept(run: Run) -> dict[str, Any]:
+    def hashed(run: Run) -> dict[str, Any]:
         return {key: value for key, value in vars(run).items() if key not in NOT_IN_HASH}
 
-    assert kept(run_of("launcher=parallel", "launcher.jobs=7")) == kept(run_of())
+    assert hashed(run_of("launcher=parallel", "launcher.jobs=7")) == hashed(run_of())
     assert run_of("launcher=parallel").launcher != run_of().launcher

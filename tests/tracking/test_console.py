@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from imdb_rlhf.tracking import console as module
-from imdb_rlhf.tracking.console import Console, duration
+from imdb_rlhf.tracking.console import Console
+from imdb_rlhf.tracking.formats import duration
 
 
 class Stream(io.TextIOWrapper):

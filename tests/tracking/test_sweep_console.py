@@ -28,12 +28,12 @@ def terminal_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"),
+    ("seconds", "text"),
     [(3.0, "10 s"), (44.0, "40 s"), (89.0, "90 s"), (725.0, "12 min"), (5399.0, "90 min"), (7300.0, "2 h 02 min")],
 )
-def test_the_time_to_go_is_rough(seconds, said):
+def test_the_time_to_go_is_rough(seconds, text):
     state = State(3, 1, 0, 1, [], seconds)
-    assert state.line() == f"1 of 3 done   0 running   1 left   about {said} to go"
+    assert state.line() == f"1 of 3 done   0 running   1 left   about {text} to go"
 
 
 def test_the_line_of_a_sweep():
@@ -66,7 +66,7 @@ def test_a_terminal_sees_what_runs():
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "text"),
     [
         ({}, "reward 0.910   KL 2.35   in 1 min 01 s"),
         ({"kl": -0.0001}, "reward 0.910   KL 0.00   in 1 min 01 s"),
@@ -74,8 +74,8 @@ def test_a_terminal_sees_what_runs():
         ({"kl": None, "reward": None}, "in 1 min 01 s"),
     ],
 )
-def test_what_a_job_came_to(change: dict[str, Any], said):
-    assert outcome(ROW | {"kl": 2.3451} | change) == said
+def test_what_a_job_came_to(change: dict[str, Any], text):
+    assert outcome(ROW | {"kl": 2.3451} | change) == text
 
 
 def test_the_table_and_the_failures():

@@ -100,14 +100,14 @@ def records(failed_run: Path) -> list[dict[str, Any]]:
 
 
 def test_an_offline_run_is_all_there(failed_run: Path) -> None:
-    found = json.loads(inspect(failed_run, "--summary"))
-    assert (found["exit_code"], found["state"]) == (1, "failed")
-    assert (found["run_id"], found["name"], found["project"]) == ("ab12cd34-00000000", "dpo-beta0.1-s0", "imdb-rlhf")
-    assert found["tags"] == ["smoke"]
-    assert found["config"] == CONFIG
-    assert {key: found["summary"][key] for key in SUMMARY} == SUMMARY
-    assert found["summary"]["eval/reward"] == 0.9  # the key is not renamed
-    assert found["console_lines"] == 0
+    record = json.loads(inspect(failed_run, "--summary"))
+    assert (record["exit_code"], record["state"]) == (1, "failed")
+    assert (record["run_id"], record["name"], record["project"]) == ("ab12cd34-00000000", "dpo-beta0.1-s0", "imdb-rlhf")
+    assert record["tags"] == ["smoke"]
+    assert record["config"] == CONFIG
+    assert {key: record["summary"][key] for key in SUMMARY} == SUMMARY
+    assert record["summary"]["eval/reward"] == 0.9  # the key is not renamed
+    assert record["console_lines"] == 0
 
 
 def test_curves_have_our_steps_and_every_bit(records: list[dict[str, Any]]) -> None:
@@ -149,8 +149,8 @@ def test_replay_gives_the_same_curve(tmp_path: Path) -> None:
     tracker = start(tmp_path, warnings)
     tracker.replay({"stage": "policy", "step": step, "train/loss": loss} for step, loss in enumerate(LOSSES))
     tracker.finish(SUMMARY)
-    found = json.loads(inspect(tmp_path, "--summary"))
-    assert (found["exit_code"], found["step"]) == (0, 2)
+    record = json.loads(inspect(tmp_path, "--summary"))
+    assert (record["exit_code"], record["step"]) == (0, 2)
     rows = [json.loads(line) for line in inspect(tmp_path).splitlines()]
     assert [row["history"]["item"]["train/loss"] for row in rows if row["type"] == "history"] == LOSSES
     assert warnings == []
@@ -164,9 +164,9 @@ def test_a_summary_may_be_nested_and_a_number_unknown(tmp_path: Path) -> None:
     tracker.table("reliability", ["count", "predicted"], [[0, None], [3, 0.25]])
     tracker.finish(SUMMARY | NESTED)
     assert warnings == []
-    found = inspect(tmp_path)
+    report = inspect(tmp_path)
     for text in ("upper bound", "kl_last_fifth", "0.19314718055994", "eval/learned_reward", "ppo/kl"):
-        assert text in found, text
+        assert text in report, text
     (file,) = tmp_path.glob("wandb/offline-run-*/files/media/table/reliability*.json")
     assert json.loads(file.read_text())["data"] == [[0, None], [3, 0.25]]
 

@@ -22,21 +22,21 @@ def make(step: int) -> Checkpoint:
 
 
 def loaded(folder: Path) -> int | None:
-    found = checkpoint.load(folder)
-    return None if found is None else found.step
+    newest = checkpoint.load(folder)
+    return None if newest is None else newest.step
 
 
 def test_what_is_saved_is_loaded_bit_for_bit(tmp_path: Path) -> None:
     saved = make(7)
     checkpoint.save(tmp_path, saved)
-    found = checkpoint.load(tmp_path)
-    assert found is not None
-    assert (found.step, found.sums) == (7, {"train/loss": 0.1 * 7, "steps": 2})
-    assert found.weights["weight"].equal(saved.weights["weight"])
+    newest = checkpoint.load(tmp_path)
+    assert newest is not None
+    assert (newest.step, newest.sums) == (7, {"train/loss": 0.1 * 7, "steps": 2})
+    assert newest.weights["weight"].equal(saved.weights["weight"])
     for key in ("square_avg", "step"):
-        assert found.optimizer["state"][0][key].equal(saved.optimizer["state"][0][key])
-    assert found.optimizer["param_groups"] == saved.optimizer["param_groups"]
-    assert found.state == {"coefficient": 0.1 * 7}
+        assert newest.optimizer["state"][0][key].equal(saved.optimizer["state"][0][key])
+    assert newest.optimizer["param_groups"] == saved.optimizer["param_groups"]
+    assert newest.state == {"coefficient": 0.1 * 7}
 
 
 def test_an_algorithms_state_is_loaded_bit_for_bit(tmp_path: Path) -> None:
@@ -60,10 +60,10 @@ def test_an_algorithms_state_is_loaded_bit_for_bit(tmp_path: Path) -> None:
         "history": [[1 / 3, 0.2], [1e-300, 7.0]],
     }
     checkpoint.save(tmp_path, replace(make(7), state={"rollout": tensors, **plain}))
-    found = checkpoint.load(tmp_path)
-    assert found is not None
-    loaded = found.state.pop("rollout")
-    assert found.state == plain
+    newest = checkpoint.load(tmp_path)
+    assert newest is not None
+    loaded = newest.state.pop("rollout")
+    assert newest.state == plain
     assert loaded.keys() == tensors.keys()
     for name, tensor in tensors.items():
         assert loaded[name].dtype == tensor.dtype

@@ -4,51 +4,36 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, ClassVar, cast
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from imdb_rlhf.algos.batches import share
 from imdb_rlhf.algos.dpo import DPO
 from imdb_rlhf.algos.sft import SFT
-from imdb_rlhf.config.algos import DPOConfig, DPOLoss, DPORun
-from imdb_rlhf.config.machine import Device, Precision, TrainerConfig
-from imdb_rlhf.config.optim import AdamWConfig, OptimConfig, RMSpropConfig, Schedule
-from imdb_rlhf.config.stages import Order, SFTConfig
+from imdb_rlhf.config.algos import DPORun
+from imdb_rlhf.config.machine import Precision
+from imdb_rlhf.config.optim import OptimConfig, Schedule
 from imdb_rlhf.data.pairs import Pairs
 from imdb_rlhf.errors import RunError, Stopped
 from imdb_rlhf.models.policy import Policy
 from imdb_rlhf.training import checkpoint, loop
 from imdb_rlhf.training.runtime import Runtime
+from tests import tiny
 
 Rows = list[dict[str, Any]]
 
 
-def make_runtime(precision: Precision = Precision.float32) -> Runtime:
-    machine = {"device": Device.cpu, "precision": precision, "processes": 1, "threads": 1}
-    return Runtime(TrainerConfig(**machine, micro_batch=None, checkpoint_every=0, log_every=1))  # type: ignore[arg-type]
-
-
-def rmsprop(**changes: Any) -> RMSpropConfig:
-    values = {"name": "rmsprop", "lr": 0.01, "warmup_steps": 0, "schedule": Schedule.constant, "max_grad_norm": None}
-    return RMSpropConfig(**{**values, "alpha": 0.99, "eps": 1e-8, **changes})
-
-
-def adamw(**changes: Any) -> AdamWConfig:
-    values = {"name": "adamw", "lr": 0.003, "warmup_steps": 2, "schedule": Schedule.linear, "max_grad_norm": 1.0}
-    return AdamWConfig(**{**values, "beta1": 0.9, "beta2": 0.98, "eps": 1e-3, "weight_decay": 0.1, **changes})
+adamw = partial(tiny.adamw, lr=0.003, warmup_steps=2, beta2=0.98, eps=1e-3, weight_decay=0.1)
 
 
 def settings(optim: OptimConfig | None = None, **changes: Any) -> loop.Settings:
-    values = {"seed": 0, "micro_batch": None, "checkpoint_every": 0, "log_every": 1}
-    return loop.Settings(**{**values, "optim": optim or rmsprop(), **changes})
+    return tiny.settings(optim=optim or tiny.rmsprop(), **changes)
 
 
 # --- something to train
@@ -105,53 +90,27 @@ class Toy(loop.Plain):
         return loss, {"train/sum": part.sum()}
 
 
-def tiny() -> Policy:
-    torch.manual_seed(0)
-    sizes = {"vocab_size": 19, "n_positions": 16, "n_embd": 16, "n_layer": 1, "n_head": 2}
-    lm = GPT2LMHeadModel(GPT2Config(initializer_range=0.2, bos_token_id=0, eos_token_id=0, **sizes)).eval()
-    return Policy(lm, cast(PreTrainedTokenizerBase, SimpleNamespace(eos_token_id=0)))
+def make_policy() -> Policy:
+    return tiny.policy(tiny.gpt2(layers=1))
 
 
 def make_sft(policy: Policy) -> SFT:
     random = np.random.default_rng(0)
     rows = [random.integers(1, 19, size=3 + i % 6) for i in range(12)]
-    return SFT(policy, rows, cast(SFTConfig, SimpleNamespace(seed=0, epochs=3.0, batch_size=6)))
+    return SFT(policy, rows, tiny.sft(epochs=3.0))
 
 
 def make_dpo(policy: Policy) -> DPO:
-    random = np.random.default_rng(0)
-    heads = [random.integers(1, 19, size=2 + i // 4).tolist() for i in range(12)]
-    tails = [random.integers(1, 19, size=1 + i % 6).tolist() for i in range(12)]
-    groups = pd.DataFrame({"prompt_ids": heads, "completion_ids": tails, "ref_logprob": -2.5 * np.arange(12)})
-    pairs = np.array(
-        [(best, worst) for first in (0, 4, 8) for best in range(first, first + 4) for worst in range(first, best)]
-    )
-    run = SimpleNamespace(
-        seed=0,
-        beta=0.1,
-        generation=SimpleNamespace(temperature=1.0),
-        policy=SimpleNamespace(batch_size=6, epochs=1.0, steps=6),
-        pairs=SimpleNamespace(order=Order.prefix),
-        dpo=DPOConfig(loss=DPOLoss.sigmoid, label_smoothing=0.0, average_logprobs=False),
-    )
-    return DPO(policy, groups, Pairs(pairs, pairs[:, 0] // 4, {}), cast(DPORun, run))
+    groups = tiny.group_table(np.random.default_rng(0))
+    pairs = Pairs(tiny.GROUP_PAIRS, tiny.GROUP_PAIRS[:, 0] // 4, {})
+    return DPO(policy, groups, pairs, tiny.run(DPORun, policy=tiny.steps(steps=6)))
 
 
 def train(
-    algorithm: Any, wanted: loop.Settings, folder: Path, runtime: Runtime | None = None, **hooks: Any
+    algorithm: Any, options: loop.Settings, folder: Path, machine: Runtime | None = None, **hooks: Any
 ) -> tuple[Rows, Tensor]:
     """Logged rows without times, and all weights in one vector."""
-    rows: Rows = []
-    loop.train(algorithm, wanted, runtime or make_runtime(), folder, loop.Hooks(log=rows.append, **hooks))
-    return [without_time(row) for row in rows], weights(algorithm)
-
-
-def without_time(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in row.items() if not key.startswith("time/")}
-
-
-def weights(algorithm: Any) -> Tensor:
-    return torch.cat([p.detach().flatten().clone() for p in algorithm.module.parameters()])
+    return tiny.train(algorithm, options, folder, machine, **hooks), tiny.weights(algorithm.module)
 
 
 # --- by hand
@@ -171,7 +130,7 @@ def test_rows_are_means_over_the_steps_since_the_last(tmp_path: Path) -> None:
 
 
 def test_learning_rates_are_those_of_the_schedule(tmp_path: Path) -> None:
-    optim = rmsprop(lr=1.0, warmup_steps=1, schedule=Schedule.linear)
+    optim = tiny.rmsprop(lr=1.0, warmup_steps=1, schedule=Schedule.linear)
     rows, _ = train(Toy([[0.0]] * 4), settings(optim), tmp_path)
     assert [row["train/lr"] for row in rows] == pytest.approx([1 / 2, 1, 2 / 3, 1 / 3])
 
@@ -179,14 +138,14 @@ def test_learning_rates_are_those_of_the_schedule(tmp_path: Path) -> None:
 def test_the_rate_of_a_step_is_the_one_it_moves_by(tmp_path: Path) -> None:
     toy = Toy([[1.0]] * 2)
     seen: list[float] = []
-    train(toy, settings(rmsprop(warmup_steps=1)), tmp_path, advance=lambda values: seen.append(toy.w))
+    train(toy, settings(tiny.rmsprop(warmup_steps=1)), tmp_path, advance=lambda values: seen.append(toy.w))
     # 0.005 x 1 / 0.1, then 0.01 x 1 / sqrt(0.0199)
     assert seen == pytest.approx([1.95, 1.95 - 0.01 / 0.0199**0.5], rel=1e-5)
 
 
-def test_gradients_are_clipped_and_the_norm_before_is_told(tmp_path: Path) -> None:
+def test_gradients_are_clipped_and_the_norm_before_is_logged(tmp_path: Path) -> None:
     toy = Toy([[3.0, 1.0]])
-    rows, _ = train(toy, settings(rmsprop(max_grad_norm=0.5)), tmp_path)
+    rows, _ = train(toy, settings(tiny.rmsprop(max_grad_norm=0.5)), tmp_path)
     assert rows[0]["train/grad_norm"] == pytest.approx(2)
     assert float(cast(Weight, toy.module).w.grad) == pytest.approx(0.5, rel=1e-4)  # type: ignore[arg-type]
 
@@ -225,12 +184,12 @@ class Episodes:
 
 
 class Stateful(Toy):
-    """Step n notes n^2, unless it is skipped; what `after` is told is kept in the state."""
+    """Step n notes n^2, unless it is skipped; its state holds the metrics of all steps."""
 
     def __init__(self, steps: int, skipped: tuple[int, ...] = ()) -> None:
         super().__init__([[1.0, 2.0]] * steps)
         self.skipped = skipped
-        self.told: list[dict[str, float]] = []
+        self.metrics: list[dict[str, float]] = []
         self.states = 0
         self.table = torch.zeros(2)
 
@@ -239,15 +198,15 @@ class Stateful(Toy):
             yield Episodes(np.array(self.data[step]), {"toy/square": float(step**2)}, step in self.skipped)
 
     def after(self, values: dict[str, float]) -> None:
-        self.told.append(dict(values))
+        self.metrics.append(dict(values))
         self.table += 1 / 3
 
     def state(self) -> dict[str, Any]:
         self.states += 1
-        return {"told": self.told, "table": self.table}
+        return {"metrics": self.metrics, "table": self.table}
 
     def restore(self, state: dict[str, Any]) -> None:
-        self.told, self.table = state["told"], state["table"]
+        self.metrics, self.table = state["metrics"], state["table"]
 
 
 def test_notes_are_averaged_over_steps_as_they_stand(tmp_path: Path) -> None:
@@ -281,25 +240,27 @@ def test_a_batch_without_parts_changes_nothing_and_counts(tmp_path: Path) -> Non
     moved = [before != after for before, after in zip([2.0, *seen], seen, strict=False)]
     assert moved == [True, False, False, True, True, False]
     assert ["loss" in values for values in shown] == ["toy/square" in values for values in shown] == moved
-    assert [bool(told) for told in toy.told] == moved
+    assert [bool(values) for values in toy.metrics] == moved
     # means over the steps that were taken, at the rates of their places
     assert [(row["step"], row["toy/square"]) for row in rows] == [(2, 0.0), (4, 9.0), (6, 16.0)]
     assert [row["train/lr"] for row in rows] == pytest.approx([0.1, 0.1 * 3 / 6, 0.1 * 2 / 6])
-    assert [row["train/loss"] for row in rows] == pytest.approx([told["train/loss"] for told in toy.told if told])
+    assert [row["train/loss"] for row in rows] == pytest.approx(
+        [values["train/loss"] for values in toy.metrics if values]
+    )
 
 
 def test_the_optimizer_does_not_see_a_skipped_step(tmp_path: Path) -> None:
-    found = {}
+    results = {}
     for name, toy in {"skipped": Stateful(4, skipped=(1, 2)), "none": Stateful(4)}.items():
-        train(toy, settings(rmsprop(), checkpoint_every=4), tmp_path / name)
-        kept = checkpoint.load(tmp_path / name)
-        assert kept is not None and kept.step == 4
-        found[name] = (toy.w, kept.optimizer["state"][0])
+        train(toy, settings(tiny.rmsprop(), checkpoint_every=4), tmp_path / name)
+        saved = checkpoint.load(tmp_path / name)
+        assert saved is not None and saved.step == 4
+        results[name] = (toy.w, saved.optimizer["state"][0])
     # two steps of gradient 1.5: as far as a run of two
     two = Stateful(2)
-    train(two, settings(rmsprop()), tmp_path / "two")
-    w, state = found["skipped"]
-    assert w == two.w != found["none"][0]
+    train(two, settings(tiny.rmsprop()), tmp_path / "two")
+    w, state = results["skipped"]
+    assert w == two.w != results["none"][0]
     assert float(state["step"]) == 2
     assert float(state["square_avg"]) == pytest.approx(0.01 * 1.5**2 * 1.99, rel=1e-5)
 
@@ -324,19 +285,19 @@ def test_an_algorithm_is_told_of_every_step_and_its_state_is_kept(tmp_path: Path
     rows, _ = train(straight, settings(checkpoint_every=3), tmp_path / "straight")
     assert straight.states == 3  # at 3, 6 and the end
     constant = {"train/loss", "train/sum", "train/grad_norm", "train/lr", "toy/square"}
-    assert all(told.keys() == constant for told in straight.told)
-    assert straight.told == [{key: row[key] for key in constant} for row in rows]
+    assert all(values.keys() == constant for values in straight.metrics)
+    assert straight.metrics == [{key: row[key] for key in constant} for row in rows]
 
     folder = tmp_path / "stopped"
-    with pytest.raises(Crash):
-        train(Stateful(7), settings(checkpoint_every=3), folder, advance=crash_at(5))
-    found = checkpoint.load(folder)
-    assert found is not None
-    # the state is of the moment of the checkpoint: after the third step was told of
-    assert found.state["told"] == straight.told[:3]
+    with pytest.raises(tiny.Crash):
+        train(Stateful(7), settings(checkpoint_every=3), folder, advance=tiny.crash_at(5))
+    saved = checkpoint.load(folder)
+    assert saved is not None
+    # the state is that of the checkpoint's moment: after the third step
+    assert saved.state["metrics"] == straight.metrics[:3]
     resumed = Stateful(7)
     train(resumed, settings(checkpoint_every=3), folder)
-    assert resumed.told == straight.told
+    assert resumed.metrics == straight.metrics
     assert resumed.table.equal(straight.table)
 
 
@@ -352,21 +313,21 @@ def test_an_algorithm_without_a_checkpoint_is_not_restored(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("make", [make_sft, make_dpo])
 def test_micro_batches_change_nothing(make: Callable[[Policy], Any], tmp_path: Path) -> None:
-    found = {}
+    results = {}
     for limit in (None, 1, 2, 4, 100):
-        algorithm = make(tiny())
+        algorithm = make(make_policy())
         rows, after = train(algorithm, settings(adamw(), micro_batch=limit), tmp_path)
         gradient = torch.cat([p.grad.flatten() for p in algorithm.module.parameters() if p.grad is not None])
-        found[limit] = (rows, after, gradient)
-    whole, after, gradient = found[None]
+        results[limit] = (rows, after, gradient)
+    whole, after, gradient = results[None]
     assert len(whole) == 6
     assert whole[0]["train/loss"] != pytest.approx(whole[5]["train/loss"], abs=1e-2)  # it learns
     for limit in (1, 2, 4, 100):
-        rows, other, other_gradient = found[limit]
-        for mine, theirs in zip(rows, whole, strict=True):
-            assert mine.keys() == theirs.keys()
-            numbers = {key: value for key, value in theirs.items() if key != "stage"}
-            assert {key: mine[key] for key in numbers} == pytest.approx(numbers, abs=1e-5, rel=1e-4)
+        rows, other, other_gradient = results[limit]
+        for row, expected in zip(rows, whole, strict=True):
+            assert row.keys() == expected.keys()
+            numbers = {key: value for key, value in expected.items() if key != "stage"}
+            assert {key: row[key] for key in numbers} == pytest.approx(numbers, abs=1e-5, rel=1e-4)
         assert (other - after).abs().max() < 1e-5
         assert (other_gradient - gradient).norm() < 1e-4 * gradient.norm()
 
@@ -389,27 +350,11 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(tmp_path: Path) -> None
     toy = Toy([[1.0]] * 3)
     toy.rule = lambda step, loss: (0 * loss).sqrt() if step == 1 else loss  # 0, and its gradient infinity x 0
     with pytest.raises(RunError, match="toy: train/grad_norm is nan at step 1"):
-        train(toy, settings(rmsprop(max_grad_norm=1.0)), tmp_path)
+        train(toy, settings(tiny.rmsprop(max_grad_norm=1.0)), tmp_path)
     assert toy.w == pytest.approx(1.9)
 
 
 # --- going on
-
-
-class Crash(Exception):
-    pass
-
-
-def crash_at(step: int) -> Callable[[dict[str, float]], None]:
-    count = 0
-
-    def advance(values: dict[str, float]) -> None:
-        nonlocal count
-        count += 1
-        if count == step:
-            raise Crash
-
-    return advance
 
 
 def make_toy(policy: Policy) -> Toy:
@@ -419,31 +364,31 @@ def make_toy(policy: Policy) -> Toy:
 @pytest.mark.parametrize("precision", [Precision.float32, Precision.bf16])
 @pytest.mark.parametrize("make", [make_toy, make_sft, make_dpo])
 def test_a_run_goes_on_bit_for_bit(make: Callable[[Policy], Any], precision: Precision, tmp_path: Path) -> None:
-    # a row every 2 steps and a checkpoint at 3: the sums of half a row are kept too
-    wanted, runtime = settings(adamw(), checkpoint_every=3, log_every=2), make_runtime(precision)
-    rows, straight = train(make(tiny()), wanted, tmp_path / "straight", runtime)
+    # a row every 2 steps and a checkpoint at 3: the sums of half a row are saved too
+    wanted, runtime = settings(adamw(), checkpoint_every=3, log_every=2), tiny.runtime(precision)
+    rows, straight = train(make(make_policy()), wanted, tmp_path / "straight", runtime)
     assert [row["step"] for row in rows] == [2, 4, 6]
     folder = tmp_path / "stopped"
-    with pytest.raises(Crash):
-        train(make(tiny()), wanted, folder, make_runtime(precision), advance=crash_at(5))
-    found = checkpoint.load(folder)
-    assert found is not None and found.step == 3
+    with pytest.raises(tiny.Crash):
+        train(make(make_policy()), wanted, folder, tiny.runtime(precision), advance=tiny.crash_at(5))
+    saved = checkpoint.load(folder)
+    assert saved is not None and saved.step == 3
     # weights that were never touched would be noticed: the model starts from other ones
-    algorithm = make(tiny())
+    algorithm = make(make_policy())
     with torch.no_grad():
         for parameter in algorithm.module.parameters():
             parameter += 1
-    later, resumed = train(algorithm, wanted, folder, make_runtime(precision))
+    later, resumed = train(algorithm, wanted, folder, tiny.runtime(precision))
     assert later == rows[1:]
     assert resumed.equal(straight)
 
 
 def test_dropout_is_a_function_of_seed_and_step(tmp_path: Path) -> None:
     torch.manual_seed(1)
-    rows, _ = train(make_toy(tiny()), settings(), tmp_path / "a")
+    rows, _ = train(make_toy(make_policy()), settings(), tmp_path / "a")
     torch.manual_seed(2)
-    again, _ = train(make_toy(tiny()), settings(), tmp_path / "b")
-    other, _ = train(make_toy(tiny()), settings(seed=1), tmp_path / "c")
+    again, _ = train(make_toy(make_policy()), settings(), tmp_path / "b")
+    other, _ = train(make_toy(make_policy()), settings(seed=1), tmp_path / "c")
     assert again == rows
     assert other != rows
     assert len({row["train/grad_norm"] for row in rows}) > 1
@@ -451,15 +396,15 @@ def test_dropout_is_a_function_of_seed_and_step(tmp_path: Path) -> None:
 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
     wanted = settings(checkpoint_every=3)
-    rows, straight = train(make_sft(tiny()), wanted, tmp_path / "straight")
+    rows, straight = train(make_sft(make_policy()), wanted, tmp_path / "straight")
     folder = tmp_path / "stopped"
-    with pytest.raises(Crash):
-        train(make_sft(tiny()), wanted, folder, advance=crash_at(5))
+    with pytest.raises(tiny.Crash):
+        train(make_sft(make_policy()), wanted, folder, advance=tiny.crash_at(5))
     path = folder / "checkpoint" / "weights.pt"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    again, after = train(make_sft(tiny()), wanted, folder)
+    again, after = train(make_sft(make_policy()), wanted, folder)
     assert again == rows  # from the beginning
     assert after.equal(straight)
 
@@ -483,14 +428,14 @@ def send_at(step: int, number: int, times: int = 1) -> Callable[[dict[str, float
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_at_a_checkpoint(number: signal.Signals, tmp_path: Path) -> None:
     before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
-    rows, straight = train(make_sft(tiny()), settings(adamw()), tmp_path / "straight")
+    rows, straight = train(make_sft(make_policy()), settings(adamw()), tmp_path / "straight")
     folder = tmp_path / "stopped"
     with pytest.raises(Stopped, match="sft at step 2 of 6"):
-        train(make_sft(tiny()), settings(adamw()), folder, advance=send_at(2, number))
+        train(make_sft(make_policy()), settings(adamw()), folder, advance=send_at(2, number))
     assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
-    found = checkpoint.load(folder)
-    assert found is not None and found.step == 2
-    later, resumed = train(make_sft(tiny()), settings(adamw()), folder)
+    saved = checkpoint.load(folder)
+    assert saved is not None and saved.step == 2
+    later, resumed = train(make_sft(make_policy()), settings(adamw()), folder)
     assert later == rows[2:]
     assert resumed.equal(straight)
 
@@ -498,8 +443,8 @@ def test_a_signal_stops_at_a_checkpoint(number: signal.Signals, tmp_path: Path) 
 def test_a_signal_during_the_last_step_lets_it_finish(tmp_path: Path) -> None:
     rows, _ = train(Toy([[1.0]] * 3), settings(), tmp_path, advance=send_at(3, signal.SIGTERM))
     assert len(rows) == 3
-    found = checkpoint.load(tmp_path)  # what comes after the loop may still be cut short
-    assert found is not None and found.step == 3
+    saved = checkpoint.load(tmp_path)  # what comes after the loop may still be cut short
+    assert saved is not None and saved.step == 3
 
 
 def test_a_second_interrupt_ends_at_once(tmp_path: Path) -> None:
@@ -512,10 +457,10 @@ def test_a_second_interrupt_ends_at_once(tmp_path: Path) -> None:
 
 
 def test_bf16_trains_float32_weights(tmp_path: Path) -> None:
-    exact, _ = train(make_sft(tiny()), settings(adamw()), tmp_path / "a")
-    algorithm = make_sft(tiny())
-    rows, after = train(algorithm, settings(adamw()), tmp_path / "b", make_runtime(Precision.bf16))
+    exact, _ = train(make_sft(make_policy()), settings(adamw()), tmp_path / "a")
+    algorithm = make_sft(make_policy())
+    rows, after = train(algorithm, settings(adamw()), tmp_path / "b", tiny.runtime(Precision.bf16))
     assert {p.dtype for p in algorithm.module.parameters()} == {torch.float32}
-    losses, expected = ([row["train/loss"] for row in found] for found in (rows, exact))
+    losses, expected = ([row["train/loss"] for row in table] for table in (rows, exact))
     assert losses == pytest.approx(expected, rel=0.02)
     assert losses[0] != expected[0]  # bf16 it was

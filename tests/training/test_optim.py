@@ -1,23 +1,20 @@
 """Optimizers and learning rates by hand."""
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from imdb_rlhf.config.optim import AdamWConfig, OptimConfig, RMSpropConfig, Schedule
+from imdb_rlhf.config.optim import OptimConfig, Schedule
 from imdb_rlhf.training.optim import learning_rate, make
+from tests import tiny
 
-
-def adamw(**changes: Any) -> AdamWConfig:
-    values = {"name": "adamw", "lr": 0.1, "warmup_steps": 0, "schedule": Schedule.constant, "max_grad_norm": None}
-    return AdamWConfig(**{**values, "beta1": 0.9, "beta2": 0.98, "eps": 1e-8, "weight_decay": 0.5, **changes})
-
-
-def rmsprop(**changes: Any) -> RMSpropConfig:
-    values = {"name": "rmsprop", "lr": 0.1, "warmup_steps": 0, "schedule": Schedule.constant, "max_grad_norm": None}
-    return RMSpropConfig(**{**values, "alpha": 0.99, "eps": 1e-8, **changes})
+adamw = partial(
+    tiny.adamw, lr=0.1, schedule=Schedule.constant, max_grad_norm=None, beta2=0.98, eps=1e-8, weight_decay=0.5
+)
+rmsprop = partial(tiny.rmsprop, lr=0.1)
 
 
 def rates(total: int, **changes: Any) -> list[float]:
@@ -28,10 +25,10 @@ def test_warm_up_is_linear_and_begins_above_zero() -> None:
     assert rates(5, warmup_steps=3) == pytest.approx([1 / 4, 2 / 4, 3 / 4, 1, 1])
     assert rates(3) == [1, 1, 1]
     # the paper's: 150 steps
-    found = rates(152, warmup_steps=150)
-    assert found[0] == pytest.approx(1 / 151)
-    assert found[149] == pytest.approx(150 / 151)
-    assert found[150:] == [1, 1]
+    lrs = rates(152, warmup_steps=150)
+    assert lrs[0] == pytest.approx(1 / 151)
+    assert lrs[149] == pytest.approx(150 / 151)
+    assert lrs[150:] == [1, 1]
 
 
 def test_linear_goes_to_zero_at_the_end() -> None:

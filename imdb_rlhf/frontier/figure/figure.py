@@ -1,8 +1,7 @@
 """The frontier as a paper would print it: reward over KL, once with a linear and once with a logarithmic KL axis.
 
-What is drawn, from the back to the front: the optimum as a band, best-of-N's curves, every evaluated checkpoint
-(faint), each method's settings (mean over seeds at the last checkpoint, with intervals) joined in the order of their
-knob.
+From the back to the front it shows the optimum as a band, best-of-N's curves, every evaluated checkpoint (faint), and
+each method's settings (mean over seeds at the reported checkpoint, with intervals), joined in the order of their knob.
 """
 
 import io
@@ -21,17 +20,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from imdb_rlhf.artifacts.files import atomic_write
-from imdb_rlhf.frontier import methods as palette
-from imdb_rlhf.frontier.figure import references as backdrop
+from imdb_rlhf.frontier.figure import references
 from imdb_rlhf.frontier.figure.panel import Panel, finite
 from imdb_rlhf.frontier.figure.references import GREY, INK
 from imdb_rlhf.frontier.figure.view import view_of
+from imdb_rlhf.frontier.methods import Style, styles
 
 SIZE = (7.0, 3.3)  # inches: two columns of a paper
 DPI = 300
 DASHES = ("-", (0, (5, 1.5)), (0, (5, 1.5, 1, 1.5)))  # for the second and third method of one colour
 KNOBS = {"beta": "β", "alpha": "α", "target_kl": "target"}
-# Text stays text in the SVG; neither file says when it was made, so equal frontiers give equal bytes.
+# Text stays text in the SVG. Neither file records when it was made, so equal frontiers give equal bytes.
 LOOK = {
     "svg.fonttype": "none",
     "svg.hashsalt": "imdb_rlhf",
@@ -58,10 +57,10 @@ def draw(frontier: Mapping[str, Any], svg: Path, png: Path) -> None:
     Args:
         frontier: what `frontier.json` holds.
         svg: where the SVG goes.
-        png: where the PNG goes, at 300 pixels an inch.
+        png: where the PNG goes, at 300 pixels per inch.
     """
     with matplotlib.style.context(["default", LOOK]):
-        figure = _compose(frontier)
+        figure = compose(frontier)
         for path, metadata in ((svg, {"Date": None, "Creator": None}), (png, {"Software": None})):
             file = io.BytesIO()
             figure.savefig(file, format=path.suffix[1:], metadata=metadata)
@@ -69,21 +68,16 @@ def draw(frontier: Mapping[str, Any], svg: Path, png: Path) -> None:
 
 
 def compose(frontier: Mapping[str, Any]) -> Figure:
-    """Draw the figure and return it, unsaved; its artists have gids such as `log-settings-DPO`."""
-    with matplotlib.style.context(["default", LOOK]):
-        return _compose(frontier)
-
-
-def _compose(frontier: Mapping[str, Any]) -> Figure:
+    """Draw the figure in matplotlib's current style; its artists have gids such as `log-line-DPO`."""
     figure = Figure(figsize=SIZE, dpi=DPI)
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, sharey=True)
     _axes(figure, left, right, frontier)
     for panel in (Panel(left, "linear", False), Panel(right, "log", True)):
-        methods(panel, frontier)  # first: their labels choose their places first
-        backdrop.optimum(panel, frontier)
-        backdrop.best_of_n(panel, frontier)
-        backdrop.anchors(panel, frontier)
+        methods(panel, frontier)  # first, so that their labels choose their places first
+        references.optimum(panel, frontier)
+        references.best_of_n(panel, frontier)
+        references.anchors(panel, frontier)
         panel.write()
     figure.text(0.992, 0.012, _footnote(frontier), ha="right", va="bottom", fontsize=7, color=GREY, gid="footnote")
     return figure
@@ -104,16 +98,16 @@ def _axes(figure: Figure, left: Axes, right: Axes, frontier: Mapping[str, Any]) 
     right.xaxis.set_minor_locator(NullLocator())
     right.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     right.tick_params(left=False)
-    # Rewards of an own function may have long numbers: the margin is as wide as they are.
+    # the left margin is as wide as the numbers beside it: those of a user's own reward may be long
     figure.subplots_adjust(left=0.1, right=0.992, bottom=0.185, top=0.975, wspace=0.07)
-    beside = left.yaxis.get_tightbbox(figure.canvas.get_renderer())  # type: ignore[attr-defined]
-    assert beside is not None  # it is where an axis is visible
-    figure.subplots_adjust(left=(left.get_window_extent().x0 - beside.x0) / figure.bbox.width + 0.008)
+    numbers = left.yaxis.get_tightbbox(figure.canvas.get_renderer())  # type: ignore[attr-defined]
+    assert numbers is not None  # the axis is visible
+    figure.subplots_adjust(left=(left.get_window_extent().x0 - numbers.x0) / figure.bbox.width + 0.008)
 
 
 def _footnote(frontier: Mapping[str, Any]) -> str:
     optimum = frontier["optimum"]
-    parts = [] if optimum is None else [f"grey: {optimum['samples']} samples a prompt cannot tell the optimum"]
+    parts = [] if optimum is None else [f"grey: too few samples ({optimum['samples']} per prompt)"]
     if frontier["best_of_n"]:
         parts.append("dots: N = 2, 4, 8, …")
     parts += [f"bars: {frontier['confidence']:.0%} intervals"]
@@ -125,25 +119,26 @@ def _footnote(frontier: Mapping[str, Any]) -> str:
 
 
 def methods(panel: Panel, frontier: Mapping[str, Any]) -> None:
-    """Draw every method: its checkpoints, its settings joined in the order of their knob, what diverged."""
-    styles = palette.styles(method["name"] for method in frontier["methods"])
+    """Draw every method: its checkpoints, its settings joined in the order of their knob, and its diverged runs."""
+    style_of = styles(method["name"] for method in frontier["methods"])
     colours: list[str] = []
     for method in frontier["methods"]:
-        name, style = method["name"], styles[method["name"]]
+        name, style = method["name"], style_of[method["name"]]
         points = [p for p in frontier["points"] if p["method"] == name and finite(p["kl"], p["reward"])]
-        look: dict[str, Any] = {"marker": style.marker, "ms": 2.6, "mfc": style.colour, "mec": "none", "alpha": 0.4}
-        panel.dots(*_columns(points), f"points-{name}", weight=0.35, zorder=3, **look)
+        faint: dict[str, Any] = {"marker": style.marker, "ms": 2.6, "mfc": style.colour, "mec": "none", "alpha": 0.4}
+        panel.dots(*_columns(points), f"points-{name}", weight=0.35, zorder=3, **faint)
         _settings(panel, method, style, DASHES[min(colours.count(style.colour), len(DASHES) - 1)])
         colours.append(style.colour)
-        lost = [p for p in points if p["run"] in method["diverged"] and p["last"]]
-        panel.dots(*_columns(lost), f"diverged-{name}", radius=3, marker="x", color=INK, ms=7, mew=1.1, zorder=7)
+        diverged = [p for p in points if p["run"] in method["diverged"] and p["last"]]
+        panel.dots(*_columns(diverged), f"diverged-{name}", radius=3, marker="x", color=INK, ms=7, mew=1.1, zorder=7)
 
 
-def _settings(panel: Panel, method: Mapping[str, Any], style: palette.Style, dashes: Any) -> None:
+def _settings(panel: Panel, method: Mapping[str, Any], style: Style, dashes: Any) -> None:
+    """Draw a method's settings, the line through them, its name, and the knob of the first and the last."""
     name, colour = method["name"], style.colour
     settings = [setting for setting in method["settings"] if finite(setting["kl"], setting["reward"])]
-    look: dict[str, Any] = {"color": colour, "lw": 1.1, "alpha": 0.9, "ls": dashes, "zorder": 4}
-    points = panel.line(*_columns(settings), f"line-{name}", **look)
+    line: dict[str, Any] = {"color": colour, "lw": 1.1, "alpha": 0.9, "ls": dashes, "zorder": 4}
+    points = panel.line(*_columns(settings), f"line-{name}", **line)
     for number, setting in enumerate(settings):
         gid = f"setting-{name}-{number}"
         panel.estimate(setting["kl"], setting, gid, marker=style.marker, color=colour, edge=_readable(colour), size=4.6)
@@ -161,16 +156,16 @@ def _settings(panel: Panel, method: Mapping[str, Any], style: palette.Style, das
 
 
 def _outside(panel: Panel, name: str, settings: Sequence[Mapping[str, Any]], colour: str) -> None:
-    """An arrow at the border towards each setting beyond it, and one label that says where they are."""
+    """Draw an arrow at the border towards each setting beyond it, and one label that says where they are."""
     width, height = panel.size
     arrows, texts = [], []
     for number, setting in enumerate(settings):
         for x, y in panel.points(setting["kl"], setting["reward"]):
-            way = np.array([x > width, int(y > height) - int(y < 0)], float) * 13
-            if way.any():
+            arrow = np.array([x > width, int(y > height) - int(y < 0)], float) * 13
+            if arrow.any():
                 tip = np.clip([x, y], (4, 4), (width - 1, height - 1))
-                panel.arrow(tip, way, f"outside-{name}-{number}", colour)
-                arrows.append(tip - way / 2)
+                panel.arrow(tip, arrow, f"outside-{name}-{number}", colour)
+                arrows.append(tip - arrow / 2)
                 texts.append(f"{setting['reward']:.2f} at {setting['kl']:.3g} nats")
     if arrows:
         shown = texts if len(texts) <= 2 else [texts[0], f"and {len(texts) - 1} more"]
@@ -183,7 +178,7 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float
 
 
 def _wrapped(name: str) -> str:
-    """A name on at most two lines of some 24 letters."""
+    """A name on at most two lines of 24 letters each."""
     lines = textwrap.wrap(name, 24) or [name]
     if len(lines) > 2:
         lines = [lines[0], lines[1][:23] + "…"]
@@ -191,7 +186,7 @@ def _wrapped(name: str) -> str:
 
 
 def _readable(colour: str) -> str:
-    """The colour, darkened until text in it can be read on white (luminance at most 0.18, a contrast of 4.5)."""
+    """The colour, darkened until text in it is readable on white (luminance at most 0.18, a contrast of 4.5)."""
     rgb = np.array(to_rgb(colour))
     while _luminance(rgb) > 0.18:
         rgb = rgb * 0.95

@@ -1,7 +1,7 @@
-"""Places for labels beside what they name, where nothing else is drawn.
+"""Places for labels: beside their points, and where nothing else is drawn.
 
-Everything is measured in points (1/72 inch) from a panel's lower left corner, so that a picture's layout does not
-depend on its resolution. No randomness: equal drawings get equal places.
+Everything is measured in points (1/72 inch) from a panel's lower left corner, so that the layout does not depend on the
+resolution. There is no randomness: equal drawings get equal places.
 """
 
 from dataclasses import dataclass
@@ -12,27 +12,27 @@ import numpy as np
 GRID = 2  # points between the places that are tried
 EDGE = 4  # points between a label and the axes
 GAP = 2.0  # points that stay free around a label
-LEADER = 7.0  # points beyond which a thin line leads from a label to what it names
+LEADER = 7.0  # points from its anchor beyond which a label has a thin line to it
 
 
 @dataclass
 class Wish:
-    """A label that looks for a place."""
+    """A label that needs a place."""
 
     text: str
     anchors: np.ndarray
-    """(anchors, 2) points of the panel: the label may stand at any of them."""
+    """(anchors, 2) points of the panel: the label may be beside any of them."""
     width: float
     height: float
     style: dict[str, Any]
     gid: str
     optional: bool
-    """Left out rather than put where it would touch something."""
+    """Whether the label is left out if it would touch something."""
 
 
 @dataclass
 class Spot:
-    """Where a label stands: its lower left corner, and the two ends of its leader."""
+    """The place of a label: its lower left corner, and the two ends of its leader."""
 
     left: float
     bottom: float
@@ -42,7 +42,7 @@ class Spot:
 
     @property
     def distance(self) -> float:
-        """From the label's edge to what it names, points."""
+        """From the label's edge to its anchor, points."""
         return float(np.hypot(self.anchor[0] - self.edge[0], self.anchor[1] - self.edge[1]))
 
 
@@ -51,12 +51,12 @@ def place(wishes: list[Wish], ink: np.ndarray, size: tuple[float, float], rounds
 
     Args:
         wishes: the labels.
-        ink: (height, width) how bad it is to cover a cell of a point.
+        ink: (height, width) cost of covering a cell of one point.
         size: width and height of the panel, points.
         rounds: how often every label is placed.
 
     Returns:
-        A place a label. None overlaps another as long as there is room.
+        A place per label. Labels do not overlap as long as there is room.
     """
     spots: list[Spot | None] = [None] * len(wishes)
     for _ in range(rounds):
@@ -67,7 +67,7 @@ def place(wishes: list[Wish], ink: np.ndarray, size: tuple[float, float], rounds
 
 
 def best(wish: Wish, ink: np.ndarray, size: tuple[float, float], placed: list[tuple[Wish, Spot]]) -> Spot | None:
-    """The cheapest place that overlaps no label, or None where there is none."""
+    """The cheapest place that overlaps no label, or None if there is none."""
     left, bottom = (
         grid.ravel().astype(float)
         for grid in np.meshgrid(
@@ -102,7 +102,7 @@ def best(wish: Wish, ink: np.ndarray, size: tuple[float, float], placed: list[tu
     nearest = distance.argmin(1)
     rows = np.arange(len(left))
     cost = cost + 1.2 * np.maximum(distance[rows, nearest] - 3, 0)
-    found: Spot | None = None
+    cheapest_spot: Spot | None = None
     cheapest = np.inf
     for at in np.argsort(cost, kind="stable"):
         if cost[at] >= cheapest:  # a leader only adds to it
@@ -115,12 +115,12 @@ def best(wish: Wish, ink: np.ndarray, size: tuple[float, float], placed: list[tu
         if total < cheapest:
             cheapest = total
             ends = ((float(x), float(y)), (float(edge[0]), float(edge[1])))
-            found = Spot(float(left[at]), float(bottom[at]), *ends, cheapest)
-    return found
+            cheapest_spot = Spot(float(left[at]), float(bottom[at]), *ends, cheapest)
+    return cheapest_spot
 
 
 def _covered(sums: np.ndarray, left: np.ndarray, bottom: np.ndarray, wish: Wish, margin: float) -> np.ndarray:
-    """(places,) the ink under a label and its margin, from a summed-area table."""
+    """(places,) the sum of the ink under a label and its margin, from a summed-area table."""
     height, width = sums.shape[0] - 1, sums.shape[1] - 1
     x0 = np.clip(left - margin, 0, width).astype(int)
     x1 = np.clip(left + wish.width + margin + 1, 0, width).astype(int)
@@ -130,15 +130,15 @@ def _covered(sums: np.ndarray, left: np.ndarray, bottom: np.ndarray, wish: Wish,
 
 
 def _crossed(ink: np.ndarray, edge: np.ndarray, anchor: np.ndarray, placed: list[tuple[Wish, Spot]]) -> float:
-    """What a leader would cross: ink, but not at its own end, and other labels."""
-    way = between(edge, anchor)
-    way = way[np.hypot(*(way - anchor).T) > 4]
-    if not len(way):
+    """The cost of what a leader crosses: ink, except near its anchor, and other labels."""
+    leader = between(edge, anchor)
+    leader = leader[np.hypot(*(leader - anchor).T) > 4]
+    if not len(leader):
         return 0.0
-    at = np.clip(way.astype(int), 0, (ink.shape[1] - 1, ink.shape[0] - 1))
+    at = np.clip(leader.astype(int), 0, (ink.shape[1] - 1, ink.shape[0] - 1))
     cost = 5.0 * float(ink[at[:, 1], at[:, 0]].sum())
     for other, spot in placed:
-        x, y = way[:, 0], way[:, 1]
+        x, y = leader[:, 0], leader[:, 1]
         within = (x > spot.left - 1) & (x < spot.left + other.width + 1)
         within &= (y > spot.bottom - 1) & (y < spot.bottom + other.height + 1)
         cost += 200.0 * bool(within.any())
@@ -151,6 +151,6 @@ def _draw(ink: np.ndarray, points: np.ndarray, weight: float) -> None:
 
 
 def between(start: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """(n, 2) points of a line, at most a point apart."""
+    """(n, 2) points of a line, at most one point apart."""
     steps = int(np.ceil(min(max(np.abs(end - start).max(), 1), 1e5))) + 1
     return np.linspace(start, end, steps)

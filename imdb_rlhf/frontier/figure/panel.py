@@ -1,4 +1,4 @@
-"""A panel of a figure that remembers where ink is, so that its labels find a place of their own."""
+"""A panel of a figure that records where ink is, so that its labels can be placed where nothing else is drawn."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,12 +10,12 @@ from matplotlib.figure import Figure
 
 from imdb_rlhf.frontier.figure.labels import LEADER, Spot, Wish, best, between, place
 
-SPARE = 45.0  # what an optional label's place may cost: next to its point, on no line
-NEAR = 8.5  # points from its point that an optional label may be
+SPARE = 45.0  # the largest cost of an optional label's place: next to its point, on no line
+NEAR = 8.5  # points; the largest distance of an optional label from its point
 
 
 def finite(*values: Any) -> bool:
-    """Whether all values are numbers that can be drawn; a diverged run's may be none."""
+    """Whether all values are numbers that can be drawn; those of a diverged run may not be."""
     return all(value is not None and bool(np.isfinite(value)) for value in values)
 
 
@@ -23,25 +23,26 @@ def finite(*values: Any) -> bool:
 class Panel:
     """An axes whose limits are set: KL, linear or logarithmic, against reward.
 
-    What is drawn through it gets a gid that starts with the panel's name, and is counted as ink, a cell a point.
+    Everything that is drawn through it gets a gid that starts with the panel's name, and counts as ink on a grid of one
+    cell per point (1/72 inch).
     """
 
     axes: Axes
     name: str
     log: bool
     ink: np.ndarray = field(init=False)
-    """(height, width) how bad it is for a label to cover a cell."""
+    """(height, width) the cost of covering a cell with a label."""
     wishes: list[Wish] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
-        """Start with an empty sheet."""
+        """Start without ink."""
         width, height = self.size
         self.ink = np.zeros((int(height) + 1, int(width) + 1))
 
     # --- drawing -----------------------------------------------------------------------------------------------------
 
     def line(self, kl: Any, reward: Any, gid: str, *, weight: float = 1.0, **style: Any) -> np.ndarray:
-        """Draw a line and return its (n, 2) points; KL 0 has no place on a logarithmic axis."""
+        """Draw a line and return its (n, 2) points without those at KL 0 on a logarithmic axis."""
         x, y = self._drawable(kl, reward)
         self.axes.plot(x, y, gid=self._gid(gid), **style)
         points = self.points(x, y)
@@ -57,7 +58,7 @@ class Panel:
     def estimate(
         self, kl: float, of: Mapping[str, Any], gid: str, *, marker: str, color: str, edge: str, size: float
     ) -> None:
-        """Draw one point at a KL and the `reward` of a mapping, with its `kl_ci` and `reward_ci`, where it has them."""
+        """Draw a point at a KL and the `reward` of a mapping, with its `kl_ci` and `reward_ci` if it has them."""
         reward = of["reward"]
         ends = of.get("kl_ci")
         if ends is not None and finite(*ends):
@@ -67,27 +68,27 @@ class Panel:
         ends = of.get("reward_ci")
         if ends is not None and finite(*ends):
             self.line([kl] * 2, ends, f"{gid}-reward-ci", weight=0.7, color=color, lw=0.9, alpha=0.8, zorder=4.5)
-        look: dict[str, Any] = {"marker": marker, "ms": size, "mfc": color, "mec": edge, "mew": 0.5, "zorder": 5}
-        self.dots([kl], [reward], gid, weight=1.5, radius=size / 2, clip_on=kl != 0, **look)
+        style: dict[str, Any] = {"marker": marker, "ms": size, "mfc": color, "mec": edge, "mew": 0.5, "zorder": 5}
+        self.dots([kl], [reward], gid, weight=1.5, radius=size / 2, clip_on=kl != 0, **style)
 
-    def arrow(self, tip: np.ndarray, way: np.ndarray, gid: str, color: str) -> None:
-        """Draw an arrow of the length and direction of `way` that ends at `tip`, both in points."""
+    def arrow(self, tip: np.ndarray, vector: np.ndarray, gid: str, color: str) -> None:
+        """Draw an arrow with the length and direction of `vector` that ends at `tip`, both in points."""
         head = {"arrowstyle": "-|>", "color": color, "lw": 1.2, "shrinkA": 0, "shrinkB": 0, "mutation_scale": 7}
         self.axes.annotate(
             "",
             tuple(tip / self.size),
-            tuple((tip - way) / self.size),
+            tuple((tip - vector) / self.size),
             xycoords="axes fraction",
             textcoords="axes fraction",
             arrowprops={**head, "gid": self._gid(gid)},
             zorder=6,
         )
-        self._occupy_line(np.array([tip - way, tip]), 1)
+        self._occupy_line(np.array([tip - vector, tip]), 1)
 
     # --- labels ------------------------------------------------------------------------------------------------------
 
     def label(self, text: str, points: np.ndarray, gid: str, *, optional: bool = False, **style: Any) -> None:
-        """Ask for a label beside one of the (n, 2) points; if none of them is inside, there is no label."""
+        """Request a label beside one of the (n, 2) points; there is none if all of them are outside the panel."""
         anchors = self.visible(points)
         if not len(anchors):
             return
@@ -101,7 +102,7 @@ class Panel:
         self.wishes.append(Wish(text, anchors, *size, style, self._gid(gid), optional))
 
     def write(self) -> None:
-        """Place and write the labels: what must be there first, then what there is still room for."""
+        """Place and write the labels: first those that are needed, then the optional ones that there is room for."""
         needed = [wish for wish in self.wishes if not wish.optional]
         placed = list(zip(needed, place(needed, self.ink, self.size), strict=True))
         for wish in self.wishes:
@@ -119,14 +120,14 @@ class Panel:
         )
         if spot.distance > LEADER and not wish.optional:
             ends = np.array([spot.edge, spot.anchor]) / self.size
-            look = {"color": wish.style.get("color", "black"), "lw": 0.5, "alpha": 0.8, "zorder": 8}
-            self.axes.plot(*ends.T, transform=to, gid=f"{wish.gid}-leader", **look)
+            style = {"color": wish.style.get("color", "black"), "lw": 0.5, "alpha": 0.8, "zorder": 8}
+            self.axes.plot(*ends.T, transform=to, gid=f"{wish.gid}-leader", **style)
 
     # --- places ------------------------------------------------------------------------------------------------------
 
     @property
     def figure(self) -> Figure:
-        """The figure that it is a panel of."""
+        """The figure that the panel belongs to."""
         figure = self.axes.get_figure(root=True)
         assert isinstance(figure, Figure)
         return figure
@@ -138,17 +139,17 @@ class Panel:
         return float(box.width * self._scale), float(box.height * self._scale)
 
     def points(self, kl: Any, reward: Any) -> np.ndarray:
-        """(n, 2) where data lie in the panel, in points; what has no place is left out."""
+        """(n, 2) positions of data in the panel, in points; data that cannot be drawn are left out."""
         data = np.column_stack(self._drawable(kl, reward))
         box = self.axes.get_window_extent()
         return (self.axes.transData.transform(data[np.isfinite(data).all(1)]) - (box.x0, box.y0)) * self._scale
 
     def visible(self, points: np.ndarray) -> np.ndarray:
-        """Those of the (n, 2) points that lie inside."""
+        """Those of the (n, 2) points that are inside the panel."""
         return points[(points >= 0).all(1) & (points <= self.size).all(1)]
 
-    def _gid(self, what: str) -> str:
-        return "_".join(f"{self.name}-{what}".split())  # in the SVG it is an id, which has no spaces
+    def _gid(self, name: str) -> str:
+        return "_".join(f"{self.name}-{name}".split())  # it becomes an id in the SVG, which may not have spaces
 
     @property
     def _scale(self) -> float:

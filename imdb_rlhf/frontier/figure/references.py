@@ -1,4 +1,4 @@
-"""What methods are compared with in the figure: the optimum, best-of-N, the reference and the model before SFT."""
+"""The references that methods are compared with: the optimum, best-of-N, the reference policy, the model before SFT."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,57 +11,57 @@ INK, GREY, OPTIMUM = "#222222", "#666666", "#6b5e10"
 
 
 def optimum(panel: Panel, frontier: Mapping[str, Any]) -> None:
-    """Draw the band between the lower and the upper curve, pale and dashed where the samples no longer tell."""
-    found = frontier["optimum"]
-    if found is None:
+    """Draw the area between the lower and the upper curve, grey and dashed beyond the trusted KL."""
+    entry = frontier["optimum"]
+    if entry is None:
         return
-    kl, curves = _optimum_curves(panel, found, frontier["reference"])
-    trusted = float(found["trusted_kl"])
+    kl, curves = _optimum_curves(panel, entry, frontier["reference"])
+    trusted = float(entry["trusted_kl"])
     for part, inside in (("trusted", kl <= trusted), ("beyond", kl >= trusted)):
         beyond = part == "beyond"
-        wide, band, edge = ("#f5f5f5", "#ebebeb", "#aaaaaa") if beyond else ("#efe9cf", "#d9cc8a", "#8a7a1f")
+        wide, inner, edge = ("#f5f5f5", "#ebebeb", "#aaaaaa") if beyond else ("#efe9cf", "#d9cc8a", "#8a7a1f")
         x = kl[inside]
         low, lower, upper, high = (curves[name][inside] for name in ("low", "lower", "upper", "high"))
         gid = f"{panel.name}-optimum"
         panel.axes.fill_between(x, low, high, color=wide, lw=0, zorder=0.5, gid=f"{gid}-interval-{part}")
-        panel.axes.fill_between(x, lower, upper, color=band, lw=0, zorder=0.6, gid=f"{gid}-band-{part}")
-        look: dict[str, Any] = {"color": edge, "lw": 0.6, "ls": (0, (3, 2)) if beyond else "-", "zorder": 0.7}
-        panel.line(x, lower, f"optimum-lower-{part}", weight=0.4, **look)
-        panel.line(x, upper, f"optimum-upper-{part}", weight=0.4, **look)
-    sure = kl <= trusted
-    outer = sure & (kl >= 0.3 * trusted)  # near the reference all curves meet
+        panel.axes.fill_between(x, lower, upper, color=inner, lw=0, zorder=0.6, gid=f"{gid}-band-{part}")
+        line: dict[str, Any] = {"color": edge, "lw": 0.6, "ls": (0, (3, 2)) if beyond else "-", "zorder": 0.7}
+        panel.line(x, lower, f"optimum-lower-{part}", weight=0.4, **line)
+        panel.line(x, upper, f"optimum-upper-{part}", weight=0.4, **line)
+    within = kl <= trusted
+    outer = within & (kl >= 0.3 * trusted)  # near the reference all curves meet
     panel.label("optimum", panel.points(kl[outer], curves["upper"][outer]), "label-optimum", color=OPTIMUM)
-    if not sure.all():
+    if not within.all():
         ends = [np.interp(trusted, kl, curves[name]) for name in ("low", "high")]
         panel.line([trusted] * 2, ends, "trusted", weight=0.4, color="#aaaaaa", lw=0.8, zorder=0.8)
         far = np.linspace(0.7 * trusted + 0.3 * kl[-1], kl[-1], 20)
         middle = np.interp(far, kl, (curves["lower"] + curves["upper"]) / 2)
-        note = f"{found['samples']} samples cannot tell"
+        note = f"{entry['samples']} samples cannot tell"
         panel.label(note, panel.points(far, middle), "label-beyond", optional=True, color=GREY, fontsize=7)
-    learned = found["learned"]
+    learned = entry["learned"]
     if learned is not None:
-        look = {"color": INK, "lw": 0.8, "ls": (0, (1, 1.2)), "zorder": 1}
-        points = panel.line(learned["kl"], learned["reward"], "learned-optimum", **look)
+        dotted: dict[str, Any] = {"color": INK, "lw": 0.8, "ls": (0, (1, 1.2)), "zorder": 1}
+        points = panel.line(learned["kl"], learned["reward"], "learned-optimum", **dotted)
         if panel.log:
             text = "true reward at the\nlearned reward's optimum"
             panel.label(text, points, "label-learned-optimum", color=INK, fontsize=7)
 
 
 def _optimum_curves(
-    panel: Panel, found: Mapping[str, Any], reference: Mapping[str, Any]
+    panel: Panel, optimum: Mapping[str, Any], reference: Mapping[str, Any]
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """The panel's KLs and, at each, both curves and the outer ends of their intervals; all start at the reference."""
+    """(n,) KLs across the panel and, at each, both curves and their intervals' outer ends, from the reference on."""
     curves = {
-        "low": (found["lower_ci"][0], reference["reward_ci"][0]),
-        "lower": (found["lower"], reference["reward"]),
-        "upper": (found["upper"], reference["reward"]),
-        "high": (found["upper_ci"][1], reference["reward_ci"][1]),
+        "low": (optimum["lower_ci"][0], reference["reward_ci"][0]),
+        "lower": (optimum["lower"], reference["reward"]),
+        "upper": (optimum["upper"], reference["reward"]),
+        "high": (optimum["upper_ci"][1], reference["reward_ci"][1]),
     }
     first, last = panel.axes.get_xlim()
     first = first if panel.log else 0.0
-    known = np.asarray(found["kl"], float)
+    known = np.asarray(optimum["kl"], float)
     between = np.geomspace(first, last, 80) if panel.log else np.array([first, last])
-    kl = np.unique(np.concatenate([between, known, [float(found["trusted_kl"])]]))
+    kl = np.unique(np.concatenate([between, known, [float(optimum["trusted_kl"])]]))
     kl = kl[(kl >= first) & (kl <= last)]
     past = known > 0
     return kl, {
@@ -72,8 +72,8 @@ def _optimum_curves(
 
 def best_of_n(panel: Panel, frontier: Mapping[str, Any]) -> None:
     """Draw best-of-N's curves, by the true reward and by a learned one, with a mark at every power of two."""
-    looks = {"ground_truth": ("best-of-N", "-", INK), "learned": ("best-of-N, learned reward", (0, (4, 1.5)), "white")}
-    for selector, (text, dashes, fill) in looks.items():
+    styles = {"ground_truth": ("best-of-N", "-", INK), "learned": ("best-of-N, learned reward", (0, (4, 1.5)), "white")}
+    for selector, (text, dashes, fill) in styles.items():
         curve = frontier["best_of_n"].get(selector)
         if not curve:
             continue
@@ -82,8 +82,8 @@ def best_of_n(panel: Panel, frontier: Mapping[str, Any]) -> None:
         )
         marks = [at for at, n in enumerate(curve["n"]) if n > 1 and n & (n - 1) == 0]
         kl, reward = ([curve[key][at] for at in marks] for key in ("kl", "reward"))
-        look: dict[str, Any] = {"marker": "o", "ms": 2.4, "mfc": fill, "mec": INK, "mew": 0.6, "zorder": 2.1}
-        panel.dots(kl, reward, f"best-of-n-marks-{selector}", **look)
+        mark: dict[str, Any] = {"marker": "o", "ms": 2.4, "mfc": fill, "mec": INK, "mew": 0.6, "zorder": 2.1}
+        panel.dots(kl, reward, f"best-of-n-marks-{selector}", **mark)
         if panel.log or selector == "ground_truth":
             panel.label(text, points[3:], f"label-best-of-n-{selector}", color=INK)
         if panel.log and selector == "ground_truth" and marks:
@@ -94,16 +94,16 @@ def best_of_n(panel: Panel, frontier: Mapping[str, Any]) -> None:
 
 
 def anchors(panel: Panel, frontier: Mapping[str, Any]) -> None:
-    """Draw the reference, at KL 0, and the model before SFT where it has a KL."""
+    """Draw the reference policy, at KL 0, and the model before SFT if its KL is known."""
     reference, base = frontier["reference"], frontier["base"]
     height = reference["reward"]
     ends = [max(panel.axes.get_xlim()[0], 0.0), panel.axes.get_xlim()[1]]
-    look = {"color": GREY, "lw": 0.6, "ls": (0, (1, 2)), "zorder": 1}
-    line = panel.line(ends, [height] * 2, "reference-line", weight=0.5, **look)
+    dotted: dict[str, Any] = {"color": GREY, "lw": 0.6, "ls": (0, (1, 2)), "zorder": 1}
+    line = panel.line(ends, [height] * 2, "reference-line", weight=0.5, **dotted)
     if not panel.log:
         panel.estimate(0.0, reference, "reference", marker="*", color=INK, edge="white", size=6.5)
-    beside = line[0] + np.array([[1.0, 0.0], [12.0, 0.0]])
-    panel.label("reference", beside, "label-reference", color=INK)
+    start = line[0] + np.array([[1.0, 0.0], [12.0, 0.0]])
+    panel.label("reference", start, "label-reference", color=INK)
     if base is not None and finite(base["kl"], base["reward"]):
         panel.estimate(base["kl"], base, "base", marker="h", color=GREY, edge="white", size=4.5)
         panel.label("before SFT", panel.points(base["kl"], base["reward"]), "label-base", color=GREY)

@@ -1,4 +1,4 @@
-"""How much of the plane of reward and KL a picture shows, so that one diverged run does not squash the others."""
+"""The limits of a figure's axes, chosen so that one diverged run does not squash the others."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -7,15 +7,15 @@ import numpy as np
 
 from imdb_rlhf.frontier.figure.panel import finite
 
-FAR = 3.0  # times the upper quartile of the settings' KL: what lies further is pointed at, not drawn
+FAR = 3.0  # times the upper quartile of the settings' KL: settings beyond are pointed at and not drawn
 
 
 class View(NamedTuple):
     """The limits of the axes.
 
     Attributes:
-        kl: where the linear KL axis ends, nats; it starts at 0.
-        log_kl: both ends of the logarithmic one, nats.
+        kl: the end of the linear KL axis, nats; it starts at 0.
+        log_kl: both ends of the logarithmic KL axis, nats.
         reward: both ends of the reward axis.
     """
 
@@ -25,7 +25,7 @@ class View(NamedTuple):
 
 
 def view_of(frontier: Mapping[str, Any]) -> View:
-    """Choose the limits: everything, but for diverged runs and what lies far beyond most settings."""
+    """Choose the limits: they hold everything but diverged runs and settings far beyond most others."""
     diverged = {run for method in frontier["methods"] for run in method["diverged"]}
     settings = [
         setting
@@ -35,14 +35,14 @@ def view_of(frontier: Mapping[str, Any]) -> View:
     ]
     sound = [setting for setting in settings if not diverged & set(setting["runs"])] or settings
     curves = [curve for curve in frontier["best_of_n"].values() if curve["n"]]
-    known = max((curve["kl"][-1] for curve in curves), default=0.0)  # what best-of-N spans
+    known = max((curve["kl"][-1] for curve in curves), default=0.0)  # the end of best-of-N's curves
 
     kls = [float(setting["kl"]) for setting in sound] or [known or float(frontier["score_kl"])]
     far = FAR * max(float(np.quantile(kls, 0.75)), 1e-6)
     widest = max(kl for kl in kls if kl <= far)
     shown = max([widest, *(float(s["kl"]) for s in settings if s["kl"] <= 1.5 * widest), min(known, 2.5 * widest)])
     bars = [float(s["kl_ci"][1]) for s in settings if s["kl"] <= shown and s["kl_ci"] and finite(*s["kl_ci"])]
-    shown = shown if shown > 1e-6 else float(frontier["score_kl"])  # nothing but the reference, to rounding
+    shown = shown if shown > 1e-6 else float(frontier["score_kl"])  # every setting is the reference, up to rounding
     end = 1.05 * max([shown, *(bar for bar in bars if bar <= 1.25 * shown)])
     starts = [float(p["kl"]) for p in frontier["points"] if finite(p["kl"]) and p["kl"] > 0]
     start = max(min(starts, default=0.02), 0.1 * min([kl for kl in kls if kl > 0], default=0.1), end / 3000)
@@ -66,9 +66,10 @@ def _rewards(frontier: Mapping[str, Any], sound: list[Mapping[str, Any]], end: f
         tops += [optimum["lower"][at] for at in within]
         tops += [optimum["upper"][at] for at in within if optimum["kl"][at] <= optimum["trusted_kl"]]
     top = max(tops)
-    if optimum is not None and top < optimum["cap"] <= top + 0.2 * (top - min(tops)):
-        top = optimum["cap"]
-    # Down to 1.5 times as far below the reference as the best is above it, or as most settings are.
+    cap = None if optimum is None else optimum["cap"]
+    if cap is not None and top < cap <= top + 0.2 * (top - min(tops)):
+        top = cap
+    # down to 1.5 times the distance of the best above the reference, or of most settings below it
     depths = [reference - reward for reward in rewards]
     deepest = 1.5 * max([top - reference, *([float(np.quantile(depths, 0.75))] if depths else [])])
     bottom = min([*anchors, *(reward for reward in rewards if reference - reward <= deepest)])

@@ -9,6 +9,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib
+import matplotlib.style
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -52,9 +53,9 @@ def best_of_n(gain: float) -> dict[str, Any]:
     return {"n": n, "kl": kl, "reward": reward, "reward_ci": [reward, reward]}
 
 
-def made(methods: list[Any], checkpoints: int = 4, **changes: Any) -> dict[str, Any]:
+def frontier_of(methods: list[Any], checkpoints: int = 4, **changes: Any) -> dict[str, Any]:
     """A frontier whose runs go from the reference to their setting along a square root."""
-    found: dict[str, Any] = {
+    frontier: dict[str, Any] = {
         "world": {"reward": "lexicon"},
         "confidence": 0.95,
         "reference": {"reward": REFERENCE, "reward_ci": [0.48, 0.52]},
@@ -67,42 +68,47 @@ def made(methods: list[Any], checkpoints: int = 4, **changes: Any) -> dict[str, 
         "best_of_n": {"ground_truth": best_of_n(0.44), "learned": best_of_n(0.4)},
     }
     for name, knob, settings in methods:
-        drawn = []
+        entries = []
         for at, (value, kl, reward) in enumerate(settings):
             run = f"{name}-{at}"
             for share in np.linspace(0, 1, checkpoints + 1)[1:]:
                 point = {"run": run, "method": name, "last": share == 1, "kl": kl * share}
-                found["points"].append(point | {"reward": REFERENCE + (reward - REFERENCE) * share**0.5})
+                frontier["points"].append(point | {"reward": REFERENCE + (reward - REFERENCE) * share**0.5})
             interval = {"kl_ci": [0.95 * kl, 1.05 * kl], "reward_ci": [reward - 0.01, reward + 0.01]}
-            drawn.append({"knob_value": value, "kl": kl, "reward": reward, "runs": [run]} | interval)
-        found["methods"].append({"name": name, "knob": knob, "settings": drawn, "diverged": []})
-    return found | changes
+            entries.append({"knob_value": value, "kl": kl, "reward": reward, "runs": [run]} | interval)
+        frontier["methods"].append({"name": name, "knob": knob, "settings": entries, "diverged": []})
+    return frontier | changes
+
+
+def compose(frontier: dict[str, Any]) -> Figure:
+    with matplotlib.style.context(["default", figure.LOOK]):
+        return figure.compose(frontier)
 
 
 def one_point(kl: float = 3.0, reward: float = 0.8, **changes: Any) -> dict[str, Any]:
-    return made([("DPO", "beta", [(0.1, kl, reward)])], 1, base=None, optimum=None, best_of_n={}, **changes)
+    return frontier_of([("DPO", "beta", [(0.1, kl, reward)])], 1, base=None, optimum=None, best_of_n={}, **changes)
 
 
 @pytest.fixture(scope="module")
 def crowd() -> Figure:
-    return figure.compose(made(SWEEP))
+    return compose(frontier_of(SWEEP))
 
 
 @pytest.fixture(scope="module")
 def crowd_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("crowd")
-    drawn(made(SWEEP), folder)
+    parsed(frontier_of(SWEEP), folder)
     return folder
 
 
-def drawn(found: dict[str, Any], folder: Path) -> ElementTree.Element:
-    figure.draw(found, folder / "f.svg", folder / "f.png")
+def parsed(frontier: dict[str, Any], folder: Path) -> ElementTree.Element:
+    figure.draw(frontier, folder / "f.svg", folder / "f.png")
     return ElementTree.parse(folder / "f.svg").getroot()
 
 
 def group(root: ElementTree.Element, gid: str) -> ElementTree.Element:
-    (found,) = [element for element in root.iter(f"{SVG}g") if element.get("id") == gid]
-    return found
+    (match,) = [element for element in root.iter(f"{SVG}g") if element.get("id") == gid]
+    return match
 
 
 def uses(element: ElementTree.Element) -> list[tuple[float, float]]:
@@ -116,16 +122,16 @@ def path_of(element: ElementTree.Element) -> list[str]:
 
 def ticks(axes: ElementTree.Element, axis: str) -> list[tuple[float, tuple[float, float]]]:
     """The number and the place of every tick that has a number beside it."""
-    found = []
+    numbers = []
     for tick in axes.iter(f"{SVG}g"):
         if re.match(rf"{axis}tick_\d+$", tick.get("id", "")):
             (number,) = ["".join(text.itertext()) for text in tick.iter(f"{SVG}text")]
-            found.append((float(number.replace("−", "-")), uses(tick)[0]))
-    return found
+            numbers.append((float(number.replace("−", "-")), uses(tick)[0]))
+    return numbers
 
 
-def texts(found: Figure, panel: str) -> list[Text]:
-    return [text for text in found.findobj(Text) if (text.get_gid() or "").startswith(panel)]
+def texts(shown: Figure, panel: str) -> list[Text]:
+    return [text for text in shown.findobj(Text) if (text.get_gid() or "").startswith(panel)]
 
 
 def test_what_is_in_the_svg(crowd_folder: Path) -> None:
@@ -142,7 +148,7 @@ def test_what_is_in_the_svg(crowd_folder: Path) -> None:
 
 @pytest.mark.parametrize("panel, scale", [("linear", float), ("log", math.log)])
 def test_a_point_lies_where_the_ticks_say(tmp_path: Path, panel: str, scale: Any) -> None:
-    root = drawn(one_point(kl=1.5, reward=0.81), tmp_path)
+    root = parsed(one_point(kl=1.5, reward=0.81), tmp_path)
     (at,) = uses(group(root, f"{panel}-setting-DPO-0"))
     (axes,) = [element for element in root.iter(f"{SVG}g") if element.get("id") == f"axes_{1 + (panel == 'log')}"]
     (left, (x0, _)), *_, (right, (x1, _)) = ticks(axes, "x")
@@ -153,9 +159,9 @@ def test_a_point_lies_where_the_ticks_say(tmp_path: Path, panel: str, scale: Any
     assert low + (at[1] - y0) / (y1 - y0) * (high - low) == pytest.approx(0.81, abs=1e-4)
 
 
-def test_every_checkpoint_is_a_point(tmp_path: Path) -> None:
-    root = drawn(made(SWEEP, checkpoints=3), tmp_path)
-    assert [len(uses(group(root, f"linear-points-{name}"))) for name in ("DPO", "Preferred-FT")] == [12, 6]
+def test_every_checkpoint_is_a_point(crowd_folder: Path) -> None:
+    root = ElementTree.parse(crowd_folder / "f.svg").getroot()
+    assert [len(uses(group(root, f"linear-points-{name}"))) for name in ("DPO", "Preferred-FT")] == [16, 8]
     assert len(uses(group(root, "log-best-of-n-marks-ground_truth"))) == 6  # N = 2, 4, ... 64
 
 
@@ -168,9 +174,9 @@ def test_settings_are_joined_in_the_order_of_the_knob(crowd: Figure) -> None:
     "methods", [SWEEP, [*SWEEP, LONG], [*SWEEP, LONG, *[(f"Method {n}", *LONG[1:]) for n in range(9)]]]
 )
 def test_labels_stand_apart_and_inside(methods: list[Any]) -> None:
-    found = figure.compose(made(methods))
-    for panel, axes in zip(("linear", "log"), found.axes, strict=True):
-        written = texts(found, panel)
+    shown = compose(frontier_of(methods))
+    for panel, axes in zip(("linear", "log"), shown.axes, strict=True):
+        written = texts(shown, panel)
         assert len(written) >= len(methods) + 3
         boxes = [text.get_window_extent() for text in written]
         outer = axes.get_window_extent()
@@ -205,7 +211,7 @@ def test_type_is_readable(crowd: Figure) -> None:
 
 def test_the_same_frontier_gives_the_same_bytes(crowd_folder: Path, tmp_path: Path) -> None:
     start = time.process_time()
-    drawn(made(SWEEP), tmp_path)
+    parsed(frontier_of(SWEEP), tmp_path)
     assert time.process_time() - start < 6  # about one second
     for file in ("f.svg", "f.png"):
         assert (tmp_path / file).read_bytes() == (crowd_folder / file).read_bytes()
@@ -215,16 +221,16 @@ def test_the_same_frontier_gives_the_same_bytes(crowd_folder: Path, tmp_path: Pa
 
 
 def test_the_users_own_style_changes_nothing(tmp_path: Path) -> None:
-    drawn(one_point(), tmp_path)
+    parsed(one_point(), tmp_path)
     before = (tmp_path / "f.svg").read_bytes()
     with matplotlib.rc_context({"font.size": 30, "lines.linewidth": 9, "svg.fonttype": "path"}):
-        drawn(one_point(), tmp_path)
+        parsed(one_point(), tmp_path)
         assert matplotlib.rcParams["font.size"] == 30
     assert (tmp_path / "f.svg").read_bytes() == before
 
 
 def test_the_png_is_two_columns_wide_at_300_dpi(tmp_path: Path) -> None:
-    drawn(one_point(), tmp_path)
+    parsed(one_point(), tmp_path)
     data = io.BytesIO((tmp_path / "f.png").read_bytes())
     assert data.read(8) == b"\x89PNG\r\n\x1a\n"
     data.seek(16)
@@ -232,23 +238,23 @@ def test_the_png_is_two_columns_wide_at_300_dpi(tmp_path: Path) -> None:
 
 
 def test_a_diverged_run_does_not_squash_the_rest(tmp_path: Path) -> None:
-    found = made([*SWEEP, ("DPO (ipo)", "beta", [(0.1, 100, 0.1), (1, 3, 0.85)])])
-    found["methods"][-1]["diverged"] = ["DPO (ipo)-0"]
-    shown = figure.compose(found)
+    frontier = frontier_of([*SWEEP, ("DPO (ipo)", "beta", [(0.1, 100, 0.1), (1, 3, 0.85)])])
+    frontier["methods"][-1]["diverged"] = ["DPO (ipo)-0"]
+    shown = compose(frontier)
     linear, log = shown.axes
     assert 12.1 < linear.get_xlim()[1] < 20 and 100 < log.get_xlim()[1] < 200
     assert linear.get_ylim()[0] > 0.3
     (label,) = texts(shown, "linear-label-outside")
     assert label.get_text() == "DPO (ipo):\n0.10 at 100 nats"
-    root = drawn(found, tmp_path)
+    root = parsed(frontier, tmp_path)
     tip = [float(number) for number in re.findall(r"[\d.]+", path_of(group(root, "linear-outside-DPO_(ipo)-0"))[-1])]
     assert max(tip[::2]) > 250  # it points at the right border of the left panel
 
 
 def test_a_diverged_seed_has_a_cross(tmp_path: Path) -> None:
-    found = made(SWEEP)
-    found["methods"][0]["diverged"] = ["DPO-2"]
-    root = drawn(found, tmp_path)
+    frontier = frontier_of(SWEEP)
+    frontier["methods"][0]["diverged"] = ["DPO-2"]
+    root = parsed(frontier, tmp_path)
     assert uses(group(root, "log-diverged-DPO")) == uses(group(root, "log-setting-DPO-2"))
     assert not uses(group(root, "log-diverged-PPO"))
 
@@ -258,24 +264,27 @@ def test_beyond_what_samples_tell_the_band_is_grey(crowd: Figure) -> None:
     (beyond,) = crowd.findobj(lambda artist: artist.get_gid() == "linear-optimum-upper-beyond")
     assert max(sure.get_xdata()) == min(beyond.get_xdata()) == 2.1  # type: ignore[attr-defined]
     assert beyond.get_linestyle() == "--"  # type: ignore[attr-defined]
-    all_told = made([("DPO", "beta", [(1, 1.0, 0.8)])], best_of_n={})
-    assert "cannot tell" not in "".join(text.get_text() for text in texts(figure.compose(all_told), "linear"))
+    trusted = frontier_of([("DPO", "beta", [(1, 1.0, 0.8)])], best_of_n={})
+    assert "cannot tell" not in "".join(text.get_text() for text in texts(compose(trusted), "linear"))
 
 
 @pytest.mark.parametrize("broken", [None, float("nan"), float("inf")])
 def test_what_has_no_number_is_left_out(tmp_path: Path, broken: Any) -> None:
-    found = made(SWEEP[:1])
-    found["points"][-1]["reward"] = broken
-    found["methods"][0]["settings"][0] |= {"kl": broken, "kl_ci": None}
-    assert len(uses(group(drawn(found, tmp_path), "linear-points-DPO"))) == 4 * 4 - 1
+    frontier = frontier_of(SWEEP[:1])
+    frontier["points"][-1]["reward"] = broken
+    frontier["methods"][0]["settings"][0] |= {"kl": broken, "kl_ci": None}
+    assert len(uses(group(parsed(frontier, tmp_path), "linear-points-DPO"))) == 4 * 4 - 1
 
 
 SMALL = {
     "one point": one_point(),
     "one point below the reference": one_point(reward=0.2),
     "at the reference": one_point(kl=0.0, reward=REFERENCE),
-    "two runs": made([("DPO", "beta", [(0.1, 3, 0.8)]), ("PPO", "target_kl", [(3, 0.01, 0.6)])], optimum=None),
-    "no methods": made([]),
+    "two runs": frontier_of([("DPO", "beta", [(0.1, 3, 0.8)]), ("PPO", "target_kl", [(3, 0.01, 0.6)])], optimum=None),
+    "no methods": frontier_of([]),
+    "a reward without an upper limit": frontier_of(
+        [("DPO", "beta", [(0.1, 3, 0.8)])], optimum=optimum() | {"cap": None}
+    ),
     "rewards of an own function": one_point(
         reward=-12345.0, reference={"reward": -20000, "reward_ci": [-2.1e4, -1.9e4]}
     ),
@@ -284,9 +293,9 @@ SMALL = {
 
 @pytest.mark.parametrize("name", SMALL)
 def test_little_to_draw_is_drawn(tmp_path: Path, name: str) -> None:
-    root = drawn(SMALL[name], tmp_path)
+    root = parsed(SMALL[name], tmp_path)
     assert "reference" in ["".join(text.itertext()) for text in root.iter(f"{SVG}text")]
-    shown = figure.compose(SMALL[name])
+    shown = compose(SMALL[name])
     beside = shown.axes[0].yaxis.get_tightbbox()
     assert beside is not None and beside.x0 >= 0  # long numbers do not push the axis's name out of the picture
     for gid in ("linear-reference", *(["linear-setting-DPO-0"] if SMALL[name]["methods"] else [])):

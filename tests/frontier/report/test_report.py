@@ -23,7 +23,7 @@ OWN = "own <b>model</b> & co"
 PROMPTS = 30
 
 
-# --- run folders and a frontier made of given numbers
+# --- run folders and a frontier of given numbers
 
 
 def make_run(root: Path, name: str, *, shift: float = 0.0, text: str = "fine", prompts: int = PROMPTS) -> Path:
@@ -265,12 +265,12 @@ def test_what_a_run_lacks_is_said(frontier: dict[str, Any], tmp_path: Path) -> N
     (folder / "metrics.jsonl").write_text('{"step": 1,\n{"step": 2}\n')
     (folder / "config.yaml").unlink()
     run = run_of(folder, "DPO", 0.1, 0.8, 2.0)
-    found = report.page_data({**frontier, "runs": [run]})["runs"][0]
-    assert [found[key] for key in ("samples", "histogram", "curves", "config")] == [None] * 4
-    assert [line.split()[0] for line in found["missing"]] == ["samples.parquet", "metrics.jsonl", "config.yaml"]
-    assert "cannot be read" in found["missing"][0]
-    assert "line 1" in found["missing"][1]
-    assert found["missing"][2] == "config.yaml is not in the run's folder"
+    data = report.page_data({**frontier, "runs": [run]})["runs"][0]
+    assert [data[key] for key in ("samples", "histogram", "curves", "config")] == [None] * 4
+    assert [line.split()[0] for line in data["missing"]] == ["samples.parquet", "metrics.jsonl", "config.yaml"]
+    assert "cannot be read" in data["missing"][0]
+    assert "line 1" in data["missing"][1]
+    assert data["missing"][2] == "config.yaml is not in the run's folder"
     gone = report.page_data(frontier)["runs"][3]
     assert len(gone["missing"]) == 4
 
@@ -278,10 +278,10 @@ def test_what_a_run_lacks_is_said(frontier: dict[str, Any], tmp_path: Path) -> N
 def test_a_column_that_is_not_there_is_said(frontier: dict[str, Any], tmp_path: Path) -> None:
     folder = make_run(tmp_path, "other")
     pd.DataFrame({"sample_id": [0], "prompt_id": [0]}).to_parquet(folder / "samples.parquet")
-    found = report.page_data({**frontier, "runs": [run_of(folder, "DPO", 0.1, 0.8, 2.0)]})["runs"][0]
-    assert any("reference_reward" in line for line in found["missing"])
-    assert found["samples"] is None
-    assert found["curves"] is not None
+    data = report.page_data({**frontier, "runs": [run_of(folder, "DPO", 0.1, 0.8, 2.0)]})["runs"][0]
+    assert any("reference_reward" in line for line in data["missing"])
+    assert data["samples"] is None
+    assert data["curves"] is not None
 
 
 def test_long_curves_keep_their_ends_and_even_steps() -> None:
@@ -303,11 +303,11 @@ def test_of_a_step_that_was_logged_twice_the_last_row_counts() -> None:
 
 def test_rewards_are_counted_in_bins() -> None:
     table = pd.DataFrame({"reference_reward": [0.0, 0.1, 0.6, 1.0], "policy_reward": [0.9, 0.76, 1.0, 0.3]})
-    found = report.histogram(table, bins=4)
-    assert found["edges"] == [0, 0.25, 0.5, 0.75, 1]
-    assert found["before"] == [2, 0, 1, 1]
-    assert found["after"] == [0, 1, 0, 3]
-    assert (found["mean_before"], found["mean_after"]) == (0.425, 0.74)
+    counts = report.histogram(table, bins=4)
+    assert counts["edges"] == [0, 0.25, 0.5, 0.75, 1]
+    assert counts["before"] == [2, 0, 1, 1]
+    assert counts["after"] == [0, 1, 0, 3]
+    assert (counts["mean_before"], counts["mean_after"]) == (0.425, 0.74)
     wide = report.histogram(table * 10 - 5, bins=5)
     assert wide["edges"] == [-5, -3, -1, 1, 3, 5]
     assert wide["before"] == [2, 0, 0, 1, 1]
@@ -316,9 +316,9 @@ def test_rewards_are_counted_in_bins() -> None:
 def test_samples_are_the_first_of_evenly_spaced_prompts(tmp_path: Path) -> None:
     table = pd.read_parquet(make_run(tmp_path, "many", prompts=298) / "samples.parquet")
     pool = report.Pool()
-    found = report.samples(table.sample(frac=1, random_state=0), pool)
-    assert [pool.texts[row[0]] for row in found] == [f"prompt {i}" for i in range(0, 298, 3)]
-    assert found[1][3:] == [0.5, round(0.5 + 3 / (4 * 298), 6), 7.0, 0.3]
+    rows = report.samples(table.sample(frac=1, random_state=0), pool)
+    assert [pool.texts[row[0]] for row in rows] == [f"prompt {i}" for i in range(0, 298, 3)]
+    assert rows[1][3:] == [0.5, round(0.5 + 3 / (4 * 298), 6), 7.0, 0.3]
     assert len(pool.texts) == len(set(pool.texts)) == 300
 
 
@@ -357,17 +357,17 @@ def whole(frontier: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="module")
 def open_page(browser: Any) -> Open:
-    """Opens a report; `page.said` collects what is complained of or asked of a network."""
+    """Opens a report; `page.messages` collects complaints and requests to a network."""
 
     def open_page(path: Path) -> Any:
         context = browser.new_context(reduced_motion="reduce")
         page = context.new_page()
         page.set_default_timeout(60_000)  # a busy machine, not a slow page
-        said: list[str] = []
-        page.said = said
-        page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
-        page.on("pageerror", lambda error: said.append(f"error: {error}"))
-        page.on("request", lambda each: said.extend([f"request: {each.url}"] if each.url != path.as_uri() else []))
+        messages: list[str] = []
+        page.messages = messages
+        page.on("console", lambda message: messages.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: messages.append(f"error: {error}"))
+        page.on("request", lambda each: messages.extend([f"request: {each.url}"] if each.url != path.as_uri() else []))
         page.goto(path.as_uri())
         return page
 
@@ -376,20 +376,20 @@ def open_page(browser: Any) -> Open:
 
 @pytest.fixture(scope="module")
 def shared(open_page: Open, whole: Path) -> Any:
-    """One window for all tests that leave no trace which `page` does not wipe away: plotly takes a second to load."""
+    """One window for all tests whose traces `page` wipes away: plotly takes a second to load."""
     return open_page(whole)
 
 
 @pytest.fixture
 def page(shared: Any) -> Iterator[Any]:
-    """The report with its first run chosen; when the test is over, it may have said nothing and asked for nothing."""
+    """The report with its first run chosen; by the end of the test there is no complaint and no request."""
     shared.emulate_media(color_scheme="light")
     shared.set_viewport_size({"width": 1400, "height": 900})
     shared.select_option("#run-choice", "dpo-a")
     shared.select_option("#curves-runs", "method")
     shared.evaluate("window.scrollTo(0, 0)")
     yield shared
-    assert shared.said == []
+    assert shared.messages == []
 
 
 @pytest.fixture
@@ -398,7 +398,7 @@ def fresh(open_page: Open, whole: Path) -> Iterator[Any]:
     page = open_page(whole)
     yield page
     page.context.close()
-    assert page.said == []
+    assert page.messages == []
 
 
 FULL = "document.getElementById('frontier')._fullLayout"
@@ -564,9 +564,9 @@ def test_hostile_text_is_text(page: Any) -> None:
 
 def test_missing_files_are_said_on_the_page(page: Any) -> None:
     page.select_option("#run-choice", "gone")
-    said = page.locator("#run-missing").inner_text()
+    missing = page.locator("#run-missing").inner_text()
     for name in ("samples.parquet", "metrics.jsonl", "config.yaml"):
-        assert f"{name} is not in the run's folder" in said
+        assert f"{name} is not in the run's folder" in missing
     assert page.locator("#samples tbody").inner_text() == "this run has no samples to show"
     assert "no rewards" in page.locator("#histogram").inner_text()
     assert "no train/loss" in page.locator("#curve-2").inner_text()
@@ -609,24 +609,24 @@ def test_it_follows_light_and_dark(page: Any) -> None:
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 26)"
 
 
-@pytest.mark.parametrize("kept", [0, 1])
-def test_little_is_enough(frontier: dict[str, Any], open_page: Open, tmp_path: Path, kept: int) -> None:
+@pytest.mark.parametrize("count", [0, 1])
+def test_little_is_enough(frontier: dict[str, Any], open_page: Open, tmp_path: Path, count: int) -> None:
     """No optimum, no best-of-N, one point or none."""
     method = {**method_of("DPO", frontier["runs"][:1]), "score": None, "score_ci": None}
     method["settings"][0] |= {"efficiency": None}
     little = {
         **frontier,
         **{"optimum": None, "best_of_n": {}, "base": None, "tests": [], "skipped": [], "warnings": []},
-        **{"methods": [method][:kept], "runs": frontier["runs"][:kept], "points": frontier["points"][:kept]},
+        **{"methods": [method][:count], "runs": frontier["runs"][:count], "points": frontier["points"][:count]},
     }
     path = tmp_path / "report.html"
     report.write(little, path)
     page = open_page(path)
-    assert page.locator("#methods tbody tr").count() == kept
-    assert page.locator("#run").is_visible() is bool(kept)
+    assert page.locator("#methods tbody tr").count() == count
+    assert page.locator("#run").is_visible() is bool(count)
     assert not page.locator("#tests-box").is_visible()
     page.context.close()
-    assert page.said == []
+    assert page.messages == []
 
 
 def test_a_run_that_diverged_does_not_stretch_the_axis(
@@ -639,8 +639,8 @@ def test_a_run_that_diverged_does_not_stretch_the_axis(
     report.write(far, path)
     page = open_page(path)
     assert 5 < page.evaluate(f"{FULL}.xaxis.range[1]") < 12
-    assert "1 checkpoints of runs that diverged lie further right" in page.locator("#frontier-note").inner_text()
+    assert "1 checkpoint of diverged runs" in page.locator("#frontier-note").inner_text()
     assert column(page, "methods", 12)[1] == "1"
     assert "diverged" in column(page, "runs", 1)[3]
     page.context.close()
-    assert page.said == []
+    assert page.messages == []

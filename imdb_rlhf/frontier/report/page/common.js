@@ -1,4 +1,4 @@
-// What every part of the page uses: the data, numbers as text, elements, the look of a plot.
+// Shared by all parts of the page: the data, numbers as text, elements, and the layout of plots.
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const F = DATA.frontier;
@@ -14,16 +14,16 @@ function make(tag, className, ...children) {
 
 const CONTROL = /[\u0000-\u0009\u000b-\u001f\u007f-\u009f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]|[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/g;
 
-/** A text with characters that would act instead of being seen (escapes, directions, halves of pairs) written out. */
+/** Write out characters that would act instead of being shown: escapes, directions, halves of surrogate pairs. */
 function visible(text) {
-  return String(text).replace(CONTROL, (found) => {
-    const code = found.charCodeAt(0);
+  return String(text).replace(CONTROL, (character) => {
+    const code = character.charCodeAt(0);
     if (code < 32) return String.fromCharCode(0x2400 + code);
     return code === 127 ? "\u2421" : "\u27e8U+" + code.toString(16).toUpperCase().padStart(4, "0") + "\u27e9";
   });
 }
 
-/** A text for plotly, which reads some HTML in labels. */
+/** A text for plotly, which interprets some HTML in labels. */
 const plain = (text) => visible(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 
 const known = (value) => value !== null && value !== undefined;
@@ -54,7 +54,7 @@ const SHAPES = {
   x: '<path d="M1 3.5 3.5 1 7 4.5 10.5 1 13 3.5 9.5 7 13 10.5 10.5 13 7 9.5 3.5 13 1 10.5 4.5 7z"/>',
 };
 
-/** A method's marker as a small picture; colours and symbols are the palette's, so this is no foreign HTML. */
+/** A method's marker as a small picture. Its HTML is safe: colours and symbols come from the palette alone. */
 function swatch(method) {
   const [colour, symbol] = styleOf(method);
   const box = make("span");
@@ -62,7 +62,7 @@ function swatch(method) {
   return box.firstChild;
 }
 
-/** A line as the legend shows it. */
+/** A small picture of a line for the legend. */
 function stroke(style) {
   const box = make("span");
   const line = `<line x1="1" y1="7" x2="25" y2="7" stroke="currentColor" stroke-width="${style.width || 2}" stroke-dasharray="${style.dash || ""}"/>`;
@@ -84,11 +84,11 @@ function theme() {
 }
 
 const TOUCH = matchMedia("(pointer: coarse)").matches; // there a drag has to scroll the page
-// Plotly would offer to send the plot to its makers' server.
+// Without these settings plotly offers to send the plot to its makers' server.
 const CONFIG = { responsive: true, displaylogo: false, showSendToCloud: false, plotlyServerURL: "", modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
 const QUIET = { ...CONFIG, displayModeBar: false };
 
-/** What all plots share; `x` and `y` add to the axes. */
+/** The layout that all plots share; `x` and `y` add to the axes. */
 function layout(x, y, more) {
   const look = theme();
   const axis = { gridcolor: look.grid, linecolor: look.line, zeroline: false, ticks: "outside", tickcolor: look.line, ticklen: 4, automargin: true };
@@ -102,7 +102,7 @@ function layout(x, y, more) {
   };
 }
 
-/** Say in a plot's place that there is nothing to draw. */
+/** Say why there is nothing to draw, in the place of a plot. */
 function nothing(box, why) {
   if (box.data) Plotly.purge(box);
   box.replaceChildren(make("div", "empty", why));

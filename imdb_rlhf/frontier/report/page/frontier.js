@@ -1,35 +1,35 @@
-// The interactive frontier: what is drawn, its legend, its axis, hover and click.
+// The interactive frontier: its traces, legend, KL axis, hover texts and clicks.
 
 const hidden = new Set(); // keys of the legend's entries that are switched off
 let scale = "linear";
 
 const BEST_OF = { ground_truth: "best-of-N by the true reward", learned: "best-of-N by the learned reward" };
 const DOTS = { dot: "2 3", dash: "6 4", dashdot: "7 3 2 3" };
-const BACKDROP = [
+const REFERENCES = [
   F.optimum && { key: "optimum", name: "optimum, lower to upper bound", band: true, width: 1.5 },
   F.optimum && F.optimum.learned && { key: "learned", name: "optimum of the learned reward, its true reward", dash: DOTS.dashdot, width: 1.8 },
   ...Object.keys(F.best_of_n || {}).map((by) => ({ key: `best_of_n ${by}`, name: BEST_OF[by] || `best-of-N by ${by}`, dash: by === "learned" ? DOTS.dot : "", dot: true, width: 1.4 })),
 ].filter(Boolean);
 const METHODS = F.methods.map((method) => method.name);
 
-/** The smallest KL that the log axis shows. */
+/** The start of the logarithmic KL axis. */
 const LEAST = Math.max(0.005, 0.7 * Math.min(...F.points.map((point) => point.kl).filter((kl) => kl > 0.005), 0.25));
 const reach = (points) => Math.max(F.score_kl, ...points.map((point) => (point.kl_ci ? point.kl_ci[1] : point.kl)));
-/** How far the axis goes: to the last point, but not after a run that diverged to many times what the others spent. */
+/** The end of the KL axis: the last point, unless that is a diverged run's at over twice the KL of all others. */
 const FURTHEST = 1.06 * Math.min(reach(F.points), 2 * reach(F.points.filter((point) => !DIVERGED.has(point.run))));
 const BEYOND = F.points.filter((point) => point.kl > FURTHEST).length;
 
 const onAxis = (kl) => scale === "linear" || kl > 0;
 const rgba = (look, share) => `rgba(${look.band}, ${share})`;
 
-/** A line over KL; `texts` are what its points say. */
+/** A line over KL; `texts` are shown when its points are hovered. */
 function line(key, kl, values, style, texts) {
-  const kept = kl.map((_, i) => i).filter((i) => onAxis(kl[i]) && known(values[i]));
-  const said = texts ? { text: kept.map((i) => texts[i]), hoverinfo: "text" } : { hoverinfo: "skip" };
-  return { meta: key, type: "scatter", mode: "lines", x: kept.map((i) => kl[i]), y: kept.map((i) => values[i]), ...said, ...style };
+  const shown = kl.map((_, i) => i).filter((i) => onAxis(kl[i]) && known(values[i]));
+  const hover = texts ? { text: shown.map((i) => texts[i]), hoverinfo: "text" } : { hoverinfo: "skip" };
+  return { meta: key, type: "scatter", mode: "lines", x: shown.map((i) => kl[i]), y: shown.map((i) => values[i]), ...hover, ...style };
 }
 
-/** The part of a curve on one side of a KL, ending exactly there. */
+/** The part of a curve before or after a KL, interpolated to end exactly there. */
 function part(kl, values, limit, before) {
   const at = kl.findIndex((each) => each > limit);
   if (at < 1) return before === at < 0 ? [kl, values] : [[], []];
@@ -48,14 +48,14 @@ function optimumTraces(look) {
     line("optimum", o.kl, o.lower, bare),
     line("optimum", o.kl, o.upper, { ...bare, fill: "tonexty", fillcolor: rgba(look, 0.2) }),
   ];
-  for (const [name, values, ends] of [["lower bound: a policy that reaches it exists", o.lower, o.lower_ci], ["upper bound: no policy lies above", o.upper, o.upper_ci]]) {
+  for (const [name, values, ends] of [["lower bound: a policy that reaches it exists", o.lower, o.lower_ci], ["upper bound: no policy is above it", o.upper, o.upper_ci]]) {
     for (const before of [true, false]) {
-      const [kl, kept] = part(o.kl, values, o.trusted_kl, before);
+      const [kl, rewards] = part(o.kl, values, o.trusted_kl, before);
       const texts = kl.map((each, i) => {
         const at = o.kl.indexOf(each);
-        return `<b>optimum</b>, ${name}<br>reward ${fixed(kept[i])} ${at < 0 ? "" : bracket([ends[0][at], ends[1][at]])} for ${fixed(each, 2)} nats` + (before ? "" : "<br>beyond what the samples can tell");
+        return `<b>optimum</b>, ${name}<br>reward ${fixed(rewards[i])} ${at < 0 ? "" : bracket([ends[0][at], ends[1][at]])} for ${fixed(each, 2)} nats` + (before ? "" : "<br>too few samples for a tight bound");
       });
-      traces.push(line("optimum", kl, kept, { line: { color: look.soft, width: 1.5, dash: before ? "solid" : "dash" } }, texts));
+      traces.push(line("optimum", kl, rewards, { line: { color: look.soft, width: 1.5, dash: before ? "solid" : "dash" } }, texts));
     }
   }
   return traces;
@@ -140,17 +140,17 @@ function methodTraces(method, look) {
   ];
 }
 
-/** The chosen run's checkpoints, ringed and joined in the order of training; nothing to hover or click. */
+/** The chosen run's checkpoints, ringed and joined in the order of training; they take no hover and no click. */
 function chosenTrace(run, look) {
   const points = F.points.filter((point) => run && point.run === run.name && onAxis(point.kl)).sort((a, b) => a.step - b.step);
-  const there = run && !hidden.has(run.method);
+  const shown = run && !hidden.has(run.method);
   return {
-    meta: "chosen", type: "scatter", mode: "lines+markers", x: there ? points.map((point) => point.kl) : [], y: there ? points.map((point) => point.reward) : [],
+    meta: "chosen", type: "scatter", mode: "lines+markers", x: shown ? points.map((point) => point.kl) : [], y: shown ? points.map((point) => point.reward) : [],
     hoverinfo: "skip", line: { color: look.ink, width: 1, dash: "dot" }, marker: { symbol: "circle-open", size: points.map((point) => (point.last ? 19 : 11)), color: look.ink, line: { width: 1.6 } },
   };
 }
 
-/** What the y axis has to hold: every point with its interval, and the optimum as far as the x axis goes. */
+/** The range of the reward axis: every point with its interval, and the optimum up to the end of the KL axis. */
 function rewardRange() {
   const values = [F.reference.reward];
   for (const point of F.points) values.push(...(point.reward_ci || [point.reward]));
@@ -188,7 +188,7 @@ function baseTrace(look) {
 function drawFrontier(run) {
   const look = theme();
   const traces = [...optimumTraces(look), ...learnedTraces(look), ...bestOfNTraces(look), ...baseTrace(look), ...F.methods.flatMap((method) => methodTraces(method, look))];
-  const x = { title: { text: "KL to the reference, nats a sequence" }, type: scale, range: scale === "log" ? [Math.log10(LEAST), Math.log10(FURTHEST)] : [-0.015 * FURTHEST, FURTHEST] };
+  const x = { title: { text: "KL to the reference, nats per sequence" }, type: scale, range: scale === "log" ? [Math.log10(LEAST), Math.log10(FURTHEST)] : [-0.015 * FURTHEST, FURTHEST] };
   if (scale === "log") Object.assign(x, { tickmode: "array", tickvals: TICKS, ticktext: TICKS.map(String) });
   const y = { title: { text: `true reward (${plain(F.world.reward)})` }, range: rewardRange() };
   const drawn = [...traces.filter((trace) => !hidden.has(trace.meta)), chosenTrace(run, look)];
@@ -197,9 +197,9 @@ function drawFrontier(run) {
 
 const TICKS = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500].filter((tick) => tick <= FURTHEST);
 
-/** The legend: a button an entry, which switches it off and on. */
+/** The legend: a button per entry, which hides and shows it. */
 function buildLegend(redraw) {
-  const entries = [...METHODS.map((name) => [name, visible(name), swatch(name)]), ...BACKDROP.map((each) => [each.key, each.name, stroke(each)])];
+  const entries = [...METHODS.map((name) => [name, visible(name), swatch(name)]), ...REFERENCES.map((each) => [each.key, each.name, stroke(each)])];
   for (const [key, name, picture] of entries) {
     const button = make("button", "", picture, name);
     button.type = "button";

@@ -1,4 +1,4 @@
-// Put the page together; the chosen run is the one state that its parts share.
+// Build the page; the chosen run is the only state that its parts share.
 
 let chosen = RUNS[0] || null;
 
@@ -12,7 +12,7 @@ function buildHeader() {
     definition("evaluated on", `${w.test_prompts} test prompts \u00d7 ${w.samples_per_prompt} samples`),
     definition("reference", `reward ${fixed(F.reference.reward)} ${bracket(F.reference.reward_ci)}`),
     ...(F.base ? [definition("before SFT", `reward ${fixed(F.base.reward)} ${bracket(F.base.reward_ci)}, KL ${fixed(F.base.kl, 2)}`)] : []),
-    ...(F.optimum ? [definition("optimum", `from ${F.optimum.samples} samples a prompt, trusted to ${fixed(F.optimum.trusted_kl, 2)} nats`)] : []),
+    ...(F.optimum ? [definition("optimum", `from ${F.optimum.samples} samples per prompt, trusted up to ${fixed(F.optimum.trusted_kl, 2)} nats`)] : []),
     definition("runs", String(RUNS.length)),
   );
   const notes = [...F.warnings];
@@ -21,9 +21,9 @@ function buildHeader() {
   }
   if (notes.length) byId("warnings").append(make("div", "note", make("ul", "", ...notes.map((text) => make("li", "", visible(text))))));
   byId("frontier-note").textContent =
-    `Large marks: settings at the checkpoint they report, mean over seeds, with ${percent} intervals, joined by the knob. Small marks: every evaluated checkpoint. ` +
-    "Hover for the numbers; a click chooses the run and shows its samples. An entry of the legend switches its marks off and on." +
-    (BEYOND ? ` ${BEYOND} checkpoints of runs that diverged lie further right: zoom out.` : "");
+    `Large marks: each setting at the checkpoint that its runs report, mean over seeds, with ${percent} intervals, joined in the order of the knob. Small marks: every evaluated checkpoint. ` +
+    "Hover over a mark for its numbers; click it to choose its run and see the samples. Click an entry of the legend to hide or show its marks." +
+    (BEYOND ? ` Further right, outside the plot: ${BEYOND} ${BEYOND === 1 ? "checkpoint" : "checkpoints"} of diverged runs; zoom out to see them.` : "");
 }
 
 function buildChooser() {

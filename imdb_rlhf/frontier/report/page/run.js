@@ -48,7 +48,7 @@ function named(element, name) {
   return element;
 }
 
-/** The chosen run's rows that hold the wanted text, in the wanted order. */
+/** The chosen run's rows that contain the filter's text, in the chosen order. */
 function wantedSamples() {
   const wanted = byId("samples-filter").value.toLowerCase();
   const rows = (browser.rows || []).filter((row) => !wanted || row.slice(0, 3).some((place) => textOf(place).toLowerCase().includes(wanted)));
@@ -115,7 +115,7 @@ function drawHistogram(run) {
 
 const PANELS = ["eval/reward", "eval/kl", "train/loss"];
 
-/** A metric over steps; before the first one of training a policy is the reference, whose reward and KL are known. */
+/** A metric over steps. Reward and KL start at step 0 with the reference's, which every policy starts from. */
 function curveOf(run, key) {
   const [steps, values] = run.curves[key];
   const start = { "eval/reward": F.reference.reward, "eval/kl": 0 }[key];

@@ -1,6 +1,6 @@
 // The tables of methods, settings, tests and runs, and the commands.
 
-/** A heading row; a column that is [text, class] has that class. */
+/** A heading row; a column is a text, or [text, class]. */
 function heading(table, columns) {
   const cells = columns.map((column) => {
     const [text, className] = [].concat(column);
@@ -37,9 +37,9 @@ function buildMethods() {
   if (F.optimum) body.append(optimumRow());
   table.append(body);
   byId("methods-note").textContent =
-    `Score: area above the reference over 0 to ${F.score_kl} nats, as a share of the optimum's; its range is that of the optimum's two bounds. ` +
-    "R at k: the reward that a budget of k nats buys; ~ where the method never spent so little (a mixture with the reference), * never so much. " +
-    `Efficiency: the share of its KL that the optimum would need for the same reward, over the method's settings. In brackets, ${percent} intervals.`;
+    `Score: the area above the reference from 0 to ${F.score_kl} nats, as a share of the optimum's; it is a range because the optimum has two bounds. ` +
+    "R at k: the reward at a budget of k nats; ~ if every checkpoint spent more (the number is a mixture with the reference), * if every one spent less. " +
+    `Efficiency: the share of its KL that the optimum would need for the same reward, lowest to highest of the method's settings. In brackets: ${percent} intervals.`;
 }
 
 function optimumRow() {
@@ -88,21 +88,21 @@ function buildTests() {
     ));
   }
   table.append(body);
-  byId("tests-note").textContent = `Reward of the first less that of the second on the same prompts, at the same KL. The adjusted p allows for all ${F.tests.length} comparisons; bold where it is below ${+(1 - F.confidence).toPrecision(3)}.`;
+  byId("tests-note").textContent = `Difference: the reward of the first minus that of the second, on the same prompts and at the same KL. The adjusted p accounts for all ${F.tests.length} comparisons; it is bold below ${+(1 - F.confidence).toPrecision(3)}.`;
 }
 
 const chance = (p) => (known(p) ? (p < 0.001 ? "< 0.001" : fixed(p)) : "\u2013");
 
-/** A cell with a remark under what it says, if there is one. */
-function remarked(element, remark) {
-  if (remark) element.append(make("small", "", remark));
+/** A cell, with a note under its text if there is one. */
+function withNote(element, note) {
+  if (note) element.append(make("small", "", note));
   return element;
 }
 
-// Of a run: heading, what is sorted by, what is shown, and whether it is a number.
+// The columns of runs: heading, sort key, cell, and whether it is a number.
 const RUN_COLUMNS = [
-  ["method", (run) => METHODS.indexOf(run.method), (run) => remarked(methodCell(run.method), DIVERGED.has(run.name) && "diverged")],
-  ["setting", (run) => run.knob_value, (run) => remarked(cell("name", setting(run.knob, run.knob_value) || "\u2013"), run.missed_target && "target missed"), true],
+  ["method", (run) => METHODS.indexOf(run.method), (run) => withNote(methodCell(run.method), DIVERGED.has(run.name) && "diverged")],
+  ["setting", (run) => run.knob_value, (run) => withNote(cell("name", setting(run.knob, run.knob_value) || "\u2013"), run.missed_target && "target missed"), true],
   ["seed", (run) => run.seed, (run) => number(String(run.seed)), true],
   ["reward", (run) => run.reward, (run) => number(fixed(run.reward)), true],
   ["KL, nats", (run) => run.kl, (run) => number(fixed(run.kl, 2)), true],
@@ -113,7 +113,7 @@ const RUN_COLUMNS = [
   ["folder", (run) => run.name, (run) => cell("folder", visible(run.name))],
 ];
 
-/** Order by a key; what is not known comes last, whichever way. */
+/** Order rows by a key; rows without a value come last in either direction. */
 function ordered(rows, key, descending) {
   const sign = descending ? -1 : 1;
   return rows.map((row, place) => [key(row), place, row]).sort(([a, i], [b, j]) => {
@@ -122,7 +122,7 @@ function ordered(rows, key, descending) {
   }).map(([, , row]) => row);
 }
 
-/** Headings that sort: a click orders by the column, the next one turns the order round. */
+/** Headings that sort: a click orders by the column, the next click reverses the order. */
 function sortable(table, columns, redraw) {
   const state = { column: null, descending: false };
   const cells = columns.map(([name, , , isNumber], place) => {
@@ -174,7 +174,7 @@ function buildCommands() {
     box.addEventListener("toggle", () => {
       if (box.children.length > 1) return;
       if (!run.config) {
-        box.append(make("p", "hint", "Its config.yaml is not there."));
+        box.append(make("p", "hint", "Its config.yaml is missing."));
         return;
       }
       const lines = run.config.map((place) => make("span", first && !first.has(place) ? "own" : "", visible(DATA.texts[place]) + "\n"));

@@ -1,0 +1,106 @@
+"""Keys, checks and needs that several algorithms share."""
+
+from dataclasses import dataclass
+
+from imdb_rlhf.config.optim import OptimConfig
+from imdb_rlhf.config.reward import Init, Objective, RewardModelConfig
+from imdb_rlhf.config.run import Run
+from imdb_rlhf.config.stages import Eos, GroupsConfig, Labels, PairsConfig, PolicyConfig, ReservoirConfig
+from imdb_rlhf.errors import ConfigError
+
+
+@dataclass
+class TrainedRun(Run):
+    """An algorithm that trains a policy."""
+
+    @property
+    def optim(self) -> OptimConfig:
+        """The optimizer of the policy."""
+        raise NotImplementedError
+
+
+@dataclass
+class GroupsRun(Run):
+    """An algorithm that learns from groups of completions."""
+
+    groups: GroupsConfig
+    pairs: PairsConfig
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        longest = self.data.prompts.max_tokens + self.generation.max_new_tokens + 1
+        if self.appends_eos and self.known_context is not None and longest > self.known_context:
+            raise ConfigError(
+                f"groups.eos=appended makes rows of {longest} tokens, longer than model.context={self.known_context}; "
+                "shorten generation.max_new_tokens"
+            )
+        if self.data.preferences is not None and self.pairs.labels == Labels.bradley_terry:
+            raise ConfigError(
+                "pairs.labels=bradley_terry draws labels from rewards, but data.preferences brings its own; "
+                "use pairs.labels=deterministic or noisy"
+            )
+
+    @property
+    def uses_groups(self) -> bool:
+        """Every such algorithm learns from them, unless it says otherwise."""
+        return True
+
+    @property
+    def appends_eos(self) -> bool:
+        """As configured, where groups are used."""
+        return self.uses_groups and self.groups.eos == Eos.appended
+
+
+@dataclass
+class PreferenceRun(GroupsRun, TrainedRun):
+    """An algorithm that trains a policy on groups."""
+
+    policy: PolicyConfig
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_divisible("policy.batch_size", self.policy.batch_size)
+
+    @property
+    def optim(self) -> OptimConfig:
+        """The optimizer of the policy."""
+        return self.policy.optim
+
+
+@dataclass
+class LearnedRun(GroupsRun):
+    """An algorithm that can use a reward model (`uses_learned_reward` says whether this run does)."""
+
+    reward_model: RewardModelConfig
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.uses_learned_reward:
+            return
+        self._check_divisible("reward_model.batch_size", self.reward_model.batch_size)
+        if self.sft.path is not None and self.reward_model.init == Init.base:
+            raise ConfigError(
+                "reward_model.init=base is the model that SFT starts from, and sft.path leaves none; use sft"
+            )
+        if self.reward_model.objective == Objective.best_of_k:
+            if self.data.preferences is not None:
+                raise ConfigError(
+                    "reward_model.objective=best_of_k chooses from groups, but data.preferences brings pairs; use pairs"
+                )
+            if self.pairs.labels == Labels.noisy:
+                raise ConfigError(
+                    "pairs.labels=noisy flips pairs, and reward_model.objective=best_of_k has choices; "
+                    "use bradley_terry"
+                )
+
+    @property
+    def uses_groups(self) -> bool:
+        """Only a reward model learns from them."""
+        return self.uses_learned_reward
+
+
+@dataclass
+class ReservoirRun(LearnedRun):
+    """An algorithm that can use a reservoir (`uses_reservoir` says whether this run does)."""
+
+    reservoir: ReservoirConfig

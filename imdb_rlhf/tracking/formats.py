@@ -1,0 +1,27 @@
+"""How durations, numbers and plurals are written."""
+
+from collections.abc import Sequence
+
+
+def duration(seconds: float) -> str:
+    """Return `31.2 s`, `2 min 05 s` or `1 h 02 min`."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def number(value: float | None, spec: str) -> str:
+    """Return a value in that format, a dash for None, and no minus before a zero."""
+    text = "-" if value is None else format(value, spec)
+    return text.removeprefix("-") if value is not None and float(text) == 0 else text  # no -0.000
+
+
+def with_interval(value: float | None, interval: Sequence[float] | None, spec: str) -> str:
+    """Return a value with its confidence interval, such as `0.812 [0.790, 0.834]`."""
+    return number(value, spec) + (f" [{interval[0]:{spec}}, {interval[1]:{spec}}]" if interval else "")
+
+
+def plural(unit: str) -> str:
+    """Return the plural of a regular noun."""
+    return unit + ("es" if unit.endswith(("s", "x", "ch", "sh")) else "s")

@@ -1,0 +1,220 @@
+"""The role of each review: disjoint, in the order of the splits, a function of the seed."""
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from imdb_rlhf.config.data import DataConfig, EmbeddedData, ImdbData, PromptsConfig
+from imdb_rlhf.data.prompts import PROMPT_ROLES
+from imdb_rlhf.data.reviews import Reviews, dataset_of
+from imdb_rlhf.errors import RunError
+from tests import tiny
+from tests.data.tables import imdb_data, write_split
+
+LENGTHS = PromptsConfig(train=20, validation=5, test=10, min_tokens=2, max_tokens=8)
+
+
+def imdb_config(**changes: Any) -> ImdbData:
+    return imdb_data(**{"sft_reviews": 30, "prompts": LENGTHS, **changes})
+
+
+def embedded_config(**changes: Any) -> EmbeddedData:
+    return tiny.data(**{"sft_reviews": 30, "labelled_reviews": 12, "prompts": LENGTHS, **changes})
+
+
+def review(split: str, number: int) -> str:
+    return f"Review {number} of the {split} split is long enough to make a prompt of."
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    for split in ("train", "test"):
+        write_split(tmp_path, split, [review(split, number) for number in range(40)])
+    write_split(tmp_path, "unsupervised", [review("unsupervised", number) for number in range(40)], [-1] * 40)
+    return tmp_path
+
+
+# --- roles
+
+
+def divide(config: DataConfig, held_out: int, folder: Path | None = None) -> Reviews:
+    """The reviews of a dataset, real ones from this folder."""
+    if isinstance(config, ImdbData):
+        config.path = str(folder)
+    return dataset_of(config).divide(held_out)
+
+
+def roles(reviews: Reviews) -> list[set[str]]:
+    return [set(reviews.texts[role]) for role in ("sft", *PROMPT_ROLES)]
+
+
+def assert_disjoint(reviews: Reviews, sizes: list[int]) -> None:
+    sets = roles(reviews)
+    assert [len(texts) for texts in sets] == sizes
+    assert len(set[str]().union(*sets)) == sum(sizes)
+
+
+def test_no_text_serves_twice(folder):
+    reviews = divide(imdb_config(), 0, folder)
+    assert_disjoint(reviews, [30, 20, 5, 10])
+    assert reviews.report["reviews"] == {"sft": 30, "train": 20, "validation": 5, "test": 10}
+    assert len(reviews.labelled) == len(reviews.held_out) == 0
+
+
+def test_splits_are_asked_in_their_order(folder):
+    reviews = divide(imdb_config(sft_reviews=45), 0, folder)
+    assert all(" test split" in text for text in reviews.texts["test"])
+    assert all(" train split" in text for role in ("train", "validation") for text in reviews.texts[role])
+    of_split = Counter("unsupervised" in text for text in reviews.texts["sft"])
+    assert of_split == {True: 40, False: 5}
+
+
+def test_prompts_go_on_in_the_next_split(folder):
+    wanted = PromptsConfig(train=50, validation=5, test=10, min_tokens=2, max_tokens=8)
+    reviews = divide(imdb_config(prompts=wanted, sft_reviews=25), 0, folder)
+    assert Counter("unsupervised" in text for text in reviews.texts["train"]) == {False: 35, True: 15}
+    assert_disjoint(reviews, [25, 50, 5, 10])
+
+
+def test_a_reward_is_held_to_account_on_reviews_that_nothing_else_sees(folder):
+    reviews = divide(imdb_config(), 7, folder)
+    assert len(reviews.held_out) == 7 and set(reviews.held_out.columns) >= {"text", "label"}
+    held = set(reviews.held_out["text"])
+    assert all(" test split" in text for text in held)
+    assert not held & set[str]().union(*roles(reviews))
+    assert set(reviews.labelled["label"]) == {0, 1}
+    everything = {review("train", number) for number in range(40)}
+    assert set(reviews.labelled["text"]) == everything - set(reviews.texts["validation"])
+    assert not held & set(reviews.labelled["text"])
+
+
+def test_labels_stay_with_their_texts(folder):
+    reviews = divide(imdb_config(), 7, folder)
+    for frame in (reviews.labelled, reviews.held_out):
+        assert [int(re.findall(r"\d+", text)[0]) % 2 for text in frame["text"]] == frame["label"].tolist()
+
+
+def test_two_splits_with_labels(folder):
+    reviews = divide(imdb_config(labelled_splits=["train", "test"]), 7, folder)
+    everything = {review(split, number) for split in ("train", "test") for number in range(40)}
+    apart = set(reviews.held_out["text"]) | set(reviews.texts["test"]) | set(reviews.texts["validation"])
+    assert set(reviews.labelled["text"]) == everything - apart
+    assert len(reviews.labelled) == 80 - 7 - 10 - 5
+
+
+@pytest.mark.parametrize("kind", ["imdb", "embedded"])
+def test_who_serves_what_does_not_depend_on_what_is_held_out(folder, kind):
+    config = imdb_config(labelled_splits=["train", "test"]) if kind == "imdb" else embedded_config()
+    none, some, more = (divide(config, count, folder) for count in (0, 5, 9))
+    assert none.texts == some.texts == more.texts
+    assert some.held_out["text"].tolist() == more.held_out["text"].tolist()[:5]
+
+
+def test_one_split_can_serve_everything(folder):
+    everywhere = {name: ["train"] for name in ("prompt_splits", "test_splits", "sft_splits")}
+    reviews = divide(imdb_config(sft_reviews=2, **everywhere), 3, folder)
+    assert_disjoint(reviews, [2, 20, 5, 10])
+    assert len(reviews.labelled) == 40 - 3 - 10 - 5  # neither held out nor a test or validation prompt's
+    assert not set(reviews.held_out["text"]) & (set(reviews.labelled["text"]) | set[str]().union(*roles(reviews)))
+
+
+def test_duplicates_are_removed_and_counted(tmp_path):
+    write_split(tmp_path, "test", [*(review("test", n) for n in range(12)), review("test", 3), review("test", 3)])
+    same = [
+        review("test", 0).upper(),
+        review("test", 1).replace(" ", "  "),
+        review("test", 2).replace("is", "<br />is"),
+    ]
+    write_split(tmp_path, "train", [*(review("train", n) for n in range(30)), review("train", 4), *same])
+    unsupervised = [review("unsupervised", n) for n in range(30)]
+    write_split(tmp_path, "unsupervised", [*unsupervised, review("train", 7), review("test", 5)], [-1] * 32)
+    reviews = divide(imdb_config(sft_reviews=30), 0, tmp_path)
+    assert reviews.report["duplicates_removed"] == {
+        "test": {"within": 2, "also in an earlier split": 0},
+        "train": {"within": 1, "also in an earlier split": 3},
+        "unsupervised": {"within": 0, "also in an earlier split": 2},
+    }
+    assert set(reviews.texts["sft"]) == set(unsupervised)  # 30 asked for, and no duplicate among them
+    with pytest.raises(RunError, match="data.prompts.train=30 is more than the 25 usable"):
+        wanted = PromptsConfig(train=30, validation=5, test=10, min_tokens=2, max_tokens=8)
+        divide(imdb_config(prompts=wanted, prompt_splits=["train"]), 0, tmp_path)
+
+
+def test_empty_texts_and_short_ones_are_counted(folder):
+    texts = [review("train", number) for number in range(25)]
+    write_split(folder, "train", [*texts, "", None, *(f"Short {n}." for n in range(300))], [0] * 327)
+    reviews = divide(imdb_config(sft_splits=["unsupervised"]), 0, folder)
+    assert reviews.report["empty_texts_skipped"] == {"test": 0, "train": 2, "unsupervised": 0}
+    assert set(reviews.texts["train"]) | set(reviews.texts["validation"]) == set(texts)
+    # all 25 long ones are wanted, so nearly all of the 300 short ones are passed over, and none twice
+    assert 200 < reviews.report["too_short_for_a_prompt"] <= 300
+
+
+@pytest.mark.parametrize(
+    ("changes", "held_out", "key"),
+    [
+        ({"sft_reviews": 100}, 0, "data.sft_reviews=100 is more than the 55 usable"),
+        ({"prompts": PromptsConfig(70, 5, 10, 2, 8), "sft_reviews": 1}, 0, None),
+        ({"prompts": PromptsConfig(76, 5, 10, 2, 8), "sft_reviews": 1}, 0, "data.prompts.train=76 is more than the 75"),
+        ({"prompts": PromptsConfig(20, 81, 10, 2, 8)}, 0, "data.prompts.validation=81 is more than the 80"),
+        ({"prompts": PromptsConfig(20, 5, 41, 2, 8)}, 0, "data.prompts.test=41 is more than the 40"),
+        ({}, 31, "reward.held_out=31 is more than the 30"),
+    ],
+)
+def test_fewer_reviews_than_asked_for(folder, changes, held_out, key):
+    if key is None:
+        divide(imdb_config(**changes), held_out, folder)
+        return
+    with pytest.raises(RunError) as caught:
+        divide(imdb_config(**changes), held_out, folder)
+    assert str(caught.value).startswith(key)
+    assert str(caught.value).endswith(f"of {folder}; ask for fewer")
+
+
+def test_too_few_remain_after_the_empty_ones(folder):
+    write_split(folder, "test", [review("test", 0), *[""] * 39])
+    with pytest.raises(RunError, match="data.prompts.test=10 is more than the 1 usable reviews left in test of"):
+        divide(imdb_config(), 0, folder)
+
+
+def test_labels_are_checked_where_they_are_needed_alone(folder):
+    write_split(folder, "train", [review("train", number) for number in range(40)], [-1] * 40)
+    divide(imdb_config(), 0, folder)
+    with pytest.raises(RunError, match=r"train.*row 0: label -1 is not one of \[0, 1\]"):
+        divide(imdb_config(), 5, folder)
+
+
+def test_one_label_is_no_two_label_reward(folder):
+    write_split(folder, "train", [review("train", number) for number in range(40)], [1] * 40)
+    with pytest.raises(RunError, match="train has one label only; a two-label reward needs both"):
+        divide(imdb_config(), 5, folder)
+
+
+def test_generated_reviews_are_disjoint_too():
+    reviews = divide(embedded_config(), 6)
+    assert_disjoint(reviews, [30, 20, 5, 10])
+    assert (len(reviews.labelled), len(reviews.held_out)) == (12, 6)
+    labelled, held = set(reviews.labelled["text"]), set(reviews.held_out["text"])
+    assert not (labelled & held or (labelled | held) & set[str]().union(*roles(reviews)))
+    assert len(divide(embedded_config(), 0).labelled) == 0
+
+
+def divided(kind: str, folder: Path, seed: int) -> dict[str, list[str]]:
+    config = imdb_config(seed=seed) if kind == "imdb" else embedded_config(seed=seed)
+    return divide(config, 3, folder).texts
+
+
+@pytest.mark.parametrize("kind", ["imdb", "embedded"])
+def test_a_function_of_the_seed(folder, kind):
+    assert divided(kind, folder, 0) == divided(kind, folder, 0)
+    first, other = divided(kind, folder, 0), divided(kind, folder, 1)
+    assert all(first[role] != other[role] for role in first)
+
+
+def test_more_reviews_for_sft_leave_the_prompts_alone(folder):
+    few, many = (divide(imdb_config(sft_reviews=n), 0, folder).texts for n in (10, 40))
+    assert all(few[role] == many[role] for role in PROMPT_ROLES)
+    assert many["sft"][:10] == few["sft"]

@@ -1,0 +1,70 @@
+"""What W&B is told of a run, while it works and when it is finished."""
+
+import json
+import shutil
+from typing import Any
+
+import pytest
+
+from tests.experiments import (
+    rows_of,
+    well,
+)
+
+# --- the mirror
+
+
+class Mirror:
+    """What a run tells W&B."""
+
+    def __init__(self, **arguments: Any) -> None:
+        self.arguments, self.summary = arguments, dict[str, Any]()
+        self.rows: list[dict[str, Any]] = []
+        self.tables: dict[str, tuple[Any, Any]] = {}
+        self.histograms: dict[str, tuple[Any, int]] = {}
+        MIRRORS.append(self)
+
+    def log(self, row: Any) -> None:
+        self.rows.append(row)
+
+    def replay(self, rows: Any) -> None:
+        self.rows += list(rows)
+
+    def histogram(self, key: str, values: Any, step: int) -> None:
+        self.histograms[key] = (values, step)
+
+    def table(self, key: str, columns: Any, rows: Any) -> None:
+        self.tables[key] = (columns, rows)
+
+    def finish(self, summary: Any, exit_code: int = 0) -> None:
+        self.summary = summary
+
+
+MIRRORS: list[Mirror] = []
+
+
+@pytest.mark.parametrize("name", ["unlikelihood", "ppo", "best_of_n", "reward_model"])
+def test_a_mirror_is_told_the_same_now_and_later(methods, tmp_path, monkeypatch, name):
+    done = methods[name]
+    MIRRORS.clear()
+    monkeypatch.setattr("imdb_rlhf.runs.show.WandbTracker", Mirror)
+    shutil.copytree(done.outputs / "artifacts", tmp_path / "artifacts")
+    well(done.again("logger=wandb", f"paths.outputs={tmp_path}"))  # as it runs
+    well(done.again("logger=wandb"))  # a finished one
+    now, later = MIRRORS
+    for mirror in (now, later):
+        assert mirror.arguments["name"] == done.folder.name and mirror.arguments["job_type"] == done.summary["algo"]
+        assert [{k: v for k, v in row.items() if not k.startswith("time/")} for row in mirror.rows] == rows_of(
+            done.folder
+        )
+        expected = {key: value for key, value in done.summary.items() if key != "reliability"}
+        same = {key for key in expected if not key.endswith("seconds")}
+        assert {key: mirror.summary[key] for key in same} == {key: expected[key] for key in same}
+        json.dumps(mirror.arguments["config"])
+    assert {key: len(rows) for key, (_, rows) in now.tables.items()} == (
+        {"reliability": 10} if name == "reward_model" else {"samples": 8}
+    )
+    assert {key: columns for key, (columns, _) in now.tables.items()} == {k: c for k, (c, _) in later.tables.items()}
+    assert set(later.histograms) <= set(now.histograms)
+    for key, (values, step) in later.histograms.items():
+        assert now.histograms[key][1] == step and sorted(now.histograms[key][0]) == sorted(values)
