@@ -1,10 +1,10 @@
-# make setup | demo | test | test-slow | bench | bench-growth | bench-stages | lint | clean
+# make setup | demo | test | test-slow | bench | bench-peers | bench-growth | bench-stages | lint | clean
 # PYTHON=python3.12 picks another Python
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test test-slow bench bench-growth bench-stages lint clean
+.PHONY: setup demo test test-slow bench bench-peers bench-growth bench-stages lint clean
 
 setup: $(VENV)/.dev  ## the package, and what its tests need
 
@@ -17,10 +17,21 @@ test: lint  ## two workers with a thread each; a file's tests stay together, as 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -m "slow and not gpu"
 
-bench: $(VENV)/.package  ## us and the peers, one table; makes the peers' environments; hours on two cores
+bench: $(VENV)/.package bench-peers  ## us and the peers, one table; hours on two cores
 	$(BIN)/python -m benchmarks
 
-bench-growth: $(VENV)/.package  ## times over batch, length, vocabulary and model, beside the work; a table and a picture
+bench-peers: .bench/trl/.made .bench/trl_ppo/.made  ## the peers' environments, with the torch of ours; some minutes
+
+# Later datasets and pandas still work with TRL 0.11.4; the torch of its own year would be another kernel library.
+.bench/trl/.made: PEER = "trl==1.16.*" "transformers>=5,<6"
+.bench/trl_ppo/.made: PEER = trl==0.11.4 transformers==4.45.2 rich
+.bench/%/.made: | $(VENV)/.package
+	rm -rf $(@D)
+	$(BIN)/python -m venv $(@D)
+	$(@D)/bin/python -m pip install -q $(PEER) torch==$$($(BIN)/python -c 'import torch; print(torch.__version__.split("+")[0])')
+	touch $@
+
+bench-growth: $(VENV)/.package  ## times over batch, length, vocabulary and model, beside the work: tables, a picture
 	$(BIN)/python -m benchmarks growth
 
 bench-stages: $(VENV)/.package  ## the cold default run and the sweep, stage by stage

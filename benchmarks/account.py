@@ -50,7 +50,7 @@ class Account:
         return grouped.agg(unit=("unit", "first"), **sums, **totals).reset_index()
 
 
-def account(outputs: Path) -> Account:
+def read_account(outputs: Path) -> Account:
     """The account of the finished runs of an outputs folder that holds a timed console."""
     runs = [_Run(done.parent, outputs) for done in sorted((outputs / "runs").glob(f"*/{MANIFEST}"))]
     users = {(FLOW.index(name), folder): run for run in runs for name, folder in run.source.folders.items()}
@@ -72,10 +72,10 @@ def _json(file: Path) -> dict[str, Any]:
     return dict(json.loads(file.read_text())) if file.exists() else {}
 
 
-def _part(stage: str, seconds: float, work: Work = NO_WORK, count: int = 1, **known: Any) -> dict[str, Any]:
+def _part(stage: str, seconds: float, work: Work = NO_WORK, count: int = 1) -> dict[str, Any]:
     part = {"stage": stage, "count": count, "seconds": seconds}
     part |= {"amount": work.amount, "unit": work.unit, "operations": work.operations}
-    return part | dict.fromkeys(("precision", "threads", "batch", "value")) | known
+    return part | dict.fromkeys(("precision", "threads", "batch", "value"))
 
 
 class _Run:
@@ -94,7 +94,8 @@ class _Run:
         """A stage of this run with its work, of which nothing is known where the policy is no GPT-2."""
         work, config = NO_WORK if self.sizes is None else of_stage(stage, self.source, self.sizes), self.source.config
         known = {name: machine.get(name) for name in ("precision", "threads")} | {"batch": batch_of(stage, config)}
-        return _part(stage, seconds, work, **known, value=config["ppo"]["value"] if stage == "ppo: training" else None)
+        value = config["ppo"]["value"] if stage == "ppo: training" else None
+        return _part(stage, seconds, work) | known | {"value": value}
 
     def artifact(self, name: str) -> dict[str, Any]:
         """The making of an artifact that this run uses."""

@@ -22,22 +22,18 @@ MEASUREMENTS = ("peak", "dpo", "generate", "ppo", "sft")
 # over 64 pairs of a tenth of such differences; float32 leaves far less.
 LOSS_TOLERANCE = {"bf16": 5e-3, "float32": 1e-4}
 SAMPLING_TOLERANCE = 4.0  # standard errors by which two samplers' mean log-probs may be apart
-HEAD = ("", "shape", "program", "median", "min - max", "ours is", "memory", "of theirs", "of peak", "note")
+HEAD = ("", "shape", "program", "median", "min - max", "ours is", "memory", "of the peer's", "of peak", "note")
 
 
 @dataclass
 class Program:
-    """A program of a case, and its outcome.
+    """A program of a case (measurement and shape), and its outcome: a record per round, or why there is none.
 
     Attributes:
-        case: measurement and shape.
-        label: what the table calls it.
         name, options, repetitions: as in `Job`.
         peer: the environment of a peer, a folder of `.bench`; None for this one.
         against: label of the program that it is compared with.
         check: the fact in which both have to agree: `loss` (the first step's) or `logprob` (of samples).
-        records: one per round.
-        failure: why there is none.
     """
 
     case: tuple[str, str]
@@ -100,26 +96,26 @@ def _programs(measurement: str, shape: str) -> list[Program]:
         count = 2 if workload.SHAPES[shape].width >= 768 else 3  # the peer's step takes half a minute there
         stored, step = "TRL, reference precomputed", "TRL, reference in the step"
         return [
-            Program(case, "ours", "ours.dpo", against=stored, check="loss"),
+            Program(case, "ours", "package.dpo", against=stored, check="loss"),
             Program(case, stored, "trl_dpo.train", {"precompute": True}, count, "trl"),
-            Program(case, "ours, reference in the step", "ours.dpo", {"in_step": True}, against=step, check="loss"),
+            Program(case, "ours, reference in the step", "package.dpo", {"in_step": True}, against=step, check="loss"),
             Program(case, step, "trl_dpo.train", {}, count, "trl"),
-            Program(case, "ours, RMSprop", "ours.dpo", {"optimizer": "rmsprop"}, against=stored, check="loss"),
-            Program(case, "ours, shuffled pairs", "ours.dpo", {"pairs": "shuffled"}, against=stored),
+            Program(case, "ours, RMSprop", "package.dpo", {"optimizer": "rmsprop"}, against=stored, check="loss"),
+            Program(case, "ours, shuffled pairs", "package.dpo", {"pairs": "shuffled"}, against=stored),
         ]
     if measurement == "generate":
         batch = {"batch": {"toy": 16, "mini": 128}.get(shape, 64)}
         return [
-            Program(case, "ours", "ours.generate", batch, against="generate", check="logprob"),
+            Program(case, "ours", "package.generate", batch, against="generate", check="logprob"),
             Program(case, "generate", "hf.generate", batch, 3),
         ]
     if measurement == "ppo":
         return [
-            Program(case, "ours", "ours.ppo", {}, 3, against="TRL 0.11.4", check="logprob"),
+            Program(case, "ours", "package.ppo", {}, 3, against="TRL 0.11.4", check="logprob"),
             Program(case, "TRL 0.11.4", "trl_ppo.train", {}, 2, "trl_ppo"),
         ]
     return [
-        Program(case, "ours", "ours.sft", against="transformers' own loss", check="loss"),
+        Program(case, "ours", "package.sft", against="transformers' own loss", check="loss"),
         Program(case, "transformers' own loss", "hf.sft", {}, 3),
     ]
 
@@ -164,11 +160,11 @@ def agreement(check: str, own: Mapping[str, Any], peer: Mapping[str, Any], preci
     """Whether two programs computed the same by their facts, and the note that says so."""
     if check == "loss":
         difference, tolerance = abs(own["loss"] - peer["loss"]), LOSS_TOLERANCE[precision]
-        note = f"first loss {own['loss']:.4f}, theirs {peer['loss']:.4f}"
+        note = f"first loss {own['loss']:.4f}, the peer's {peer['loss']:.4f}"
     else:
         (mean, error), (peer_mean, peer_error) = own["logprob"], peer["logprob"]
         difference, tolerance = abs(mean - peer_mean), SAMPLING_TOLERANCE * (error**2 + peer_error**2) ** 0.5
-        note = f"mean log-prob of samples {mean:.1f} +- {error:.1f}, theirs {peer_mean:.1f} +- {peer_error:.1f}"
+        note = f"mean log-prob of samples {mean:.1f} +- {error:.1f}, the peer's {peer_mean:.1f} +- {peer_error:.1f}"
     return difference <= tolerance, note if difference <= tolerance else f"DISAGREES: {note}"
 
 
@@ -202,12 +198,12 @@ def main(words: Sequence[str]) -> int:
     if unknown:
         parser.error(f"no measurement {unknown[0]!r}; there are {', '.join(MEASUREMENTS)}")
     result, console, text = results.Result(parser, options, words), results.console(), ""
-    found = cases(options.measurements or MEASUREMENTS, list(dict.fromkeys(options.shapes)))
+    selected = cases(options.measurements or MEASUREMENTS, list(dict.fromkeys(options.shapes)))
     if options.no_peers:
-        found = [[p for p in case if p.name.startswith(("ours.", "peak."))] for case in found]
-    programs = [program for case in found for program in case]
+        selected = [[p for p in case if p.name.startswith(("package.", "peak."))] for case in selected]
+    programs = [program for case in selected for program in case]
     owners = {program.job().label: program for program in programs}
-    jobs = [program.job() for case in found for program in case * options.rounds]
+    jobs = [program.job() for case in selected for program in case * options.rounds]
     for job, outcome in run_all(jobs, result.machine, console):
         program = owners[job.label]
         if isinstance(outcome, str):

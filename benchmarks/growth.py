@@ -79,7 +79,7 @@ def measure(plan: Plan, tasks: Sequence[str], repetitions: int, machine: Machine
         "times": dicts of `task`, the point's sizes, `parameters` (weights of its matrices), `seconds` (of each
         repetition) and `operations`; "memory": of `task`, `tokens`, `vocabulary`, `above` (bytes); "failures": lines.
     """
-    jobs, known = [], {}
+    jobs, known = list[Job](), dict[str, dict[str, Any]]()
     for point in plan.points():
         layers, width, heads = MODELS[point.model]
         shape = workload.Shape(layers, width, heads, point.vocabulary, plan.context)
@@ -87,22 +87,22 @@ def measure(plan: Plan, tasks: Sequence[str], repetitions: int, machine: Machine
         folder = workload.make(shape, data, STORE / "workloads")
         row = asdict(point) | {"parameters": 12 * layers * width**2 + point.vocabulary * width}
         for task in tasks:
-            options = {} if task == "dpo" else {"batch": point.batch, "new": point.completion}
-            jobs.append(Job(f"{task} {point}", f"ours.{task}", options, repetitions, folder))
+            options: dict[str, Any] = {} if task == "dpo" else {"batch": point.batch, "new": point.completion}
+            jobs.append(Job(f"{task} {point}", f"package.{task}", options, repetitions, folder))
             known[jobs[-1].label] = {"task": task} | row
     for task in memory.TASKS:
         options = {"task": task, "tokens": plan.tokens, "vocabularies": plan.vocabularies}
         jobs.append(Job(f"memory of {task}", "memory.grid", options))
-    found: dict[str, Any] = {"times": [], "memory": [], "failures": []}
+    measured: dict[str, Any] = {"times": [], "memory": [], "failures": []}
     for job, outcome in run_all(jobs, machine, results.console()):
         if isinstance(outcome, str):
-            found["failures"].append(f"{job.label}: {outcome}")
+            measured["failures"].append(f"{job.label}: {outcome}")
         elif job.label in known:
             times = {"seconds": outcome.seconds, "operations": outcome.operations}
-            found["times"].append(known[job.label] | times)
+            measured["times"].append(known[job.label] | times)
         else:
-            found["memory"] += [{"task": job.options["task"], **values} for values in outcome.facts["points"]]
-    return found
+            measured["memory"] += [{"task": job.options["task"], **values} for values in outcome.facts["points"]]
+    return measured
 
 
 def along_axes(times: Sequence[dict[str, Any]], base: Point) -> pd.DataFrame:
@@ -120,10 +120,14 @@ def along_axes(times: Sequence[dict[str, Any]], base: Point) -> pd.DataFrame:
         at_base = part[part[axis] == getattr(base, axis)]
         if len(at_base):
             cost, x = part["median"] / part["operations"], part["parameters" if axis == "model" else axis]
-            columns = {"axis": axis, "value": part[axis], "x": x, "base": part.index.isin(at_base.index)}
+            columns: dict[str, Any] = {
+                "axis": axis,
+                "value": part[axis],
+                "x": x,
+                "base": part.index.isin(at_base.index),
+            }
             parts.append(part.assign(**columns, relative=cost / cost[at_base.index[0]]).sort_values("x"))
-    columns = [*frame, "axis", "value", "x", "base", "relative"]
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+    return pd.concat(parts or [frame.reindex(columns=[*frame, "axis", "value", "x", "base", "relative"])])
 
 
 def slope(operations: Sequence[float], seconds: Sequence[float]) -> float:
@@ -135,12 +139,12 @@ def slope(operations: Sequence[float], seconds: Sequence[float]) -> float:
 
 def slopes(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """Per task and axis the slope over all points and over the last three (`end`), and whether either is `faster`."""
-    found = []
+    fits = []
     for (task, axis), own in frame.groupby(["task", "axis"], sort=False):
         operations, seconds = own["operations"].tolist(), own["median"].tolist()
         values = {"slope": slope(operations, seconds), "end": slope(operations[-3:], seconds[-3:])}
-        found.append({"task": task, "axis": axis, **values, "faster": any(v > FASTER for v in values.values())})
-    return found
+        fits.append({"task": task, "axis": axis, **values, "faster": any(v > FASTER for v in values.values())})
+    return fits
 
 
 def product(points: Sequence[dict[str, Any]], task: str) -> float:
@@ -148,8 +152,8 @@ def product(points: Sequence[dict[str, Any]], task: str) -> float:
     frame = pd.DataFrame([point for point in points if point["task"] == task])
     grid = frame.pivot(index="tokens", columns="vocabulary", values="above")
     corners = grid.iloc[[0, -1], [0, -1]].to_numpy(dtype=float)
-    tokens, vocabularies = (float(axis[-1] - axis[0]) for axis in (grid.index, grid.columns))
-    return float((corners[1, 1] - corners[0, 1] - corners[1, 0] + corners[0, 0]) / (tokens * vocabularies))
+    area = np.prod([np.ptp(axis.to_numpy(dtype=float)) for axis in (grid.index, grid.columns)])
+    return float((corners[1, 1] - corners[0, 1] - corners[1, 0] + corners[0, 0]) / area)
 
 
 def verdict(steep: Sequence[dict[str, Any]], measured: dict[str, Any]) -> list[str]:
@@ -173,11 +177,11 @@ def markdown(frame: pd.DataFrame, measured: dict[str, Any], head: str) -> str:
     steep = slopes(frame)
     times = [
         [
-            *(TASKS[row.task], AXES[row.axis], f"**{row.value}**" if row.base else str(row.value)),
-            *(duration(row.median), f"{duration(row.low)} - {duration(row.high)}"),
-            *(number(row.operations), f"{row.relative:.2f}"),
+            *(TASKS[row["task"]], AXES[row["axis"]], f"**{row['value']}**" if row["base"] else str(row["value"])),
+            *(duration(row["median"]), f"{duration(row['low'])} - {duration(row['high'])}"),
+            *(number(row["operations"]), f"{row['relative']:.2f}"),
         ]
-        for row in frame.itertuples()
+        for row in frame.to_dict("records")
     ]
     ends = [[TASKS[s["task"]], AXES[s["axis"]], f"{s['slope']:.2f}", f"{s['end']:.2f}"] for s in steep]
     parts = [f"# Growth\n\n{head}", "\n".join(f"- {line}" for line in verdict(steep, measured))]

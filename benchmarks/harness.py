@@ -39,15 +39,9 @@ class Machine:
 
 @dataclass(frozen=True)
 class Job:
-    """One process.
+    """One process: `module.function` of `benchmarks.programs` with options (they override the machine's).
 
-    Attributes:
-        label: what the console calls it; rounds of one program share it.
-        program: `module.function` of `benchmarks.programs`.
-        options: of the program; they override the machine's.
-        repetitions: timed, after one that is not.
-        folder: of the workload.
-        python: its interpreter.
+    Rounds of one program share a label; `repetitions` are timed, after one that is not; `folder` is the workload's.
     """
 
     label: str

@@ -18,8 +18,8 @@ import pandas as pd
 from benchmarks import results
 from benchmarks.account import FLOW
 from benchmarks.operations import Planned, Sizes, Work, bare, batch_of, of_stage
-from benchmarks.package import runs_of
 from benchmarks.results import number
+from benchmarks.runs import runs_of
 from imdb_rlhf.config.algos import TrainedRun
 from imdb_rlhf.config.run import Run
 from imdb_rlhf.errors import ConfigError
@@ -177,23 +177,23 @@ def lines(runs: Sequence[Run], shared: Sequence[tuple[str, Run]], measured: Meas
         method = f"{run.algo} ({run.variant})" if run.variant else run.algo
         for part in ("training", "evaluations") if isinstance(run, TrainedRun) else ():
             users.setdefault((f"{method}: {part}", f"{run.algo}: {part}"), []).append(asdict(run))
-    found = []
+    table = []
     for (label, stage), configs in users.items():
         if stage in PLAIN:
-            found.append(Line(label, stage, len(configs), None, None, len(configs) * measured.each(stage)))
+            table.append(Line(label, stage, len(configs), None, None, len(configs) * measured.each(stage)))
             continue
         value = str(configs[0]["ppo"]["value"]) if stage == "ppo: training" else None
         rate = measured.rate(stage, batch_of(stage, configs[0]), value)
-        found.append(_line(label, stage, [of_stage(stage, Planned(config), sizes) for config in configs], rate))
-    texts = sum(line.work.texts for line in found if line.work is not None)
+        table.append(_line(label, stage, [of_stage(stage, Planned(config), sizes) for config in configs], rate))
+    texts = sum(line.work.texts for line in table if line.work is not None)
     if _classifies(asdict(runs[0])["reward"]) and not measured.facts["classifier"]:
         # a classifier scores a text as fast as a reward model of the policy's size
         each = float(bare(sizes, Planned(asdict(runs[0])).rows("reference")).mean())
         stage, label = "learned_scores", f"true reward ({runs[0].reward.name})"
-        found.append(_line(label, stage, [Work(texts, "texts", texts * each)], measured.rate(stage)))
+        table.append(_line(label, stage, [Work(texts, "texts", texts * each)], measured.rate(stage)))
     for stage in ("start-up", "loading and results"):
-        found.append(Line(f"{stage} of a run", stage, len(runs), None, None, len(runs) * measured.each(stage)))
-    return found
+        table.append(Line(f"{stage} of a run", stage, len(runs), None, None, len(runs) * measured.each(stage)))
+    return table
 
 
 def _line(label: str, stage: str, works: Sequence[Work], rate: Rate | None) -> Line:
@@ -213,14 +213,14 @@ def cells(line: Line) -> list[str]:
     return [line.label, str(line.times), f"{work.amount:,.0f} {work.unit}", number(work.operations), speed, hours]
 
 
-def notes(found: Sequence[Line], measured: Measured, sizes: Sizes) -> list[str]:
+def notes(rows: Sequence[Line], measured: Measured, sizes: Sizes) -> list[str]:
     """What was not measured, and what the hours rest on, a sentence each."""
-    missing = [line.label for line in found if line.seconds is None]
+    missing = [line.label for line in rows if line.seconds is None]
     sentences = [f"Not measured: {', '.join(missing)}; run {NEEDED}."] if missing else []
     if sizes != measured.facts["sizes"]:
         sentences.append(f"Measured with another model: {measured.facts['sizes']}, and the work is of {sizes}.")
     of: dict[str, list[str]] = {}
-    for line in found:
+    for line in rows:
         if line.rate is not None:
             parts = [] if line.rate.stage == line.stage else [f"at the rate of {line.rate.stage}, not measured itself"]
             of.setdefault("; ".join([*parts, *filter(None, [line.rate.differs])]), []).append(line.label)
@@ -249,15 +249,14 @@ def main(words: Sequence[str]) -> int:
     # a model on the Hub has the shape of its stand-in with random weights
     sizes = Sizes.of(vars(runs_of([f"model={runs[0].model.name}-random"])[0].model))
     assert sizes is not None
-    found = lines(runs, artifacts(runs), measured, sizes)
-    known, device = [line.seconds for line in found if line.seconds is not None], measured.facts["device"]
+    rows = lines(runs, artifacts(runs), measured, sizes)
+    known, device = [line.seconds for line in rows if line.seconds is not None], measured.facts["device"]
     result = results.Result(parser, options, ["hours", *words])
-    total = f"{'' if len(known) == len(found) else 'at least '}{number(sum(known) / 3600)} hours"
+    total = f"{'' if len(known) == len(rows) else 'at least '}{number(sum(known) / 3600)} hours"
     head = f"{len(runs)} runs of `{' '.join(PAPER)}` on {device}: {total} one after the other."
-    below = notes(found, measured, sizes)
-    table = results.table(HEAD, [cells(line) for line in found])
+    below = notes(rows, measured, sizes)
+    table = results.table(HEAD, [cells(line) for line in rows])
     text = "\n".join([f"# Hours\n\n{head}\n", table, *(f"- {note}" for note in below)]) + "\n"
-    rows = [asdict(line) for line in found]
-    result.save(text, device=device, hours=sum(known) / 3600, rows=rows, notes=below)
+    result.save(text, device=device, hours=sum(known) / 3600, rows=[asdict(line) for line in rows], notes=below)
     result.show(text)
-    return int(len(known) < len(found))
+    return int(len(known) < len(rows))

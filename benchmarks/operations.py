@@ -67,9 +67,6 @@ def batch_of(stage: str, config: Mapping[str, Any]) -> int | None:
     return config.get(section, {}).get(name)
 
 
-# --- passes -----------------------------------------------------------------------------------------------------------
-
-
 def forward(sizes: Sizes, tokens: Any, logits: Any) -> np.ndarray:
     """(rows,) operations of a forward pass over (rows,) tokens, with the output layer at (rows,) of them."""
     tokens = np.asarray(tokens, dtype=np.float64)
@@ -92,9 +89,6 @@ def scored(sizes: Sizes, rows: np.ndarray) -> np.ndarray:
 def bare(sizes: Sizes, rows: np.ndarray) -> np.ndarray:
     """(rows,) operations without the output layer: a scalar head or a value network."""
     return forward(sizes, rows.sum(1), 0)
-
-
-# --- where the lengths come from --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -194,9 +188,6 @@ class Planned:
 
 
 Source = Finished | Planned
-
-
-# --- stages -----------------------------------------------------------------------------------------------------------
 
 
 def of_stage(stage: str, source: Source, sizes: Sizes) -> Work:

@@ -20,7 +20,7 @@ import pandas as pd
 from rich.console import Console
 
 from benchmarks import results
-from benchmarks.account import CONSOLE, Account, account
+from benchmarks.account import CONSOLE, Account, read_account
 from benchmarks.harness import ROOT, Job, Machine, run_all
 from benchmarks.results import duration, number, percent
 from imdb_rlhf.artifacts.files import atomic_write
@@ -70,15 +70,15 @@ def peaks(accounts: Sequence[Account], machine: Machine, sizes: Sequence[int]) -
     return known
 
 
-def rows(found: Account, known: Peaks) -> list[dict[str, Any]]:
+def rows(account: Account, known: Peaks) -> list[dict[str, Any]]:
     """The account's rows with their share of the whole, their rate and share of the peak, and what is left to win.
 
     Returns:
         dicts of an `Account` row's columns and `share`, `rate` (units per second), `of_peak`, `left` (seconds above
         those of the operations at the peak).
     """
-    frame = found.rows()
-    whole = found.slots * found.wall
+    frame = account.rows()
+    whole = account.slots * account.wall
     machines = [(p, None if pd.isna(t) else int(t)) for p, t in zip(frame["precision"], frame["threads"], strict=True)]
     at_peak = frame["operations"].astype(float) / [known.get(machine, np.nan) for machine in machines]
     seconds = frame["seconds"].where(frame["seconds"] > 0)
@@ -87,13 +87,14 @@ def rows(found: Account, known: Peaks) -> list[dict[str, Any]]:
     frame["of_peak"] = at_peak / seconds
     frame["left"] = frame["seconds"] - at_peak.fillna(0.0)
     frame = frame[frame["operations"].notna() | (frame["seconds"].abs() >= SMALL * whole)]
-    return list(frame.astype(object).where(frame.notna(), None).to_dict("records"))
+    known_or_none = frame.astype(object).where(frame.notna(), None)
+    return [{str(name): value for name, value in row.items()} for row in known_or_none.to_dict("records")]
 
 
-def markdown(title: str, found: Account, lines: Sequence[Mapping[str, Any]]) -> str:
+def markdown(title: str, account: Account, lines: Sequence[Mapping[str, Any]]) -> str:
     """An account as Markdown."""
-    beside = f", {found.slots} runs side by side; shares are of all slots" if found.slots > 1 else ""
-    head = f"{len(found.runs)} runs in {duration(found.wall)}{beside}."
+    beside = f", {account.slots} runs side by side; shares are of all slots" if account.slots > 1 else ""
+    head = f"{len(account.runs)} runs in {duration(account.wall)}{beside}."
     best = sorted((line for line in lines if line["left"] > 0), key=lambda line: -line["left"])[:3]
     most = ", ".join(f"{line['stage']} {duration(line['left'])}" for line in best)
     body = [
@@ -133,17 +134,17 @@ def main(words: Sequence[str]) -> int:
         if code:
             print(f"error: train.py ended with exit code {code}; {folder / CONSOLE} has its lines", file=sys.stderr)
             return 1
-        accounts[f"python train.py {shlex.join(command)}".strip()] = account(folder)
+        accounts[f"python train.py {shlex.join(command)}".strip()] = read_account(folder)
     _save(result, accounts, options.peak_sizes)
     return 0
 
 
 def _save(result: results.Result, accounts: Mapping[str, Account], sizes: Sequence[int]) -> None:
     known = peaks(list(accounts.values()), result.machine, sizes)
-    listed = [{"command": title, "rows": rows(found, known), **vars(found)} for title, found in accounts.items()]
+    listed = [{"command": title, "rows": rows(account, known), **vars(account)} for title, account in accounts.items()]
     peak = ", ".join(f"{number(v)}/s {p} on {t or 'all'} threads" for (p, t), v in known.items()) or "not measured"
     head = f"{result.facts['device']}, commit {result.facts['commit']}; matrix-product peak: {peak}"
-    parts = [markdown(title, found, rows(found, known)) for title, found in accounts.items()]
+    parts = [markdown(title, account, rows(account, known)) for title, account in accounts.items()]
     text = "\n\n".join(["# Stages", head, EXPLAINED, *parts])
     result.save(text, peaks=[[*machine, peak] for machine, peak in known.items()], accounts=listed)
     result.show(text)

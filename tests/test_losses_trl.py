@@ -1,4 +1,4 @@
-"""PPO's arithmetic against the numbers of TRL 0.11.4, which benchmarks/trl_ppo_vectors.py wrote down."""
+"""PPO's arithmetic against the numbers of TRL 0.11.4, which tests/trl_ppo_vectors.py wrote down."""
 
 import json
 import math

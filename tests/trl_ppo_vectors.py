@@ -1,7 +1,7 @@
-"""What PPO of TRL 0.11.4, the last line with the `trl.PPOTrainer` of 2023, makes of small random inputs.
+"""The results of TRL 0.11.4's PPO, the last release line with the `trl.PPOTrainer` of 2023, on small random inputs.
 
-    python benchmarks/trl_ppo_vectors.py                writes tests/trl_ppo_vectors.json
-    python benchmarks/trl_ppo_vectors.py --check        computes it again and compares
+    python tests/trl_ppo_vectors.py                writes tests/trl_ppo_vectors.json
+    python tests/trl_ppo_vectors.py --check        computes it again and compares
 
 makes a virtual environment of its own (`--venv FOLDER` keeps it; otherwise it is a temporary one) with REQUIREMENTS, of
 October 2024 as TRL 0.11.4 is, on Python 3.10 to 3.13, and runs TRL's own methods in it: `compute_rewards`,
@@ -43,7 +43,7 @@ REQUIREMENTS = [
     "pyarrow==18.0.0",
     "tyro==0.9.2",
 ]
-VECTORS = Path(__file__).parents[1] / "tests" / "trl_ppo_vectors.json"
+VECTORS = Path(__file__).with_suffix(".json")
 TOKENS = 6
 
 SETTINGS: list[dict[str, Any]] = [
@@ -125,7 +125,7 @@ def inputs(seed: int, lengths: list[int]) -> dict[str, Any]:
 
 
 def outputs(case: dict[str, Any]) -> dict[str, Any]:
-    """What TRL makes of a case."""
+    """TRL's results on a case."""
     import torch
     from trl.trainer.ppo_trainer import AdaptiveKLController, PPOConfig, PPOTrainer
 
@@ -193,11 +193,14 @@ def controlled(setting: dict[str, Any]) -> list[float]:
     """The coefficient after each batch."""
     from trl.trainer.ppo_trainer import AdaptiveKLController
 
-    controller, found = AdaptiveKLController(setting["kl_coefficient"], setting["target"], setting["horizon"]), []
+    controller, coefficients = (
+        AdaptiveKLController(setting["kl_coefficient"], setting["target"], setting["horizon"]),
+        [],
+    )
     for kl in setting["kls"]:
         controller.update(kl, setting["episodes"])
-        found.append(float(controller.value))
-    return found
+        coefficients.append(float(controller.value))
+    return coefficients
 
 
 def vectors() -> dict[str, Any]:
@@ -230,7 +233,7 @@ def short(value: Any) -> Any:
 
 
 def text(value: Any, depth: int = 0) -> str:
-    """JSON with a key a line."""
+    """JSON with a key per line."""
     pad = " " * depth
     if isinstance(value, dict):
         lines = ",\n".join(f"{pad} {json.dumps(key)}: {text(part, depth + 1)}" for key, part in value.items())
@@ -241,7 +244,7 @@ def text(value: Any, depth: int = 0) -> str:
 
 
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Numbers and words with where they stand."""
+    """Numbers and words with their paths."""
     if isinstance(value, dict | list):
         for key, part in value.items() if isinstance(value, dict) else enumerate(value):
             yield from leaves(part, f"{path}/{key}")
@@ -250,7 +253,7 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def differences(old: Any, new: Any) -> list[str]:
-    """What is not the same to a part in a million."""
+    """A line per value that differs by more than a part in a million."""
     before, after = dict(leaves(old)), dict(leaves(new))
     return [
         f"{path}: {before.get(path)} before, {after.get(path)} now"
@@ -291,9 +294,9 @@ def main() -> int:
         VECTORS.write_text(text(new) + "\n", encoding="utf-8")
         print(f"{VECTORS}: {VECTORS.stat().st_size} bytes")
         return 0
-    found = differences(json.loads(VECTORS.read_text(encoding="utf-8")), new)
-    print("\n".join(found) or f"{VECTORS}: the same")
-    return int(bool(found))
+    lines = differences(json.loads(VECTORS.read_text(encoding="utf-8")), new)
+    print("\n".join(lines) or f"{VECTORS}: the same")
+    return int(bool(lines))
 
 
 if __name__ == "__main__":

@@ -83,15 +83,7 @@ TASKS = {"token_logprobs": _logprobs, "compare": _divergence}
 
 
 def grid(setup: Setup, task: str, tokens: list[int], vocabularies: list[int], width: int = 64) -> Record:
-    """Bytes of tensors above the inputs and the returned gradients, over a grid; float32 logits would be 4 per entry.
-
-    Args:
-        setup: of the program.
-        task: a name in TASKS.
-        tokens: multiples of ROW.
-        vocabularies: entries.
-        width: of the hidden states.
-    """
+    """Bytes of tensors above inputs and returned gradients, over a grid; `tokens` are multiples of ROW."""
     began, points = setup.now(), []
     for vocabulary in vocabularies:
         for count in tokens:

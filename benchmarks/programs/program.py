@@ -107,9 +107,3 @@ def mean_logprob(lm: Any, prompts: list[list[int]], completions: list[list[int]]
             sums.append(logprobs.gather(1, ids[0, len(prompt) :, None]).sum())
     values = torch.stack(sums).double()
     return [float(values.mean()), float(values.std() / len(sums) ** 0.5)]
-
-
-def check_lengths(batches: list[list[list[int]]], new: int) -> None:
-    """Refuse samplers that stop early: they would do less work."""
-    if any(len(tokens) != new for batch in batches for tokens in batch):
-        raise SystemExit(f"a completion is shorter than {new} tokens")

@@ -2,28 +2,29 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from benchmarks import hours
 from benchmarks.__main__ import main
 from benchmarks.compare import agreement, cases
-from benchmarks.package import runs_of
 from benchmarks.programs.__main__ import run as program
+from benchmarks.runs import runs_of
 from benchmarks.workload import SHAPES, Data, make
 
 
 def test_programs_of_one_case_compute_the_same(tmp_path: Path) -> None:
-    setup = {"folder": str(make(SHAPES["toy"], Data(), tmp_path)), "device": "cpu", "precision": "float32"}
-    setup |= {"threads": 1, "repetitions": 1}
+    setup: dict[str, Any] = {"folder": str(make(SHAPES["toy"], Data(), tmp_path)), "device": "cpu"}
+    setup |= {"precision": "float32", "threads": 1, "repetitions": 1}
     for case in cases(["dpo", "generate", "sft"], ["toy"]):
         records = {p.label: program(p.name, {**setup, **p.options}) for p in case}
         assert len({record.work for record in records.values()}) == 1
         for p in case:
             if p.against is not None and p.check is not None:
-                facts = [records[label].facts for label in (p.label, p.against)]
-                assert agreement(p.check, *facts, "float32")[0], facts
-    ppo = program("ours.ppo", {**setup, "queries": 8, "minibatch": 4, "new": 6, "epochs": 3})
+                agrees, note = agreement(p.check, records[p.label].facts, records[p.against].facts, "float32")
+                assert agrees, note
+    ppo = program("package.ppo", {**setup, "queries": 8, "minibatch": 4, "new": 6, "epochs": 3})
     assert (ppo.work, ppo.unit, len(ppo.seconds)) == (8.0, "episodes", 1)  # an iteration is all of its steps
     memory = {"task": "token_logprobs", "tokens": [1024, 8192], "vocabularies": [4096, 12_288]}
     above = [point["above"] for point in program("memory.grid", {**setup, **memory}).facts["points"]]
@@ -40,13 +41,13 @@ def test_a_run_is_divided_into_stages_and_lends_its_rates_to_the_papers(tmp_path
     assert all(0 < row["of_peak"] < 1 for row in account["rows"] if row["operations"])
     assert sum(part["seconds"] for part in account["parts"]) == pytest.approx(account["wall"])
     assert main(["hours", str(tmp_path / "one"), *out, "--name", "two"]) == 1  # no PPO was measured
-    found = json.loads((tmp_path / "two" / "results.json").read_text())
-    rows = {row["label"]: row for row in found["rows"]}
+    results = json.loads((tmp_path / "two" / "results.json").read_text())
+    rows = {row["label"]: row for row in results["rows"]}
     sft = rows["sft"]
     # 24,488 rows (512 are held out) in batches of 64 are 383 steps; one pass, 512 tokens per row
     assert sft["work"]["amount"] == 383 * 64 * 512
     assert sft["seconds"] == pytest.approx(sft["work"]["operations"] / sft["rate"]["operations"])
-    assert found["hours"] == pytest.approx(sum(row["seconds"] or 0 for row in rows.values()) / 3600)
+    assert results["hours"] == pytest.approx(sum(row["seconds"] or 0 for row in rows.values()) / 3600)
     # 22 runs, artifacts once; 6 pairs of 25,000 prompts in batches of 64
     times = [
         rows[f"{name}: training"]["times"] for name in ("dpo", "unlikelihood", "preferred_ft", "ppo (learned, paper)")

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from benchmarks.operations import Finished, Planned, Sizes, Work, forward, of_stage
-from benchmarks.package import runs_of
+from benchmarks.runs import runs_of
 
 MODEL = {"layers": 1, "width": 4, "vocabulary": 10}
 SIZES = Sizes(**MODEL)

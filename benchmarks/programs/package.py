@@ -11,12 +11,11 @@ import torch
 from transformers import PreTrainedModel
 
 from benchmarks.operations import Sizes, sampled, scored
-from benchmarks.package import runs_of
-from benchmarks.programs.program import Record, Setup, check_lengths, mean_logprob, parity_scores
+from benchmarks.programs.program import Record, Setup, mean_logprob, parity_scores
+from benchmarks.runs import runs_of
 from benchmarks.workload import K
 from imdb_rlhf.algos.dpo import DPO
 from imdb_rlhf.algos.ppo import PPO
-from imdb_rlhf.algos.preferences import PairBatch, RankingBatch
 from imdb_rlhf.algos.sft import SFT, RowsBatch
 from imdb_rlhf.config.algos import DPORun, PPORun, SFTRun
 from imdb_rlhf.config.optim import OptimConfig
@@ -95,7 +94,7 @@ class ScoringDPO(DPO):
         self.completions.ref_logprob = self.completions.ref_logprob.copy()  # pandas lends one that is read-only
         self.completions.ref_logprob[rows] = logprobs.double().cpu().numpy()
 
-    def batch(self, chosen: np.ndarray) -> PairBatch | RankingBatch:
+    def batch(self, chosen: np.ndarray) -> Any:
         """The global batch of these (batch,) pairs; scored again in every step where that is measured."""
         if self.in_step:
             self.score(np.unique(self.drawn.rows[chosen]))
@@ -147,7 +146,7 @@ def generate(setup: Setup, batch: int = 64, new: int = 48) -> Record:
             drawn.append(sample(lm, prompts, random, NEVER).ids)
 
     seconds = setup.timed(once)
-    check_lengths(drawn, new)
+    assert all(len(ids) == new for batch in drawn for ids in batch), "a sampler stopped early"
     memory = setup.peak_bytes()
     operations = float(sampled(sizes_of(data), np.array([(len(prompt), new) for prompt in prompts])).sum())
     facts = {"logprob": mean_logprob(lm, prompts, drawn[-1])}
