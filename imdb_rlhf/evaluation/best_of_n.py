@@ -144,7 +144,7 @@ def _check(selector: np.ndarray, n: int) -> None:
 
 
 def _ranks(selector: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each sample of (prompts, M), how many of its prompt lie strictly below it, and how many do not lie above."""
+    """(prompts, M) each: how many samples of its prompt are below a sample, and how many are at or below it."""
     prompts, size = selector.shape
     order = np.argsort(selector, axis=1)
     ascending = np.take_along_axis(selector, order, axis=1)
@@ -161,6 +161,7 @@ def _ranks(selector: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _weights(below: np.ndarray, upto: np.ndarray, n: int) -> np.ndarray:
+    """(prompts, M) `weights` from the counts of `_ranks`."""
     # cumulative[i] = C(i, n) / C(M, n), the probability that the best of n is among the i lowest. Downwards from
     # cumulative[M] = 1 each step is a factor (i - n) / i: no large number, and exact zeros below n.
     size = below.shape[1]
