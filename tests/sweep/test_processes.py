@@ -10,7 +10,7 @@ import pytest
 from imdb_rlhf.artifacts import files
 from imdb_rlhf.config.machine import WandbLogger, WandbMode
 from imdb_rlhf.errors import RunError
-from imdb_rlhf.frontier import draw, finished
+from imdb_rlhf.frontier import comparable, draw
 from imdb_rlhf.sweep import processes
 from imdb_rlhf.sweep.processes import FrontierResult, describe_exit
 
@@ -39,7 +39,7 @@ def draw_worlds(drawn: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     monkeypatch.setattr(processes, "_write_to", lambda log: None)
 
     def run(worlds: dict[str, list[Path]], wandb_group: WandbGroup = None) -> FrontierResult:
-        monkeypatch.setattr(finished, "worlds", lambda runs: worlds)
+        monkeypatch.setattr(comparable, "worlds", lambda runs: worlds)
         receiver, sender = Pipe(duplex=False)
         processes.draw([Path("x")], tmp_path, wandb_group, sender)
         result: FrontierResult = receiver.recv()
