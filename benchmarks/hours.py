@@ -20,7 +20,7 @@ from benchmarks.account import FLOW
 from benchmarks.operations import Planned, Sizes, Work, bare, batch_of, of_stage
 from benchmarks.results import number
 from benchmarks.runs import runs_of
-from imdb_rlhf.config.algos import TrainedRun
+from imdb_rlhf.config.families import TrainedRun
 from imdb_rlhf.config.run import Run
 from imdb_rlhf.errors import ConfigError
 from imdb_rlhf.pipeline import Pipeline
