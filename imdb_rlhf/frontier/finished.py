@@ -159,6 +159,8 @@ def find(places: Sequence[Path]) -> list[Path]:
     """
     folders: dict[Path, None] = {}
     for place in places:
+        if place.is_file() and place.suffix == ".lock":
+            continue  # a shell's outputs/sweeps/NAME-* names it too
         if not place.is_dir():
             raise ConfigError(f"there is no folder {place}; name a run, a sweep or a folder of runs")
         if (place / SWEEP_STATE).exists():

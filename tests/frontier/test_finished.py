@@ -35,6 +35,9 @@ def test_a_run_a_sweep_and_a_folder_of_runs(write_run: Write, tmp_path: Path) ->
     assert points.find([tmp_path / "outputs"]) == [first, second]
     assert points.find([tmp_path / "outputs" / "runs"]) == [first, second]
     assert points.find([sweep, first, tmp_path / "outputs"]) == [second, first]  # each once
+    lock = sweep.with_name("sweep.lock")
+    lock.touch()
+    assert points.find([sweep, lock]) == [second]
 
 
 @pytest.mark.parametrize("place", ["empty", "missing"])
