@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from benchmarks import results
@@ -91,7 +90,7 @@ class Measured:
             rows = timed[timed["stage"] == name]
             if rows.empty:
                 continue
-            ratio = np.abs(np.log(rows["batch"].astype(float) / batch)) if batch else 0.0
+            ratio = rows["batch"].astype(float).div(batch).map(math.log).abs().fillna(math.inf) if batch else 0.0
             rows = rows.assign(other=(rows["value"] != value) & (value is not None), ratio=ratio)
             rows = rows.sort_values(["other", "ratio"])
             near = rows[(rows["other"] == rows["other"].iloc[0]) & (rows["ratio"] == rows["ratio"].iloc[0])]

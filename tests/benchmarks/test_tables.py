@@ -59,7 +59,7 @@ def test_nothing_is_compared_with_a_failed_program() -> None:
 )
 def test_programs_agree(check: str, own: Any, peer: Any, agrees: bool) -> None:
     row, _ = rows([record(1.0, **{check: own})], [record(2.0, **{check: peer})], check)
-    assert own["agrees"] is agrees and own["note"].startswith("DISAGREES") is not agrees
+    assert row["agrees"] is agrees and row["note"].startswith("DISAGREES") is not agrees
 
 
 def test_programs_take_turns_and_one_that_failed_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
