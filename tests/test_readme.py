@@ -13,6 +13,7 @@ from imdb_rlhf.artifacts.__main__ import main as artifacts
 from imdb_rlhf.evaluation import __main__ as evaluation
 from imdb_rlhf.frontier.__main__ import main as frontier
 from tests import command
+from tests.experiments import TINY
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -23,17 +24,6 @@ PAGES = {
 COMMAND = re.compile(r"(?:python|torchrun [^`|\n]*?) ?train\.py([^`|\n]*)")
 EVALUATION = re.compile(r"python -m imdb_rlhf\.evaluation ([^`|\n]*)")
 # A whole run in about a second; its numbers mean nothing.
-QUICK = [
-    "experiment=smoke",
-    "trainer.threads=1",
-    "trainer.device=cpu",
-    "generation.max_new_tokens=8",
-    "data.sft_reviews=200",
-    "data.prompts.train=12",
-    "data.prompts.validation=4",
-    "data.prompts.test=8",
-    "evaluation.bootstrap=100",
-]
 
 
 def without_refusals(text: str) -> str:
@@ -99,7 +89,7 @@ def table_of_commands() -> list[str]:
 def test_the_readmes_commands_run_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In one folder, after the command of `make demo`, with little data; two of them would take minutes even so."""
     monkeypatch.chdir(tmp_path)
-    assert command.train("algo=dpo", "beta=0.1", *QUICK).code == 0
+    assert command.train("algo=dpo", "beta=0.1", *TINY).code == 0
     slow = ("-m sweep=frontier", "experiment=imdb_cpu data.path=DIR")
     shown = [line for line in table_of_commands() if not line.endswith(slow)]
     assert len(shown) == len(table_of_commands()) - len(slow) == 6
@@ -108,10 +98,10 @@ def test_the_readmes_commands_run_in_their_order(tmp_path: Path, monkeypatch: py
         if words[:2] == ["-m", "imdb_rlhf.frontier"]:
             assert frontier(words[2:]) == 0
         elif words[:2] == ["-m", "imdb_rlhf.evaluation"]:
-            answer = command.train(*evaluation.overrides(words[2:]), *QUICK)
+            answer = command.train(*evaluation.overrides(words[2:]), *TINY)
             assert answer.code == 0, answer.err
         else:
-            more = [*QUICK, "reservoir.samples=16"] if "algo=best_of_n" in words else QUICK
+            more = [*TINY, "reservoir.samples=16"] if "algo=best_of_n" in words else TINY
             several = "-m" in words
             answer = command.run(*words[1:], *more, cwd=tmp_path) if several else command.train(*words[1:], *more)
             assert answer.code == 0, f"{line}: {answer.err}"

@@ -12,19 +12,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from tests.experiments import TINY
+
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
-SMOKE = [
-    "experiment=smoke",
-    "trainer.threads=1",
-    "trainer.device=cpu",
-    "generation.max_new_tokens=8",
-    "data.sft_reviews=200",
-    "data.prompts.train=12",
-    "data.prompts.validation=4",
-    "data.prompts.test=8",
-    "evaluation.bootstrap=100",
-]
 
 
 def section(name: str) -> str:
@@ -59,7 +50,7 @@ def run(folder: Path, *command: str, code: int = 0) -> subprocess.CompletedProce
 def train(folder: Path, *arguments: str) -> tuple[Path, dict[str, Any]]:
     """The folder of a run and its summary."""
     before = set((folder / "outputs" / "runs").glob("*-s*[0-9a-f]"))
-    run(folder, "train.py", *SMOKE, *arguments)
+    run(folder, "train.py", *TINY, *arguments)
     (result,) = set((folder / "outputs" / "runs").glob("*-s*[0-9a-f]")) - before
     return result, json.loads((result / "summary.json").read_text())
 

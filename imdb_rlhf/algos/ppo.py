@@ -11,7 +11,6 @@ A batch of episodes is sampled and scored once, then trained on in several passe
 Left out: dropout, an entropy bonus, Ziegler's fixed score for completions without a full stop.
 """
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, ClassVar, Self
@@ -23,17 +22,15 @@ from transformers import PreTrainedModel
 
 from imdb_rlhf.algos.batches import Stream
 from imdb_rlhf.algos.inputs import Inputs, Score
+from imdb_rlhf.algos.kl_controller import KLController
 from imdb_rlhf.algos.method import Method
-from imdb_rlhf.algos.rollout import Minibatch, Rollout, aligned, padded
+from imdb_rlhf.algos.rollout import Minibatch, Rollout, aligned, batch_metrics, padded
 from imdb_rlhf.config.algos import PPORun
 from imdb_rlhf.config.ppo import Whitening
 from imdb_rlhf.config.reward import RewardSource
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.losses import (
-    KL_ERROR_CLIP,
     gae,
-    kl_error,
-    next_kl_coefficient,
     ppo_policy_loss,
     ppo_value_loss,
     token_rewards,
@@ -94,12 +91,11 @@ class PPO(Method):
             len(prompts), config.batch_size, lambda e: generator(run.seed, "ppo/prompts", e).permutation(len(prompts))
         )
         # the state that later batches depend on, besides the weights
-        self.coefficient = kl_coefficient
+        self.controller = KLController(config, run.target_kl, kl_coefficient)
         self.rollout: Rollout | None = None
         self.notes: dict[str, float] = {}
         self.number, self.stopped = -1, False
         self.skipped_steps = 0
-        self.history: list[list[float]] = []  # per batch: mean KL, beta
 
     @classmethod
     def from_inputs(cls, inputs: Inputs, run: PPORun) -> Self:
@@ -120,15 +116,14 @@ class PPO(Method):
         return self.period
 
     @property
-    def horizon(self) -> float:
-        """Episodes over which the controller corrects an error; by default they give log beta its configured range.
+    def coefficient(self) -> float:
+        """The KL coefficient beta of the next batch."""
+        return self.controller.coefficient
 
-        Never less than a batch: beta then moves by a fifth at most.
-        """
-        config = self.config
-        episodes = config.batches * config.batch_size
-        derived = max(KL_ERROR_CLIP * episodes / config.coefficient_range, config.batch_size)
-        return derived if config.horizon is None else config.horizon
+    @property
+    def history(self) -> list[list[float]]:
+        """Per batch: mean KL and beta."""
+        return self.controller.history
 
     def summary_line(self) -> str:
         """Return its batches, its reward and its first coefficient."""
@@ -196,13 +191,9 @@ class PPO(Method):
         self.number, self.stopped = number, False
 
         kl = float((logprob - ref_logprob).sum(-1).double().mean())
-        self.notes = self._notes(score, kl, ended, self.rollout)
-        self.history.append([kl, self.coefficient])
-        if run.target_kl is not None:
-            ends_of_beta = (config.min_kl_coefficient, config.max_kl_coefficient)
-            self.coefficient = next_kl_coefficient(
-                self.coefficient, kl, run.target_kl, config.batch_size, self.horizon, *ends_of_beta
-            )
+        total = (number + 1) * config.batch_size
+        self.notes = batch_metrics(self.rollout, score, ended, kl, self.coefficient, run.target_kl, total)
+        self.controller.step(kl)
 
     @torch.no_grad()
     def _episodes(
@@ -232,32 +223,6 @@ class PPO(Method):
                 raise RunError(
                     f"ppo: a {name} of batch {number} is not finite, before anything was trained on it; {remedy}"
                 )
-
-    def _notes(self, score: Tensor, kl: float, ended: Tensor, rollout: Rollout) -> dict[str, float]:
-        mask, run = rollout.mask, self.run
-        returns, value = rollout.returns[mask], rollout.value[mask]
-        residual, spread = float((returns - value).var(correction=0)), float(returns.var(correction=0))
-        notes = {
-            "ppo/score": float(score.mean()),
-            "ppo/score_std": float(score.std(correction=0)),
-            "ppo/kl": kl,
-            "ppo/kl_coefficient": self.coefficient,
-            "ppo/kl_penalty": self.coefficient * kl,
-            "ppo/objective": float(score.mean()) - self.coefficient * kl,
-            "ppo/entropy": -float(rollout.logprob[mask].mean()),
-            "ppo/length": float(mask.sum(-1).float().mean()),
-            "ppo/eos_rate": float(ended.float().mean()),
-            "ppo/value": float(value.mean()),
-            "ppo/return": float(returns.mean()),
-            "ppo/return_std": math.sqrt(spread),
-            "ppo/explained_variance": 1 - residual / spread if spread > 0 else 0.0,
-            "ppo/episodes": float((self.number + 1) * self.config.batch_size),
-        }
-        if self.coefficient:
-            notes["ppo/log_kl_coefficient"] = math.log(self.coefficient)
-        if run.target_kl is not None:
-            notes |= {"ppo/kl_target": run.target_kl, "ppo/kl_error": kl_error(kl, run.target_kl)}
-        return notes
 
     # --- loss ------------------------------------------------------------------------------------------------------
 
@@ -328,24 +293,11 @@ class PPO(Method):
     def restore(self, state: dict[str, Any]) -> None:
         """Resume within a batch of episodes, or after it."""
         self.rollout = None if state["rollout"] is None else Rollout(**state["rollout"])
-        self.number, self.coefficient, self.stopped = state["number"], state["coefficient"], state["stopped"]
-        self.skipped_steps, self.notes, self.history = state["skipped_steps"], state["notes"], state["history"]
+        self.number, self.stopped = state["number"], state["stopped"]
+        self.skipped_steps, self.notes = state["skipped_steps"], state["notes"]
+        self.controller.restore(state["coefficient"], state["history"])
 
     def report(self) -> dict[str, Any]:
-        """Return the KL over the last fifth of the batches, and the last coefficient."""
-        last = self.history[-max(1, len(self.history) // 5) :]
-        kl, coefficient = float(np.mean([kl for kl, _ in last])), self.history[-1][1]
-        target = self.run.target_kl
-        return {
-            "ppo": {
-                "target_kl": target,
-                "kl_last_fifth": kl,
-                "on_target": None if target is None else abs(kl / target - 1) <= 0.25,
-                "kl_coefficient": coefficient,
-                "first_kl_coefficient": self.history[0][1],
-                "at_floor": target is not None and coefficient <= self.config.min_kl_coefficient * (1 + 1e-9),
-                "at_ceiling": target is not None and coefficient >= self.config.max_kl_coefficient * (1 - 1e-9),
-                "episodes": len(self.history) * self.config.batch_size,
-                "skipped_steps": self.skipped_steps,
-            }
-        }
+        """Return the controller's report, with the numbers of episodes and of skipped steps."""
+        counts = {"episodes": len(self.history) * self.config.batch_size, "skipped_steps": self.skipped_steps}
+        return {"ppo": self.controller.report() | counts}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from imdb_rlhf.algos.batches import share
+from imdb_rlhf.losses import kl_error
 
 # A process computes its share of a minibatch in at most 4 pieces of similar length, of at least 32 episodes each.
 MAX_PIECES, MIN_EPISODES = 4, 32
@@ -97,3 +98,49 @@ def padded(rows: Sequence[np.ndarray], width: int) -> Tensor:
     for index, row in enumerate(rows):
         table[index, : len(row)] = torch.from_numpy(np.asarray(row, dtype=np.float32))
     return table
+
+
+def batch_metrics(
+    rollout: Rollout,
+    score: Tensor,
+    ended: Tensor,
+    kl: float,
+    coefficient: float,
+    target_kl: float | None,
+    episodes: int,
+) -> dict[str, float]:
+    """The metrics of a batch of episodes, `ppo/...` of docs/metrics.md.
+
+    Args:
+        rollout: the whole batch.
+        score: (episodes,) the rewards that are optimised.
+        ended: (episodes,) bool: sampled an EOS.
+        kl: mean k1 to the reference, nats per sequence.
+        coefficient: beta of the batch, reward per nat.
+        target_kl: nats per sequence; None for a fixed beta.
+        episodes: sampled so far, this batch included.
+    """
+    mask = rollout.mask
+    returns, value = rollout.returns[mask], rollout.value[mask]
+    residual, spread = float((returns - value).var(correction=0)), float(returns.var(correction=0))
+    metrics = {
+        "ppo/score": float(score.mean()),
+        "ppo/score_std": float(score.std(correction=0)),
+        "ppo/kl": kl,
+        "ppo/kl_coefficient": coefficient,
+        "ppo/kl_penalty": coefficient * kl,
+        "ppo/objective": float(score.mean()) - coefficient * kl,
+        "ppo/entropy": -float(rollout.logprob[mask].mean()),
+        "ppo/length": float(mask.sum(-1).float().mean()),
+        "ppo/eos_rate": float(ended.float().mean()),
+        "ppo/value": float(value.mean()),
+        "ppo/return": float(returns.mean()),
+        "ppo/return_std": math.sqrt(spread),
+        "ppo/explained_variance": 1 - residual / spread if spread > 0 else 0.0,
+        "ppo/episodes": float(episodes),
+    }
+    if coefficient:
+        metrics["ppo/log_kl_coefficient"] = math.log(coefficient)
+    if target_kl is not None:
+        metrics |= {"ppo/kl_target": target_kl, "ppo/kl_error": kl_error(kl, target_kl)}
+    return metrics

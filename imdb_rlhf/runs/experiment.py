@@ -6,7 +6,8 @@ from imdb_rlhf.config.run import Run
 from imdb_rlhf.errors import Stopped
 from imdb_rlhf.pipeline import Pipeline
 from imdb_rlhf.runs.folder import RunFolder
-from imdb_rlhf.runs.kinds import RunKind, kind_of
+from imdb_rlhf.runs.kind import RunKind
+from imdb_rlhf.runs.kinds import kind_of
 from imdb_rlhf.runs.show import show, show_again, trackers_of
 from imdb_rlhf.tracking.console import Console
 from imdb_rlhf.training import checkpoint

@@ -11,7 +11,7 @@ import pandas as pd
 from imdb_rlhf.config.machine import WandbLogger
 from imdb_rlhf.runs import files
 from imdb_rlhf.runs.folder import RunFolder
-from imdb_rlhf.runs.kinds import RunKind
+from imdb_rlhf.runs.kind import RunKind
 from imdb_rlhf.stages.evaluations import ReferenceEvaluation
 from imdb_rlhf.tracking import Trackers, jsonl
 from imdb_rlhf.tracking.console import STAGE_WIDTH

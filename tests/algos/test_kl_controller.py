@@ -19,12 +19,12 @@ def test_the_controller_by_hand() -> None:
     kl = float(np.mean([episode.kl for episode in episodes(make(ppo_run()), 0, BETA)]))
     # 10 % above the target; the first of 2 batches of 12 and a range of 2: horizon 0.2 x 24 / 2, clipped at a batch
     algorithm = make(ppo_run(target_kl=kl / 1.1, coefficient_range=2.0))
-    assert algorithm.horizon == 12
+    assert algorithm.controller.horizon == 12
     first_batch(algorithm)
     assert algorithm.coefficient == pytest.approx(BETA * 1.1, rel=1e-4)
     # 10 % below it, with a horizon that is given
     algorithm = make(ppo_run(target_kl=kl / 0.9, horizon=60.0))
-    assert algorithm.horizon == 60
+    assert algorithm.controller.horizon == 60
     first_batch(algorithm)
     assert algorithm.coefficient == pytest.approx(BETA * (1 - 0.1 * 12 / 60), rel=1e-4)
     assert algorithm.history == [[pytest.approx(kl, abs=1e-4), BETA]]
@@ -33,7 +33,7 @@ def test_the_controller_by_hand() -> None:
 @pytest.mark.parametrize(("target", "sign"), [(1e-3, 1), (1e3, -1)])
 def test_a_run_can_move_the_coefficient_by_its_range(target: float, sign: int) -> None:
     algorithm = make(ppo_run(target_kl=target, coefficient_range=3.0, episodes=240, epochs=1, rollout_batch_size=12))
-    assert algorithm.horizon == pytest.approx(0.2 * 240 / 3)
+    assert algorithm.controller.horizon == pytest.approx(0.2 * 240 / 3)
     betas = coefficients(algorithm)
     # each of 20 batches by the factor 1 +- 3/20
     assert betas == pytest.approx([BETA * (1 + sign * 3 / 20) ** number for number in range(21)])
