@@ -155,7 +155,11 @@ function rewardRange() {
   const values = [F.reference.reward];
   for (const point of F.points) values.push(...(point.reward_ci || [point.reward]));
   if (F.base) values.push(F.base.reward);
-  if (F.optimum) values.push(...F.optimum.upper.filter((value, i) => known(value) && F.optimum.kl[i] <= FURTHEST));
+  if (F.optimum) {
+    // Where the reward has no upper limit, the upper bound beyond the trusted KL would squash everything else.
+    const end = F.optimum.cap === null ? Math.min(FURTHEST, F.optimum.trusted_kl) : FURTHEST;
+    values.push(...F.optimum.upper.filter((value, i) => known(value) && F.optimum.kl[i] <= end));
+  }
   const [low, high] = [Math.min(...values), Math.max(...values)];
   const pad = 0.05 * (high - low || 1);
   return [low - pad, high + pad];
