@@ -44,10 +44,10 @@ def methods(first, tmp_path_factory) -> dict[str, Done]:
     """A run of every method, one after the other, on what the first run made."""
     outputs = tmp_path_factory.mktemp("methods") / "outputs"
     shutil.copytree(first.outputs / "artifacts", outputs / "artifacts")
-    done = {}
+    found = {}
     for name, values in METHODS.items():
         command, before = [*first.values, *values, f"paths.outputs={outputs}"], set(runs(outputs))
         answer = well(train(*command))
         (folder,) = set(runs(outputs)) - before
-        done[name] = Done(command, answer, folder, outputs)
-    return done
+        found[name] = Done(command, answer, folder, outputs)
+    return found

@@ -111,9 +111,9 @@ def test_which_model_is_kept(beside, keep):
         ("raise ValueError('two\\nlines')", "reward.function score raised ValueError: two lines"),
     ],
 )
-def test_an_own_reward_that_is_wrong(beside, tmp_path, body, message):
+def test_an_own_reward_that_is_wrong(beside, tmp_path, body, said):
     (tmp_path / "own.py").write_text(f"def score(texts):\n    {body}\n")
-    one_line(beside(f"reward.function={tmp_path}/own.py:score"), 1, f"failed: {message}")
+    one_line(beside(f"reward.function={tmp_path}/own.py:score"), 1, f"failed: {said}")
     assert {path.name for path in (beside.outputs / "artifacts" / "groups").iterdir() if path.is_dir()} <= reused_keys(
         beside
     )
@@ -126,8 +126,8 @@ def test_an_own_reward_that_is_wrong(beside, tmp_path, body, message):
         ("mine", "reward.function=mine is not of the form file.py:name"),
     ],
 )
-def test_an_own_reward_that_is_not_there(first, tmp_path, function, message):
-    one_line(first(f"reward.function={function}", f"paths.outputs={tmp_path}/new"), 1, f"failed: {message}")
+def test_an_own_reward_that_is_not_there(first, tmp_path, function, said):
+    one_line(first(f"reward.function={function}", f"paths.outputs={tmp_path}/new"), 1, f"failed: {said}")
     assert not (tmp_path / "new").exists()
 
 
@@ -156,20 +156,20 @@ def test_preferences_from_a_file(beside, tmp_path):
         ([], " has no column 'prompt'"),
     ],
 )
-def test_preferences_that_cannot_be_used(first, tmp_path, columns, message):
+def test_preferences_that_cannot_be_used(first, tmp_path, columns, said):
     file = tmp_path / "own.parquet"
     if columns is not None:
         pd.read_parquet(preferences(first))[columns].to_parquet(file)
     answer = first(f"data.preferences={file}", f"paths.outputs={tmp_path}/new")
-    one_line(answer, 1, f"failed: data.preferences={file}{message}")
+    one_line(answer, 1, f"failed: data.preferences={file}{said}")
     assert not (tmp_path / "new").exists()
 
 
 def test_preferences_that_are_no_texts(beside, tmp_path):
     table = pd.read_parquet(preferences(beside))
     table.assign(chosen=range(len(table))).to_parquet(tmp_path / "own.parquet")
-    message = f"failed: data.preferences={tmp_path}/own.parquet row 0: chosen is not a string"
-    one_line(beside(f"data.preferences={tmp_path}/own.parquet"), 1, message)
+    said = f"failed: data.preferences={tmp_path}/own.parquet row 0: chosen is not a string"
+    one_line(beside(f"data.preferences={tmp_path}/own.parquet"), 1, said)
 
 
 def test_a_reference_that_exists(beside):
@@ -259,13 +259,13 @@ DAMAGES: list[Callable[[Path], str]] = [
 def test_a_model_folder_that_cannot_be_used(beside, tmp_path, damage, key):
     folder = tmp_path / "model"
     shutil.copytree(beside.folder / "model", folder)
-    message = damage(folder)
+    said = damage(folder)
     if key == "sft.path":
         answer = beside(f"sft.path={folder}")
     else:
         scratch = [value for value in beside.values if not value.startswith("experiment=")]
         answer = train(*scratch, "logger=none", "model=gpt2", "model.attention=eager", f"model.path={folder}")
-    one_line(answer, 1, f"failed: {key}={folder}{message}")
+    one_line(answer, 1, f"failed: {key}={folder}{said}")
 
 
 def test_a_model_folder_that_is_not_there(first, tmp_path):
@@ -277,10 +277,10 @@ def test_a_model_folder_that_is_not_there(first, tmp_path):
 def test_rows_longer_than_a_model_reads(first, tmp_path):
     context = json.loads((first.folder / "model" / "config.json").read_text())["n_positions"]
     values = [f"sft.path={first.folder}/model", f"generation.max_new_tokens={context}"]
-    message = (
+    said = (
         f"refused: data.prompts.max_tokens=8 + generation.max_new_tokens={context} is longer than the {context} tokens"
     )
-    one_line(first(*values, f"paths.outputs={tmp_path}/new"), 2, message)
+    one_line(first(*values, f"paths.outputs={tmp_path}/new"), 2, said)
     assert not (tmp_path / "new").exists()
 
 
@@ -293,10 +293,8 @@ def test_the_hub_out_of_reach(tmp_path, monkeypatch, values, key):
     for name, value in {"ENDPOINT": nowhere, "HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": False}.items():
         monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
     tiny = [value for value in PLAIN if not value.startswith("model.")]
-    message = one_line(
-        train(*tiny, *values, f"paths.outputs={tmp_path}/new"), 1, "failed: the Hub cannot be reached for"
-    )
-    assert f"set {key}=DIR" in message
+    said = one_line(train(*tiny, *values, f"paths.outputs={tmp_path}/new"), 1, "failed: the Hub cannot be reached for")
+    assert f"set {key}=DIR" in said
 
 
 def test_a_preset_is_chosen_and_not_named(tmp_path):

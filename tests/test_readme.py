@@ -39,12 +39,12 @@ def overrides(shown: str) -> list[str]:
 
 def commands() -> list[str]:
     """The overrides of every shown command that makes runs, each once."""
-    commands = set()
+    found = set()
     for text in map(without_refusals, PAGES.values()):
-        commands |= {shlex.join(overrides(match[1])) for match in COMMAND.finditer(text)}
+        found |= {shlex.join(overrides(match[1])) for match in COMMAND.finditer(text)}
         for match in EVALUATION.finditer(text):
-            commands.add(shlex.join(evaluation.overrides(shlex.split(match[1].partition("#")[0]))))
-    return sorted(commands)
+            found.add(shlex.join(evaluation.overrides(shlex.split(match[1].partition("#")[0]))))
+    return sorted(found)
 
 
 def jobs_of(words: list[str]) -> list[list[str]]:
