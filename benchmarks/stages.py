@@ -1,7 +1,7 @@
 """Where the time of an experiment goes: `python -m benchmarks stages [key=value ...] [--sweep] [options]`.
 
 Runs `python train.py [key=value ...]` cold, in an outputs folder of its own, and with --sweep `python train.py -m
-sweep=frontier` in another. Beside each stage's seconds stands what is left to win: the time above that of its model
+sweep=frontier` in another. Beside each stage's seconds is what is left to win: the time above that of its model
 operations at the machine's matrix-product peak. Exit code 1 if train.py fails.
 """
 
@@ -52,8 +52,8 @@ def run(words: Sequence[str], outputs: Path, console: Console) -> int:
             lines.append((time.perf_counter() - began, line.rstrip("\n")))
             console.print(f"{lines[-1][0]:8.1f} s  {lines[-1][1]}", markup=False, soft_wrap=True)
         code = process.wait()
-    kept = {"command": command[1:], "code": code, "wall": time.perf_counter() - began, "lines": lines}
-    atomic_write(outputs / CONSOLE, json.dumps(kept, indent=1))
+    saved = {"command": command[1:], "code": code, "wall": time.perf_counter() - began, "lines": lines}
+    atomic_write(outputs / CONSOLE, json.dumps(saved, indent=1))
     return code
 
 

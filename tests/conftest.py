@@ -44,10 +44,10 @@ def methods(first, tmp_path_factory) -> dict[str, Done]:
     """A run of every method, one after the other, on what the first run made."""
     outputs = tmp_path_factory.mktemp("methods") / "outputs"
     shutil.copytree(first.outputs / "artifacts", outputs / "artifacts")
-    found = {}
+    done = {}
     for name, values in METHODS.items():
         command, before = [*first.values, *values, f"paths.outputs={outputs}"], set(runs(outputs))
         answer = well(train(*command))
         (folder,) = set(runs(outputs)) - before
-        found[name] = Done(command, answer, folder, outputs)
-    return found
+        done[name] = Done(command, answer, folder, outputs)
+    return done

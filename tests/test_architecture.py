@@ -104,8 +104,8 @@ def f():
 """
     ours = {"imdb_rlhf.errors", "imdb_rlhf.artifacts"}
     losses = "imdb_rlhf.losses" if "imdb_rlhf.losses" in MODULES else "imdb_rlhf"
-    found = set(imports_of(source, "imdb_rlhf.x"))
-    assert found == {"torch.nn", "wandb", "hydra.core", losses} | ours
+    imported = set(imports_of(source, "imdb_rlhf.x"))
+    assert imported == {"torch.nn", "wandb", "hydra.core", losses} | ours
 
 
 def test_nobody_imports_a_command():

@@ -104,30 +104,30 @@ def test_which_model_is_kept(beside, keep):
 
 
 @pytest.mark.parametrize(
-    ("body", "said"),
+    ("body", "message"),
     [
         ("return [float('nan')] * len(texts)", "reward.function score gave nan for the text "),
         ("return [1.0]", "reward.function score gave shape (1,) for "),
         ("raise ValueError('two\\nlines')", "reward.function score raised ValueError: two lines"),
     ],
 )
-def test_an_own_reward_that_is_wrong(beside, tmp_path, body, said):
+def test_an_own_reward_that_is_wrong(beside, tmp_path, body, message):
     (tmp_path / "own.py").write_text(f"def score(texts):\n    {body}\n")
-    one_line(beside(f"reward.function={tmp_path}/own.py:score"), 1, f"failed: {said}")
+    one_line(beside(f"reward.function={tmp_path}/own.py:score"), 1, f"failed: {message}")
     assert {path.name for path in (beside.outputs / "artifacts" / "groups").iterdir() if path.is_dir()} <= reused_keys(
         beside
     )
 
 
 @pytest.mark.parametrize(
-    ("function", "said"),
+    ("function", "message"),
     [
         ("none.py:score", "reward.function=none.py:score: no file none.py"),
         ("mine", "reward.function=mine is not of the form file.py:name"),
     ],
 )
-def test_an_own_reward_that_is_not_there(first, tmp_path, function, said):
-    one_line(first(f"reward.function={function}", f"paths.outputs={tmp_path}/new"), 1, f"failed: {said}")
+def test_an_own_reward_that_is_not_there(first, tmp_path, function, message):
+    one_line(first(f"reward.function={function}", f"paths.outputs={tmp_path}/new"), 1, f"failed: {message}")
     assert not (tmp_path / "new").exists()
 
 
@@ -149,27 +149,27 @@ def test_preferences_from_a_file(beside, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("columns", "said"),
+    ("columns", "message"),
     [
         (None, ": no such file; give a parquet with prompt, chosen, rejected"),
         (["prompt", "chosen"], " has no column 'rejected' (it has prompt, chosen)"),
         ([], " has no column 'prompt'"),
     ],
 )
-def test_preferences_that_cannot_be_used(first, tmp_path, columns, said):
+def test_preferences_that_cannot_be_used(first, tmp_path, columns, message):
     file = tmp_path / "own.parquet"
     if columns is not None:
         pd.read_parquet(preferences(first))[columns].to_parquet(file)
     answer = first(f"data.preferences={file}", f"paths.outputs={tmp_path}/new")
-    one_line(answer, 1, f"failed: data.preferences={file}{said}")
+    one_line(answer, 1, f"failed: data.preferences={file}{message}")
     assert not (tmp_path / "new").exists()
 
 
 def test_preferences_that_are_no_texts(beside, tmp_path):
     table = pd.read_parquet(preferences(beside))
     table.assign(chosen=range(len(table))).to_parquet(tmp_path / "own.parquet")
-    said = f"failed: data.preferences={tmp_path}/own.parquet row 0: chosen is not a string"
-    one_line(beside(f"data.preferences={tmp_path}/own.parquet"), 1, said)
+    message = f"failed: data.preferences={tmp_path}/own.parquet row 0: chosen is not a string"
+    one_line(beside(f"data.preferences={tmp_path}/own.parquet"), 1, message)
 
 
 def test_a_reference_that_exists(beside):
@@ -259,13 +259,13 @@ DAMAGES: list[Callable[[Path], str]] = [
 def test_a_model_folder_that_cannot_be_used(beside, tmp_path, damage, key):
     folder = tmp_path / "model"
     shutil.copytree(beside.folder / "model", folder)
-    said = damage(folder)
+    message = damage(folder)
     if key == "sft.path":
         answer = beside(f"sft.path={folder}")
     else:
         scratch = [value for value in beside.values if not value.startswith("experiment=")]
         answer = train(*scratch, "logger=none", "model=gpt2", "model.attention=eager", f"model.path={folder}")
-    one_line(answer, 1, f"failed: {key}={folder}{said}")
+    one_line(answer, 1, f"failed: {key}={folder}{message}")
 
 
 def test_a_model_folder_that_is_not_there(first, tmp_path):
@@ -277,10 +277,10 @@ def test_a_model_folder_that_is_not_there(first, tmp_path):
 def test_rows_longer_than_a_model_reads(first, tmp_path):
     context = json.loads((first.folder / "model" / "config.json").read_text())["n_positions"]
     values = [f"sft.path={first.folder}/model", f"generation.max_new_tokens={context}"]
-    said = (
+    message = (
         f"refused: data.prompts.max_tokens=8 + generation.max_new_tokens={context} is longer than the {context} tokens"
     )
-    one_line(first(*values, f"paths.outputs={tmp_path}/new"), 2, said)
+    one_line(first(*values, f"paths.outputs={tmp_path}/new"), 2, message)
     assert not (tmp_path / "new").exists()
 
 
@@ -293,8 +293,10 @@ def test_the_hub_out_of_reach(tmp_path, monkeypatch, values, key):
     for name, value in {"ENDPOINT": nowhere, "HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": False}.items():
         monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
     tiny = [value for value in PLAIN if not value.startswith("model.")]
-    said = one_line(train(*tiny, *values, f"paths.outputs={tmp_path}/new"), 1, "failed: the Hub cannot be reached for")
-    assert f"set {key}=DIR" in said
+    message = one_line(
+        train(*tiny, *values, f"paths.outputs={tmp_path}/new"), 1, "failed: the Hub cannot be reached for"
+    )
+    assert f"set {key}=DIR" in message
 
 
 def test_a_preset_is_chosen_and_not_named(tmp_path):

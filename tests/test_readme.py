@@ -39,12 +39,12 @@ def overrides(shown: str) -> list[str]:
 
 def commands() -> list[str]:
     """The overrides of every shown command that makes runs, each once."""
-    found = set()
+    commands = set()
     for text in map(without_refusals, PAGES.values()):
-        found |= {shlex.join(overrides(match[1])) for match in COMMAND.finditer(text)}
+        commands |= {shlex.join(overrides(match[1])) for match in COMMAND.finditer(text)}
         for match in EVALUATION.finditer(text):
-            found.add(shlex.join(evaluation.overrides(shlex.split(match[1].partition("#")[0]))))
-    return sorted(found)
+            commands.add(shlex.join(evaluation.overrides(shlex.split(match[1].partition("#")[0]))))
+    return sorted(commands)
 
 
 def jobs_of(words: list[str]) -> list[list[str]]:

@@ -60,7 +60,7 @@ class WandbMode(StrEnum):
 
 @dataclass
 class WandbLogger(LoggerConfig):
-    """A Weights & Biases mirror of the run's own files."""
+    """A Weights & Biases run that shows the run's own files."""
 
     project: str
     entity: str | None

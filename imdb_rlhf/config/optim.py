@@ -23,7 +23,7 @@ class OptimConfig:
     lr: Annotated[float, Range(0, 1000, above=True)]
     warmup_steps: Annotated[int, Range(0, 10**9)]
     schedule: Schedule
-    max_grad_norm: Annotated[float | None, Range(0, above=True)]
+    max_grad_norm: Annotated[float | None, Range(0, 10**6, above=True)]
 
 
 @dataclass

@@ -56,10 +56,10 @@ class PPOConfig:
     initial_kl_coefficient: PositiveCoefficient | None
     min_kl_coefficient: PositiveCoefficient
     max_kl_coefficient: PositiveCoefficient
-    horizon: Annotated[float | None, Range(0, above=True)]
+    horizon: Annotated[float | None, Range(0, 10**12, above=True)]
     coefficient_range: Annotated[float, Range(0, 100, above=True)]
     missing_eos_penalty: Coefficient
-    early_stop_kl: Annotated[float | None, Range(0, above=True)]
+    early_stop_kl: Annotated[float | None, Range(0, 10**12, above=True)]
     optim: OptimConfig
 
     @property

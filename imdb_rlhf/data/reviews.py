@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Generic, TypeVar, cast
 import pandas as pd
 
 from imdb_rlhf.config.data import DataConfig
+from imdb_rlhf.errors import RunError
 
 
 @dataclass
@@ -83,5 +84,15 @@ class DatasetKind(ABC, Generic[C]):
 
 
 def dataset_of(config: DataConfig) -> DatasetKind[Any]:
-    """Return the dataset that a configuration names."""
-    return cast(DatasetKind[Any], import_module(f"imdb_rlhf.data.{config.kind}").Kind(config))
+    """Return the dataset that a configuration names.
+
+    Its module is imported here and not before: the room knows no list of kinds.
+
+    Raises:
+        RunError: the room has no such module, or the module no class `Kind`.
+    """
+    try:
+        kind = import_module(f"imdb_rlhf.data.{config.kind}").Kind
+    except (ImportError, SyntaxError, AttributeError) as error:
+        raise RunError(f"the kind of dataset {config.kind!r} cannot be used: {error}; see {__name__}") from error
+    return cast(DatasetKind[Any], kind(config))

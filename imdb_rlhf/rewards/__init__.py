@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from imdb_rlhf.config.reward import RewardConfig
+from imdb_rlhf.errors import RunError
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,18 @@ class RewardKind(ABC, Generic[C]):
 
 
 def kind_of(config: RewardConfig) -> RewardKind[Any]:
-    """Return the kind of reward that a configuration is of."""
-    return cast(RewardKind[Any], import_module(f"{__name__}.{config.kind}").Kind(config))
+    """Return the kind of reward that a configuration is of.
+
+    Its module is imported here and not before: the room knows no list of kinds.
+
+    Raises:
+        RunError: the room has no such module, or the module no class `Kind`.
+    """
+    try:
+        kind = import_module(f"{__name__}.{config.kind}").Kind
+    except (ImportError, SyntaxError, AttributeError) as error:
+        raise RunError(f"the kind of reward {config.kind!r} cannot be used: {error}; see {__name__}") from error
+    return cast(RewardKind[Any], kind(config))
 
 
 def sigmoid(logit: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from imdb_rlhf.algos.ngram import ngram_accuracy
 from imdb_rlhf.algos.two_label import TwoLabel, crop
 from imdb_rlhf.artifacts.files import write_json
 from imdb_rlhf.config.reward import Crop, TwoLabelReward
+from imdb_rlhf.errors import RunError
 from imdb_rlhf.models import policy as policies
 from imdb_rlhf.models.label_head import make_head
 from imdb_rlhf.models.policy import decode
@@ -110,6 +111,10 @@ class TrueReward:
 
     def __init__(self, flow: Flow) -> None:
         self.flow, self.kind = flow, kind_of(flow.run.reward)
+        if self.kind.trained and not flow.has(TrainedReward):
+            raise RunError(
+                f"reward={flow.run.reward.name} is to be trained, and no stage trains it: {__name__} has none"
+            )
 
     @property
     def identity(self) -> Any:

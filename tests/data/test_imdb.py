@@ -49,7 +49,7 @@ def test_files_may_lie_in_the_folder_itself(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "kept", "newline"),
+    ("text", "expected", "newline"),
     [
         ("One.<br /><br />Two.", "One.<br /><br />Two.", "One.\nTwo."),
         ("One. <br/> Two.", "One. <br/> Two.", "One.\nTwo."),
@@ -58,9 +58,9 @@ def test_files_may_lie_in_the_folder_itself(tmp_path):
         ("a < b > c", "a < b > c", "a < b > c"),
     ],
 )
-def test_line_breaks(tmp_path, text, kept, newline):
+def test_line_breaks(tmp_path, text, expected, newline):
     write_split(tmp_path, "train", [text])
-    assert imdb.read_split(tmp_path, "train", Br.keep, labels=True)[0]["text"].tolist() == [kept]
+    assert imdb.read_split(tmp_path, "train", Br.keep, labels=True)[0]["text"].tolist() == [expected]
     assert imdb.read_split(tmp_path, "train", Br.newline, labels=True)[0]["text"].tolist() == [newline]
 
 

@@ -63,7 +63,7 @@ RESERVOIRS = [
     [9.0],
 ]
 
-# Two outcomes tie on top, one lies between, one is the worst.
+# Two outcomes tie on top, one is between, one is the worst.
 PROBABILITY = np.array([0.1, 0.4, 0.2, 0.3])
 SELECTOR = np.array([2.0, 0.0, 2.0, 1.0])
 VALUES = np.array([10.0, 1.0, -4.0, 2.5])

@@ -127,8 +127,8 @@ def test_the_model_loads_in_transformers(first):
 def test_a_folder_in_use_is_refused(first):
     before = files(first.folder)
     with in_use(first.folder):
-        said = one_line(first(), 1, f"failed: {first.folder} is in use by another process")
-    assert "wait" in said and files(first.folder) == before
+        message = one_line(first(), 1, f"failed: {first.folder} is in use by another process")
+    assert "wait" in message and files(first.folder) == before
 
 
 def test_a_finished_folder_that_was_changed_is_told(first, tmp_path):
@@ -136,8 +136,10 @@ def test_a_finished_folder_that_was_changed_is_told(first, tmp_path):
     copy = tmp_path / "outputs" / "runs" / first.folder.name
     with (copy / "summary.json").open("a") as file:
         file.write(" ")
-    said = one_line(first(f"paths.outputs={tmp_path}/outputs"), 1, f"failed: {copy} was changed after it was finished")
-    assert "summary.json has" in said and "move it away" in said
+    message = one_line(
+        first(f"paths.outputs={tmp_path}/outputs"), 1, f"failed: {copy} was changed after it was finished"
+    )
+    assert "summary.json has" in message and "move it away" in message
 
 
 def test_a_damaged_artifact_is_made_again(first, tmp_path):

@@ -62,8 +62,8 @@ def test_a_finished_method_is_not_run_again(methods, name):
 
 
 def test_what_folders_and_variants_are_called(methods):
-    found = {name: (done.folder.name.rpartition("-s0-")[0], done.summary["variant"]) for name, done in methods.items()}
-    assert found == {
+    names = {name: (done.folder.name.rpartition("-s0-")[0], done.summary["variant"]) for name, done in methods.items()}
+    assert names == {
         "unlikelihood": ("unlikelihood-alpha0.1", None),
         "preferred_ft": ("preferred_ft", None),
         "ipo": ("dpo-beta0.1", "ipo"),
@@ -339,15 +339,17 @@ def test_a_reward_that_says_nothing(beside, tmp_path):
     (tmp_path / "own.py").write_text(CONSTANT)
     constant = [f"reward.function={tmp_path}/own.py:score"]
     for algo in ("dpo", "unlikelihood", "preferred_ft", "reward_model", "ppo", "best_of_n"):
-        said = one_line(beside(*constant, "pairs.ties=drop", algo=algo), 1, "failed: ")
-        assert " no preference pair is left of " in said and " equal rewards" in said
-        assert said.endswith("use more prompts or another reward\n")
+        message = one_line(beside(*constant, "pairs.ties=drop", algo=algo), 1, "failed: ")
+        assert " no preference pair is left of " in message and " equal rewards" in message
+        assert message.endswith("use more prompts or another reward\n")
     best = [*constant, "reward_model.objective=best_of_k", "pairs.ties=drop"]
     assert " no choice is left of 12 groups " in one_line(beside(*best, algo="reward_model"), 1, "failed: ")
     true = [*constant, "ppo.reward=ground_truth", *PPO]
     one_line(beside(*true, algo="ppo"), 1, "failed: ppo.normalize needs true rewards that differ; set ppo.normalize=f")
-    said = one_line(beside(*true, "ppo.normalize=false", algo="ppo"), 1, "failed: ppo: all rewards of each prompt are")
-    assert "set ppo.initial_kl_coefficient" in said
+    message = one_line(
+        beside(*true, "ppo.normalize=false", algo="ppo"), 1, "failed: ppo: all rewards of each prompt are"
+    )
+    assert "set ppo.initial_kl_coefficient" in message
 
 
 def test_an_account_of_a_reward_that_says_nothing(beside, tmp_path):

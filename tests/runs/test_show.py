@@ -11,18 +11,16 @@ from tests.experiments import (
     well,
 )
 
-# --- the mirror
 
-
-class Mirror:
-    """What a run tells W&B."""
+class FakeWandbRun:
+    """Records what a run tells W&B."""
 
     def __init__(self, **arguments: Any) -> None:
         self.arguments, self.summary = arguments, dict[str, Any]()
         self.rows: list[dict[str, Any]] = []
         self.tables: dict[str, tuple[Any, Any]] = {}
         self.histograms: dict[str, tuple[Any, int]] = {}
-        MIRRORS.append(self)
+        WANDB_RUNS.append(self)
 
     def log(self, row: Any) -> None:
         self.rows.append(row)
@@ -40,27 +38,29 @@ class Mirror:
         self.summary = summary
 
 
-MIRRORS: list[Mirror] = []
+WANDB_RUNS: list[FakeWandbRun] = []
 
 
 @pytest.mark.parametrize("name", ["unlikelihood", "ppo", "best_of_n", "reward_model"])
-def test_a_mirror_is_told_the_same_now_and_later(methods, tmp_path, monkeypatch, name):
+def test_wandb_is_told_the_same_now_and_later(methods, tmp_path, monkeypatch, name):
     done = methods[name]
-    MIRRORS.clear()
-    monkeypatch.setattr("imdb_rlhf.runs.show.WandbTracker", Mirror)
+    WANDB_RUNS.clear()
+    monkeypatch.setattr("imdb_rlhf.runs.show.WandbTracker", FakeWandbRun)
     shutil.copytree(done.outputs / "artifacts", tmp_path / "artifacts")
     well(done.again("logger=wandb", f"paths.outputs={tmp_path}"))  # as it runs
     well(done.again("logger=wandb"))  # a finished one
-    now, later = MIRRORS
-    for mirror in (now, later):
-        assert mirror.arguments["name"] == done.folder.name and mirror.arguments["job_type"] == done.summary["algo"]
-        assert [{k: v for k, v in row.items() if not k.startswith("time/")} for row in mirror.rows] == rows_of(
+    now, later = WANDB_RUNS
+    for wandb_run in (now, later):
+        assert (
+            wandb_run.arguments["name"] == done.folder.name and wandb_run.arguments["job_type"] == done.summary["algo"]
+        )
+        assert [{k: v for k, v in row.items() if not k.startswith("time/")} for row in wandb_run.rows] == rows_of(
             done.folder
         )
         expected = {key: value for key, value in done.summary.items() if key != "reliability"}
         same = {key for key in expected if not key.endswith("seconds")}
-        assert {key: mirror.summary[key] for key in same} == {key: expected[key] for key in same}
-        json.dumps(mirror.arguments["config"])
+        assert {key: wandb_run.summary[key] for key in same} == {key: expected[key] for key in same}
+        json.dumps(wandb_run.arguments["config"])
     assert {key: len(rows) for key, (_, rows) in now.tables.items()} == (
         {"reliability": 10} if name == "reward_model" else {"samples": 8}
     )

@@ -65,7 +65,7 @@ def test_real_reviews_and_a_two_label_reward(reviews, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "message"),
     [
         ("missing", "data.path={path}: no such folder; give one that exists"),
         ("empty", "data.path={path} holds no parquet; expected plain_text/"),
@@ -78,7 +78,7 @@ def test_real_reviews_and_a_two_label_reward(reviews, tmp_path):
         ("blank", "data.prompts.test=8 is more than the 0 usable reviews left in test of {path}; ask for fewer"),
     ],
 )
-def test_a_data_folder_that_cannot_be_used(reviews, tmp_path, damage, said):
+def test_a_data_folder_that_cannot_be_used(reviews, tmp_path, damage, message):
     train_file, test_file = (reviews / "plain_text" / f"{s}-00000-of-00001.parquet" for s in ("train", "test"))
     frame = pd.read_parquet(train_file)
     if damage == "missing":
@@ -94,5 +94,5 @@ def test_a_data_folder_that_cannot_be_used(reviews, tmp_path, damage, said):
     elif damage == "blank":
         frame.assign(text=None).to_parquet(test_file)
     answer = train(*REAL, f"data.path={reviews}", f"paths.outputs={tmp_path}/new")
-    one_line(answer, 1, f"failed: {said.format(path=reviews)}")
+    one_line(answer, 1, f"failed: {message.format(path=reviews)}")
     assert not runs(tmp_path / "new") or not (runs(tmp_path / "new")[0] / "DONE").exists()

@@ -90,14 +90,14 @@ const QUIET = { ...CONFIG, displayModeBar: false };
 
 /** The layout that all plots share; `x` and `y` add to the axes. */
 function layout(x, y, more) {
-  const look = theme();
-  const axis = { gridcolor: look.grid, linecolor: look.line, zeroline: false, ticks: "outside", tickcolor: look.line, ticklen: 4, automargin: true };
-  for (const each of [x, y]) if (each.title) each.title = { font: { size: 12.5, color: look.soft }, standoff: 10, ...each.title };
+  const colours = theme();
+  const axis = { gridcolor: colours.grid, linecolor: colours.line, zeroline: false, ticks: "outside", tickcolor: colours.line, ticklen: 4, automargin: true };
+  for (const each of [x, y]) if (each.title) each.title = { font: { size: 12.5, color: colours.soft }, standoff: 10, ...each.title };
   return {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", showlegend: false, hovermode: "closest", dragmode: TOUCH ? false : "zoom",
-    font: { family: look.font, size: 12.5, color: look.ink }, margin: { l: 52, r: 14, t: 10, b: 44 },
-    modebar: { bgcolor: "rgba(0,0,0,0)", color: look.soft, activecolor: look.ink },
-    hoverlabel: { align: "left", bgcolor: look.bg, bordercolor: look.soft, font: { color: look.ink, family: look.font, size: 12.5 } },
+    font: { family: colours.font, size: 12.5, color: colours.ink }, margin: { l: 52, r: 14, t: 10, b: 44 },
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: colours.soft, activecolor: colours.ink },
+    hoverlabel: { align: "left", bgcolor: colours.bg, bordercolor: colours.soft, font: { color: colours.ink, family: colours.font, size: 12.5 } },
     xaxis: { ...axis, ...x }, yaxis: { ...axis, ...y }, ...more,
   };
 }
@@ -109,10 +109,10 @@ function nothing(box, why) {
   box.style.height = "auto";
 }
 
-function draw(box, traces, look, config) {
+function draw(box, traces, colours, config) {
   if (!box.data) {
     box.replaceChildren();
     box.style.height = "";
   }
-  Plotly.react(box, traces, look, config);
+  Plotly.react(box, traces, colours, config);
 }

@@ -20,7 +20,7 @@ const FURTHEST = 1.06 * Math.min(reach(F.points), 2 * reach(F.points.filter((poi
 const BEYOND = F.points.filter((point) => point.kl > FURTHEST).length;
 
 const onAxis = (kl) => scale === "linear" || kl > 0;
-const rgba = (look, share) => `rgba(${look.band}, ${share})`;
+const rgba = (colours, share) => `rgba(${colours.band}, ${share})`;
 
 /** A line over KL; `texts` are shown when its points are hovered. */
 function line(key, kl, values, style, texts) {
@@ -38,15 +38,15 @@ function part(kl, values, limit, before) {
   return before ? [[...kl.slice(0, at), limit], [...values.slice(0, at), value]] : [[limit, ...kl.slice(at)], [value, ...values.slice(at)]];
 }
 
-function optimumTraces(look) {
+function optimumTraces(colours) {
   const o = F.optimum;
   if (!o) return [];
   const bare = { line: { width: 0 } };
   const traces = [
     line("optimum", o.kl, o.lower_ci[0], bare),
-    line("optimum", o.kl, o.upper_ci[1], { ...bare, fill: "tonexty", fillcolor: rgba(look, 0.12) }),
+    line("optimum", o.kl, o.upper_ci[1], { ...bare, fill: "tonexty", fillcolor: rgba(colours, 0.12) }),
     line("optimum", o.kl, o.lower, bare),
-    line("optimum", o.kl, o.upper, { ...bare, fill: "tonexty", fillcolor: rgba(look, 0.2) }),
+    line("optimum", o.kl, o.upper, { ...bare, fill: "tonexty", fillcolor: rgba(colours, 0.2) }),
   ];
   for (const [name, values, ends] of [["lower bound: a policy that reaches it exists", o.lower, o.lower_ci], ["upper bound: no policy is above it", o.upper, o.upper_ci]]) {
     for (const before of [true, false]) {
@@ -55,35 +55,35 @@ function optimumTraces(look) {
         const at = o.kl.indexOf(each);
         return `<b>optimum</b>, ${name}<br>reward ${fixed(rewards[i])} ${at < 0 ? "" : bracket([ends[0][at], ends[1][at]])} for ${fixed(each, 2)} nats` + (before ? "" : "<br>too few samples for a tight bound");
       });
-      traces.push(line("optimum", kl, rewards, { line: { color: look.soft, width: 1.5, dash: before ? "solid" : "dash" } }, texts));
+      traces.push(line("optimum", kl, rewards, { line: { color: colours.soft, width: 1.5, dash: before ? "solid" : "dash" } }, texts));
     }
   }
   return traces;
 }
 
-function learnedTraces(look) {
+function learnedTraces(colours) {
   const l = F.optimum && F.optimum.learned;
   if (!l) return [];
   const bare = { line: { width: 0 } };
   const texts = l.kl.map((kl, i) => `<b>optimum of the learned reward</b><br>true reward ${fixed(l.reward[i])} ${bracket([l.reward_ci[0][i], l.reward_ci[1][i]])}<br>for ${fixed(kl, 2)} nats`);
   return [
     line("learned", l.kl, l.reward_ci[0], bare),
-    line("learned", l.kl, l.reward_ci[1], { ...bare, fill: "tonexty", fillcolor: rgba(look, 0.1) }),
-    line("learned", l.kl, l.reward, { line: { color: look.soft, width: 1.8, dash: "dashdot" } }, texts),
+    line("learned", l.kl, l.reward_ci[1], { ...bare, fill: "tonexty", fillcolor: rgba(colours, 0.1) }),
+    line("learned", l.kl, l.reward, { line: { color: colours.soft, width: 1.8, dash: "dashdot" } }, texts),
   ];
 }
 
-function bestOfNTraces(look) {
+function bestOfNTraces(colours) {
   return Object.entries(F.best_of_n || {}).flatMap(([by, curve]) => {
     const key = `best_of_n ${by}`;
     const texts = curve.n.map((n, i) => `<b>${plain(BEST_OF[by] || by)}</b>, N = ${n}<br>reward ${fixed(curve.reward[i])} ${bracket([curve.reward_ci[0][i], curve.reward_ci[1][i]])}<br>KL at most ${fixed(curve.kl[i], 2)} nats`);
     const powers = curve.n.map((n) => (Number.isInteger(Math.log2(n)) ? 5 : 0));
     return [
       line(key, curve.kl, curve.reward_ci[0], { line: { width: 0 } }),
-      line(key, curve.kl, curve.reward_ci[1], { line: { width: 0 }, fill: "tonexty", fillcolor: rgba(look, 0.1) }),
+      line(key, curve.kl, curve.reward_ci[1], { line: { width: 0 }, fill: "tonexty", fillcolor: rgba(colours, 0.1) }),
       line(key, curve.kl, curve.reward, {
-        mode: "lines+markers", line: { color: look.ink, width: 1.4, dash: by === "learned" ? "dot" : "solid" },
-        marker: { color: look.ink, size: powers.filter((_, i) => onAxis(curve.kl[i])) },
+        mode: "lines+markers", line: { color: colours.ink, width: 1.4, dash: by === "learned" ? "dot" : "solid" },
+        marker: { color: colours.ink, size: powers.filter((_, i) => onAxis(curve.kl[i])) },
       }, texts),
     ];
   });
@@ -118,7 +118,7 @@ function stepOf(name) {
   return point ? `, step ${point.step}` : "";
 }
 
-function methodTraces(method, look) {
+function methodTraces(method, colours) {
   const [colour, symbol] = styleOf(method.name);
   const points = F.points.filter((point) => point.method === method.name && onAxis(point.kl));
   const settings = method.settings.filter((each) => onAxis(each.kl));
@@ -134,19 +134,19 @@ function methodTraces(method, look) {
     {
       meta: method.name, type: "scatter", mode: "lines+markers", x: kl, y: reward, text: settings.map((each) => settingText(method, each)),
       hoverinfo: "text", customdata: settings.map((each) => each.runs[0]), line: { color: colour, width: 1.6 },
-      marker: { color: colour, symbol, size: 11, line: { color: look.bg, width: 1.2 } },
+      marker: { color: colour, symbol, size: 11, line: { color: colours.bg, width: 1.2 } },
       error_y: error(settings.map((each) => each.reward_ci), reward), error_x: error(settings.map((each) => each.kl_ci), kl),
     },
   ];
 }
 
 /** The chosen run's checkpoints, ringed and joined in the order of training; they take no hover and no click. */
-function chosenTrace(run, look) {
+function chosenTrace(run, colours) {
   const points = F.points.filter((point) => run && point.run === run.name && onAxis(point.kl)).sort((a, b) => a.step - b.step);
   const shown = run && !hidden.has(run.method);
   return {
     meta: "chosen", type: "scatter", mode: "lines+markers", x: shown ? points.map((point) => point.kl) : [], y: shown ? points.map((point) => point.reward) : [],
-    hoverinfo: "skip", line: { color: look.ink, width: 1, dash: "dot" }, marker: { symbol: "circle-open", size: points.map((point) => (point.last ? 19 : 11)), color: look.ink, line: { width: 1.6 } },
+    hoverinfo: "skip", line: { color: colours.ink, width: 1, dash: "dot" }, marker: { symbol: "circle-open", size: points.map((point) => (point.last ? 19 : 11)), color: colours.ink, line: { width: 1.6 } },
   };
 }
 
@@ -165,38 +165,38 @@ function rewardRange() {
   return [low - pad, high + pad];
 }
 
-function referenceShapes(look) {
-  const flat = (reward, dash) => ({ type: "line", xref: "paper", x0: 0, x1: 1, y0: reward, y1: reward, line: { color: look.soft, width: 1, dash }, layer: "below" });
+function referenceShapes(colours) {
+  const flat = (reward, dash) => ({ type: "line", xref: "paper", x0: 0, x1: 1, y0: reward, y1: reward, line: { color: colours.soft, width: 1, dash }, layer: "below" });
   const shapes = [flat(F.reference.reward, "dot")];
-  const note = (text, more) => ({ text, showarrow: false, font: { size: 11.5, color: look.soft }, ...more });
+  const note = (text, more) => ({ text, showarrow: false, font: { size: 11.5, color: colours.soft }, ...more });
   const right = { xref: "paper", x: 1, xanchor: "right", yanchor: "bottom" };
   const notes = [note("reference", { ...right, y: F.reference.reward })];
   if (F.optimum && F.optimum.trusted_kl < FURTHEST && !hidden.has("optimum")) {
     const at = F.optimum.trusted_kl;
-    shapes.push({ type: "line", yref: "paper", y0: 0, y1: 1, x0: at, x1: at, line: { color: look.line, width: 1 }, layer: "below" });
+    shapes.push({ type: "line", yref: "paper", y0: 0, y1: 1, x0: at, x1: at, line: { color: colours.line, width: 1 }, layer: "below" });
     notes.push(note("\u2192 too few samples: bounds loosen", { x: scale === "log" ? Math.log10(at) : at, yref: "paper", y: 1, xanchor: "left", yanchor: "bottom", xshift: -4 }));
   }
   return { shapes, annotations: notes };
 }
 
-function baseTrace(look) {
+function baseTrace(colours) {
   const base = F.base;
   if (!base || !onAxis(base.kl) || base.kl > 2 * FURTHEST) return [];
   return [{
-    meta: "base", type: "scatter", mode: "markers+text", x: [base.kl], y: [base.reward], hoverinfo: "text", texttemplate: "before SFT", textposition: "top center", textfont: { size: 11.5, color: look.soft },
+    meta: "base", type: "scatter", mode: "markers+text", x: [base.kl], y: [base.reward], hoverinfo: "text", texttemplate: "before SFT", textposition: "top center", textfont: { size: 11.5, color: colours.soft },
     text: [`<b>before SFT</b><br>reward ${fixed(base.reward)} ${bracket(base.reward_ci)}<br>KL ${fixed(base.kl, 2)} ${bracket(base.kl_ci, 2)} nats`],
-    marker: { symbol: "star", size: 11, color: look.soft },
+    marker: { symbol: "star", size: 11, color: colours.soft },
   }];
 }
 
 function drawFrontier(run) {
-  const look = theme();
-  const traces = [...optimumTraces(look), ...learnedTraces(look), ...bestOfNTraces(look), ...baseTrace(look), ...F.methods.flatMap((method) => methodTraces(method, look))];
+  const colours = theme();
+  const traces = [...optimumTraces(colours), ...learnedTraces(colours), ...bestOfNTraces(colours), ...baseTrace(colours), ...F.methods.flatMap((method) => methodTraces(method, colours))];
   const x = { title: { text: "KL to the reference, nats per sequence" }, type: scale, range: scale === "log" ? [Math.log10(LEAST), Math.log10(FURTHEST)] : [-0.015 * FURTHEST, FURTHEST] };
   if (scale === "log") Object.assign(x, { tickmode: "array", tickvals: TICKS, ticktext: TICKS.map(String) });
   const y = { title: { text: `true reward (${plain(F.world.reward)})` }, range: rewardRange() };
-  const drawn = [...traces.filter((trace) => !hidden.has(trace.meta)), chosenTrace(run, look)];
-  draw(byId("frontier"), drawn, layout(x, y, { ...referenceShapes(look), uirevision: scale, margin: { l: 58, r: 14, t: 24, b: 48 } }), CONFIG);
+  const drawn = [...traces.filter((trace) => !hidden.has(trace.meta)), chosenTrace(run, colours)];
+  draw(byId("frontier"), drawn, layout(x, y, { ...referenceShapes(colours), uirevision: scale, margin: { l: 58, r: 14, t: 24, b: 48 } }), CONFIG);
 }
 
 const TICKS = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500].filter((tick) => tick <= FURTHEST);

@@ -89,7 +89,7 @@ function drawHistogram(run) {
   const box = byId("histogram");
   if (!run.histogram) return nothing(box, "this run has no rewards to show");
   const { edges, before, after, mean_before, mean_after } = run.histogram;
-  const look = theme();
+  const colours = theme();
   const middles = edges.slice(1).map((edge, i) => (edge + edges[i]) / 2);
   const all = (counts) => counts.reduce((sum, count) => sum + count, 0);
   const bars = (name, counts, colour) => ({
@@ -99,13 +99,13 @@ function drawHistogram(run) {
   });
   const [colour] = styleOf(run.method);
   const mean = (at, tint, dash) => ({ type: "line", yref: "paper", y0: 0, y1: 1, x0: at, x1: at, line: { color: tint, width: 2, dash } });
-  const note = (at, text, left) => ({ x: at, yref: "paper", y: 1, yanchor: "bottom", xanchor: left ? "right" : "left", text, showarrow: false, font: { size: 11.5, color: look.soft } });
+  const note = (at, text, left) => ({ x: at, yref: "paper", y: 1, yanchor: "bottom", xanchor: left ? "right" : "left", text, showarrow: false, font: { size: 11.5, color: colours.soft } });
   const rising = mean_after >= mean_before;
-  draw(box, [bars("before", before, look.soft), bars("after", after, colour)], layout(
+  draw(box, [bars("before", before, colours.soft), bars("after", after, colour)], layout(
     { title: { text: "true reward" } }, { title: { text: "share of samples" }, tickformat: ".0%" },
     {
       barmode: "overlay", margin: { l: 58, r: 14, t: 26, b: 44 },
-      shapes: [mean(mean_before, look.soft, "dash"), mean(mean_after, colour, "solid")],
+      shapes: [mean(mean_before, colours.soft, "dash"), mean(mean_after, colour, "solid")],
       annotations: [note(mean_before, `before: mean ${fixed(mean_before)}`, rising), note(mean_after, `after: mean ${fixed(mean_after)}`, !rising)],
     },
   ), QUIET);
@@ -143,7 +143,7 @@ function drawCurves(run) {
 }
 
 function drawCurve(box, key, chosen, others) {
-  const look = theme();
+  const colours = theme();
   const traces = [...others, chosen].filter((run) => run.curves && run.curves[key]).map((run) => {
     const [steps, values] = curveOf(run, key);
     const [colour] = styleOf(run.method);
