@@ -6,7 +6,7 @@ class ConfigError(ValueError):
 
 
 class RunError(RuntimeError):
-    """A failure that the user can mend: the message names the problem and the way out; exit code 1."""
+    """A failure that the user can fix: the message names the problem and the way out; exit code 1."""
 
 
 class Stopped(Exception):

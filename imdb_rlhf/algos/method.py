@@ -50,7 +50,7 @@ class PolicyMethod(Algorithm, Protocol):
 
 
 class Method(Plain):
-    """The usual answers."""
+    """Default implementations for `PolicyMethod`."""
 
     title: ClassVar[str]
     colours: ClassVar[Mapping[str, int]] = {}

@@ -1,4 +1,4 @@
-"""The peer of the two-label reward: a linear classifier of n-grams, trained on the same texts."""
+"""The baseline beside the two-label reward: a linear classifier of n-grams, trained on the same texts."""
 
 from collections.abc import Sequence
 

@@ -145,7 +145,7 @@ class RewardModelRun(LearnedRun):
 
     @property
     def uses_learned_reward(self) -> bool:
-        """It is the result of the run."""
+        """Always: it is what the run reports."""
         return True
 
     @property
@@ -188,12 +188,12 @@ class BestOfNRun(ReservoirRun):
 
     @property
     def uses_learned_reward(self) -> bool:
-        """Only where it selects."""
+        """Only with best_of_n.selector=learned."""
         return self.best_of_n.selector == RewardSource.learned
 
     @property
     def uses_reservoir(self) -> bool:
-        """It holds the samples to choose from."""
+        """Always: the best is chosen from its samples."""
         return True
 
 
@@ -241,7 +241,7 @@ class PPORun(ReservoirRun, TrainedRun):
 
     @property
     def uses_learned_reward(self) -> bool:
-        """Only where it is optimised."""
+        """Only with ppo.reward=learned."""
         return self.ppo.reward == RewardSource.learned
 
     @property

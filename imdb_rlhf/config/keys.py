@@ -130,7 +130,7 @@ def closest(word: str, candidates: Sequence[str]) -> str | None:
 
 
 def edits(one: str, other: str) -> int:
-    """Fewest slips that turn one word into the other: a letter more, less or replaced, or two neighbours swapped."""
+    """The edit distance of two words: a letter more, less or replaced, or two neighbours swapped."""
     before: list[int] = []
     above = list(range(len(other) + 1))
     for i, letter in enumerate(one, 1):

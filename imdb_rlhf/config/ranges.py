@@ -1,6 +1,6 @@
 """Ranges of numbers, written beside the type of a field: `layers: Annotated[int, Range(1, 1000)]`.
 
-An upper bound is far above every sensible value: a number beyond it is a slip of the keyboard.
+An upper bound is far above every sensible value: a number beyond it is a typing error.
 """
 
 import math

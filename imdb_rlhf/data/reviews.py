@@ -6,13 +6,12 @@ has a class `Kind`.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from importlib import import_module
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
 import pandas as pd
 
 from imdb_rlhf.config.data import DataConfig
-from imdb_rlhf.errors import RunError
+from imdb_rlhf.kinds import load_kind
 
 
 @dataclass
@@ -86,13 +85,7 @@ class DatasetKind(ABC, Generic[C]):
 def dataset_of(config: DataConfig) -> DatasetKind[Any]:
     """Return the dataset that a configuration names.
 
-    Its module is imported here and not before: the room knows no list of kinds.
-
     Raises:
-        RunError: the room has no such module, or the module no class `Kind`.
+        RunError: its module is missing or cannot be imported.
     """
-    try:
-        kind = import_module(f"imdb_rlhf.data.{config.kind}").Kind
-    except (ImportError, SyntaxError, AttributeError) as error:
-        raise RunError(f"the kind of dataset {config.kind!r} cannot be used: {error}; see {__name__}") from error
-    return cast(DatasetKind[Any], kind(config))
+    return cast(DatasetKind[Any], load_kind("imdb_rlhf.data", config.kind)(config))

@@ -62,7 +62,8 @@ def check_one_world(runs: Sequence[FinishedRun]) -> None:
         difference = f"the reference, its prompts or the reward (artifacts {artifacts[0]} and {artifacts[1]}; their "
         difference += f"{INPUTS} say what made them)"
     raise ConfigError(
-        f"{first.name} and {other.name} cannot be compared: they differ in {difference}; draw them into two frontiers"
+        f"{first.name} and {other.name} cannot be compared: they differ in {difference}; "
+        "name the runs of one, or its sweep: python -m imdb_rlhf.frontier outputs/sweeps/NAME"
     )
 
 

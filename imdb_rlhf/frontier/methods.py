@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from imdb_rlhf.config.keys import ALGORITHMS
 from imdb_rlhf.frontier.finished import FinishedRun
 from imdb_rlhf.runs.kinds import KINDS, method_name, palette_places
 
@@ -56,7 +57,7 @@ def place_of(algo: str) -> int:
 
 def has_policy(algo: str) -> bool:
     """Whether runs of an algorithm end in a policy, which is a point of the frontier."""
-    return algo not in KINDS or KINDS[algo].has_policy
+    return algo not in ALGORITHMS or ALGORITHMS[algo].has_policy
 
 
 def _registered_name(run: FinishedRun) -> str:

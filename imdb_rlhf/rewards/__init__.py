@@ -7,7 +7,6 @@ has a class `Kind`.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar, cast
 
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 
 from imdb_rlhf.config.reward import RewardConfig
-from imdb_rlhf.errors import RunError
+from imdb_rlhf.kinds import load_kind
 
 
 @dataclass(frozen=True)
@@ -93,16 +92,10 @@ class RewardKind(ABC, Generic[C]):
 def kind_of(config: RewardConfig) -> RewardKind[Any]:
     """Return the kind of reward that a configuration is of.
 
-    Its module is imported here and not before: the room knows no list of kinds.
-
     Raises:
-        RunError: the room has no such module, or the module no class `Kind`.
+        RunError: its module is missing or cannot be imported.
     """
-    try:
-        kind = import_module(f"{__name__}.{config.kind}").Kind
-    except (ImportError, SyntaxError, AttributeError) as error:
-        raise RunError(f"the kind of reward {config.kind!r} cannot be used: {error}; see {__name__}") from error
-    return cast(RewardKind[Any], kind(config))
+    return cast(RewardKind[Any], load_kind("imdb_rlhf.rewards", config.kind)(config))
 
 
 def sigmoid(logit: np.ndarray) -> np.ndarray:

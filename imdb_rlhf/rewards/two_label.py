@@ -11,7 +11,7 @@ from imdb_rlhf.rewards.classifier import ClassifierReward
 
 
 class Kind(RewardKind[TwoLabelReward]):
-    """p(positive) of a classifier of one's own."""
+    """p(positive) of the classifier that this project trains."""
 
     trained = True
 

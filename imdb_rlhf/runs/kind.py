@@ -32,14 +32,12 @@ class RunKind(ABC):
     Attributes:
         title: its display name in figures and tables.
         colours: name of a method -> its place in the palette.
-        has_policy: whether it ends in a policy, which is a point of the frontier.
         table_file: the table that is shown when it is finished.
         folder, flow, run: of one run.
     """
 
     title: ClassVar[str]
     colours: ClassVar[Mapping[str, int]] = {}
-    has_policy: ClassVar[bool] = True
     table_file: ClassVar[str] = files.SAMPLES
 
     def __init__(self, folder: RunFolder) -> None:

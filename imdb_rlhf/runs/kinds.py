@@ -84,7 +84,6 @@ class BestOfN(UntrainedRun):
     """`algo=best_of_n`: the best of N samples of the reservoir."""
 
     title = "best-of-N"
-    has_policy = False  # its curve is read off the reservoir
 
     def __init__(self, folder: RunFolder) -> None:
         super().__init__(folder)
@@ -129,7 +128,6 @@ class RewardModelAccount(RunKind):
     """`algo=reward_model`: the account of the reward model, which its stage has made, as a run of its own."""
 
     title = "reward model"
-    has_policy = False
     table_file = "scores.parquet"
 
     def work(self, trackers: Trackers, start: int, began: float) -> tuple[dict[str, Any], pd.DataFrame]:

@@ -96,7 +96,7 @@ class Reference:
 
     @property
     def identity(self) -> Any:
-        """What keys hash of it: the artifact's key, or the identity of the model that exists."""
+        """What it contributes to artifacts' keys: its own key, or the identity of the model that exists."""
         return self.flow.key(TrainedReference) if self.flow.has(TrainedReference) else self.flow.get(Base).identity
 
     def policy(self) -> Policy:

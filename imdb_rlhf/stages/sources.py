@@ -129,7 +129,7 @@ class Base:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What keys hash of it."""
+        """What it contributes to the keys of artifacts."""
         if self.source is None:
             return {"scratch": asdict(self.run.model)}
         kind = "pretrained" if self.run.sft.path is None else "reference"

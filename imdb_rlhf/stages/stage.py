@@ -142,12 +142,12 @@ class Flow:
 
     @property
     def training_facts(self) -> dict[str, Any]:
-        """What a training depends on of the machine: sums in another order round differently."""
+        """The facts of the machine that a training depends on: sums in another order round differently."""
         return self.runtime.facts() | {"micro_batch": self.run.trainer.micro_batch}
 
     @property
     def float32_facts(self) -> dict[str, Any]:
-        """What an evaluation depends on of the machine: it is float32 whatever the training's precision."""
+        """The facts of the machine that an evaluation depends on: it is float32 whatever the training's precision."""
         return self.runtime.facts() | {"precision": "float32"}
 
     @property

@@ -118,7 +118,7 @@ class TrueReward:
 
     @property
     def identity(self) -> Any:
-        """What keys hash of it."""
+        """What it contributes to the keys of artifacts."""
         return self.kind.identity(self.flow.key(TrainedReward) if self.kind.trained else None)
 
     def check(self) -> None:
