@@ -17,7 +17,7 @@ import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
@@ -119,6 +119,11 @@ def explain(error: BaseException) -> str:
     while chain[-1].__cause__ is not None:
         chain.append(chain[-1].__cause__)
     text, last = "\n".join(map(str, chain)), str(chain[-1])
+    if isinstance(error, OverrideParseException):
+        return (
+            f"{error.override} is not of the form key=value, without spaces around =; "
+            "a value with brackets or = needs quotes of its own: 'data.path=\"a (b)\"'"
+        )
     # 1. a choice that does not exist
     if match := re.search(
         r"Could not find '([^']+)'.*?Available options in '([^']+)':\n(.*?)\nConfig search", text, re.S
