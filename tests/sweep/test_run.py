@@ -113,7 +113,7 @@ def test_a_run_that_was_changed_by_hand_and_a_frontier(outputs):
 @pytest.mark.slow
 def test_a_signal_and_the_death_of_a_sweep(outputs):
     """SIGTERM leaves a checkpoint, SIGKILL no orphan; what follows repeats nothing."""
-    arguments = ["alpha=0.1,0.2", "algo=unlikelihood", "policy.steps=40", "evaluation.every=40", "launcher.jobs=2"]
+    arguments = ["alpha=0.1,0.2", "algo=unlikelihood", "policy.steps=400", "evaluation.every=400", "launcher.jobs=2"]
     title = "alpha"
     process = begin(outputs, *arguments)
     # a first row is written in the training loop, which answers a signal with a checkpoint
