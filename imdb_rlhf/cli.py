@@ -61,9 +61,11 @@ def _sections(file: Path) -> dict[str, Any]:
     content = OmegaConf.load(file)
     if not isinstance(content, DictConfig):
         raise ConfigError(f"{file} needs a section per algorithm, such as `dpo:`")
-    for algo, section in content.items():
+    for algo, section in ((str(key), value) for key, value in content.items()):
+        if algo not in ALGORITHMS and (CONF / "algo" / f"{algo}.yaml").exists():
+            raise ConfigError(_not_listed(f"algo/{algo}", algo))
         if algo not in ALGORITHMS:
-            raise ConfigError(f"{file}: {unknown_choice('algo', str(algo), list(ALGORITHMS))}")
+            raise ConfigError(f"{file}: {unknown_choice('algo', algo, list(ALGORITHMS))}")
         if not isinstance(section, DictConfig):
             raise ConfigError(f"{file}: the section {algo} has no keys; give some, or leave it out")
     return {str(algo): section for algo, section in content.items()}
@@ -82,12 +84,17 @@ def to_run(composed: DictConfig) -> Run:
     try:
         OmegaConf.resolve(values)
         _refuse_unknown(values, OmegaConf.get_type(values), "", str(values.algo))
-        run = OmegaConf.to_object(values)
+        run = cast(Run, OmegaConf.to_object(values))
+        if type(run) is not ALGORITHMS.get(run.algo):
+            raise ConfigError(
+                f"the file that algo= chooses says algo: {run.algo}, and its schema is another algorithm's"
+            )
+        run.check_knob()
     except ConfigError:
         raise
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error)) from error
-    return cast(Run, run)
+    return run
 
 
 def checked(composed: DictConfig, overrides: Sequence[str]) -> Run:
@@ -113,6 +120,11 @@ def _refuse_unknown(node: DictConfig, schema: Any, place: str, algo: str) -> Non
             _refuse_unknown(child, OmegaConf.get_type(child), key, algo)
 
 
+def _not_listed(file: str, name: str) -> str:
+    """The answer to a file of conf/ whose class has no line in `SCHEMAS`."""
+    return f"{file}.yaml is of schema {name}, and no SCHEMAS in imdb_rlhf/config/ has a line for {name!r}; add it there"
+
+
 def explain(error: BaseException) -> str:
     """One line for an error that Hydra or OmegaConf describe in several: the key, the value and the way out."""
     chain = [error]
@@ -129,26 +141,35 @@ def explain(error: BaseException) -> str:
         r"Could not find '([^']+)'.*?Available options in '([^']+)':\n(.*?)\nConfig search", text, re.S
     ):
         return unknown_choice(match[2], match[1].rpartition("/")[2], match[3].split())
-    # 2. a key that does not exist
+    # 2. what only a file of conf/ can have wrong
     full_key = re.search(r"full_key: ([\w.-]+)", last)
+    if match := re.search(r"In '([^']+)': Could not load 'schema/([^']+)'", text):
+        return _not_listed(match[1], match[2])
+    if full_key and full_key[1] == "algo":
+        return "the file that algo= chooses needs the first line `# @package _global_`"
+    # 3. a key that does not exist
     if match := re.search(r"Key '([^']+)' (?:not in|is not in struct)(?: '(\w+)')?", last):
         key = full_key[1] if full_key else match[1]
         override = re.search(r"To append to your config use \+(.+)", text)
         shown = override[1] if override else key
         schema = CLASSES.get(match[2] or "")
+        if key.endswith(".schema") and not override:
+            return f"the file that {key.partition('.')[0]}= chooses needs @_here_ after its /schema/... in `defaults:`"
         if schema is None:
             return f"{shown}: no such key; --cfg job lists them"
         algo = next((name for name, algorithm in ALGORITHMS.items() if algorithm is schema), None)
         return unknown_key(key, names_of(schema, key.rpartition(".")[0]), algo, shown=shown)
-    # 3. a key without a value
+    # 4. a key without a value
     if match := re.search(r"[Mm]issing (?:mandatory value:|1 required positional argument:) '?([\w.]+)", text):
         key = full_key[1] if full_key and full_key[1].endswith(match[1]) else match[1]
+        if key == "algo":
+            return "the file that algo= chooses needs a line with its name: `algo: dpo` in dpo.yaml"
         return f"{key} has no value; set {key}=..."
-    # 4. a value of another type
+    # 5. a value of another type
     if full_key:
         override = re.search(r"Error merging override (\S+)", text)
         return f"{override[1] if override else full_key[1]}: {last.splitlines()[0]}; conf/ says what it takes"
-    # 5. a group that this algorithm does not have
+    # 6. a group that this algorithm does not have
     if match := re.search(r"Could not override '([^']+)'", text):
         group, _, place = match[1].partition("@")
         having = owners(place or group)

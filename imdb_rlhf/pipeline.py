@@ -12,11 +12,10 @@ import time
 from imdb_rlhf.config.run import Run
 from imdb_rlhf.stages.evaluations import BaseEvaluation, OwnModel, ReferenceEvaluation
 from imdb_rlhf.stages.groups import Groups
-from imdb_rlhf.stages.reference import WEIGHTS_AND_MOMENTS, TrainedReference
+from imdb_rlhf.stages.reference import TrainedReference
 from imdb_rlhf.stages.reservoir import LearnedScores, Reservoir
 from imdb_rlhf.stages.reviews import Labelled, Reviews
 from imdb_rlhf.stages.reward_model import TrainedRewardModel
-from imdb_rlhf.stages.sources import Base
 from imdb_rlhf.stages.stage import Flow, Stage
 from imdb_rlhf.stages.true_reward import TrainedReward, TrueReward
 from imdb_rlhf.tracking.console import STAGE_WIDTH, Console
@@ -84,9 +83,13 @@ class Pipeline(Flow):
                 stage.name, reused=artifact.reused, seconds=artifact.seconds, path=str(artifact.path), note=note
             )
 
-    def plan(self) -> None:
-        """Print the stages, which artifacts would be reused, and the disk that the rest needs; write nothing."""
-        total = WEIGHTS_AND_MOMENTS * self.get(Base).parameters()  # the policy's own
+    def plan(self) -> int:
+        """Print the stages and which artifacts would be reused; write nothing.
+
+        Returns:
+            About how many bytes of disk the others need.
+        """
+        total = 0
         for stage in self.stages:
             inputs = self.inputs(stage)
             artifact = self.store.find(stage.name, inputs)
@@ -96,4 +99,4 @@ class Pipeline(Flow):
                 total += stage.size()
                 folder = self.store.root / stage.name / self.store.key(stage.name, inputs)
                 self.console.note(f"{stage.name:<{STAGE_WIDTH}} to be made   {folder}")
-        self.console.note(f"about {total / 1e6:,.0f} MB of disk needed for what is not there")
+        return total

@@ -42,7 +42,7 @@ def one_line(answer: Answer, code: int, start: str) -> str:
     return answer.err
 
 
-def made(answer: Answer) -> dict[str, bool]:
+def stages_made(answer: Answer) -> dict[str, bool]:
     """Stage -> whether it was made, as a run says it; the others were reused."""
     words = [line.split()[:2] for line in answer.out.splitlines() if len(line.split()) > 1]
     return {stage: what == "made" for stage, what in words if what in ("made", "reused")}

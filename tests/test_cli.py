@@ -65,8 +65,8 @@ def test_a_refusal_in_a_process_of_its_own(here, arguments, start):
         (["algo=sft", "+beta=0.3"], "beta=0.3: no such key for algo=sft"),
         (["algo=sft", "++beta=0.3"], "beta=0.3: no such key for algo=sft"),
         (["+policy.optim.momentum=0.9"], "policy.optim.momentum=0.9: no such key"),
-        (["target_kl=3"], "target_kl=3: no such key for algo=dpo; it belongs to algo=ppo; keys of dpo: "),
-        (["algo=ppo", "beta=0.1"], "beta=0.1: no such key for algo=ppo; it belongs to algo=dpo; "),
+        (["target_kl=3"], "target_kl=3: no such key for algo=dpo; it belongs to algo=ppo"),
+        (["algo=ppo", "beta=0.1"], "beta=0.1: no such key for algo=ppo; it belongs to algo=dpo"),
         (["algo=unlikelihood", "dpo.loss=ipo"], "dpo.loss=ipo: no such key for algo=unlikelihood; it belongs to "),
         (["algo=ppo", "target_kl=0"], "target_kl=0.0 is out of range; give a number above 0"),
         (["algo=ppo", "target_kl=3", "ppo.kl_coefficient=0.1"], "target_kl=3.0 and ppo.kl_coefficient=0.1 exclude"),
@@ -124,7 +124,7 @@ def test_an_experiment_file_with_a_key_that_the_algorithm_does_not_use(here, tmp
     (folder / "experiment" / "range.yaml").write_text("# @package _global_\nbeta: -0.3\n")
     options = ["--config-dir", str(folder), *multirun]
     message = one_line(train(*options, "experiment=mine", "algo=sft"), 2, "refused: beta: no such key for algo=sft")
-    assert "it belongs to algo=dpo; keys of sft: algo, seed" in message
+    assert "it belongs to algo=dpo" in message and "; keys of sft: algo, seed" in message
     one_line(train(*options, "experiment=typo"), 2, "refused: policy.step: no such key; did you mean policy.steps?")
     one_line(train(*options, "experiment=range"), 2, "refused: beta=-0.3 is out of range")
     one_line(train(*options, "experiment=mine,range"), 2, "refused: ")

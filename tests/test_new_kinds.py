@@ -1,6 +1,7 @@
 """A new algorithm, kind of reward and kind of dataset touch the places that docs/architecture.md names, and no others.
 
-The package is copied, the three are added to the copy, and a sweep of it draws a frontier.
+The repository is copied, the three are added to the copy, a sweep of it draws a frontier, and the tests that read
+conf/ and the package pass there as they are.
 """
 
 import json
@@ -51,7 +52,7 @@ ALGORITHM_CONFIG = '''
 class ToyRun(PreferenceRun):
     """`algo=toy`; the knob is weight."""
 
-    weight: float
+    weight: Coefficient
 
     @property
     def knob(self) -> tuple[str, float] | None:
@@ -62,6 +63,7 @@ class ToyRun(PreferenceRun):
 SCHEMAS["toy"] = ToyRun
 '''
 ALGORITHM_YAML = """# @package _global_
+# The likelihood of winners up.
 defaults:
   - /schema/toy@_global_
   - /stage/groups@groups
@@ -70,10 +72,11 @@ defaults:
   - /optim@policy.optim: adamw
   - _self_
 algo: toy
+# Factor of the loss; the knob of the sweep.
 weight: 1.0
 policy:
-  steps: 2
-  batch_size: 8
+  optim:
+    lr: 1.0e-3
 """
 
 # --- a kind of reward: a module, a class with its line in SCHEMAS, a YAML file
@@ -124,14 +127,16 @@ class WordCountReward(RewardConfig):
     """Words per text."""
 
     kind = "word_count"
-    most: int
+    most: Annotated[int, Range(1, 10**6)]
 
 
 SCHEMAS["reward/word_count"] = WordCountReward
 '''
-REWARD_YAML = """defaults:
+REWARD_YAML = """# Words per text.
+defaults:
   - /schema/reward/word_count@_here_
 name: word_count
+# Words beyond this many do not count.
 most: 300
 """
 
@@ -148,24 +153,38 @@ from imdb_rlhf.artifacts.files import hash_file
 from imdb_rlhf.config.data import LinesData
 from imdb_rlhf.data.prompts import PROMPT_ROLES
 from imdb_rlhf.data.reviews import DatasetKind, Reviews
+from imdb_rlhf.errors import RunError
 
 
 class Kind(DatasetKind[LinesData]):
     """Reviews in the order of the file."""
 
-    place_keys = ("file",)
+    @property
+    def file(self) -> Path:
+        """The file."""
+        return Path(self.config.file).expanduser()
+
+    def check(self) -> None:
+        """Refuse a file that does not exist, or that is too short."""
+        if not self.file.is_file():
+            raise RunError(f"data.file={self.config.file}: no such file; give one with a review per line")
+        count, wanted = len(self.file.read_text().splitlines()), sum(self._sizes().values())
+        if count < wanted:
+            raise RunError(f"data.file={self.config.file} has {count} lines, and {wanted} are asked for; ask for fewer")
 
     def content(self) -> str:
         """A hash of the file."""
-        return hash_file(Path(self.config.file))
+        return hash_file(self.file)
 
     def divide(self, held_out: int) -> Reviews:
         """Prompts first, then SFT's reviews."""
-        lines = iter(Path(self.config.file).read_text().splitlines())
-        prompts = self.config.prompts
-        sizes = {role: getattr(prompts, role) for role in PROMPT_ROLES} | {"sft": self.config.sft_reviews}
+        lines, sizes = iter(self.file.read_text().splitlines()), self._sizes()
         texts = {role: [next(lines) for _ in range(size)] for role, size in sizes.items()}
         return Reviews(texts, pd.DataFrame(), pd.DataFrame(), {"reviews": sizes})
+
+    def _sizes(self) -> dict[str, int]:
+        prompts = {role: getattr(self.config.prompts, role) for role in PROMPT_ROLES}
+        return prompts | {"sft": self.config.sft_reviews}
 '''
 DATASET_CONFIG = '''
 
@@ -174,17 +193,33 @@ class LinesData(DataConfig):
     """A file with a review per line."""
 
     kind = "lines"
-    file: str
+    file: Place
 
 
 SCHEMAS["data/lines"] = LinesData
 '''
-DATASET_YAML = (
-    (ROOT / "conf/data/embedded.yaml")
-    .read_text(encoding="utf-8")
-    .replace("/schema/data/embedded", "/schema/data/lines")
-    .replace("name: embedded", "name: lines\nfile: ???")
-)
+DATASET_YAML = """# A file with a review per line.
+defaults:
+  - /schema/data/lines@_here_
+name: lines
+# Where the file is.
+file: ???
+# Shuffles nothing; part of the random stream of the prompts' lengths.
+seed: 0
+# Reviews that SFT trains on.
+sft_reviews: 100
+prompts:
+  train: 12  # prompts whose completions become pairs
+  validation: 4  # prompts that checkpoints are chosen on
+  test: 8  # prompts that are reported
+  # Their lengths in tokens.
+  min_tokens: 2
+  max_tokens: 8
+# A parquet of preferences instead of sampled groups.
+preferences: null
+# Whether its completions end in EOS.
+preferences_eos: true
+"""
 
 SWEEP = """grids:
   - algo=toy weight=1,2
@@ -203,22 +238,37 @@ def create(file: Path, text: str) -> None:
     file.write_text(text.lstrip("\n"), encoding="utf-8")
 
 
+def replace(file: Path, old: str, new: str) -> None:
+    text = file.read_text(encoding="utf-8")
+    assert old in text
+    file.write_text(text.replace(old, new, 1), encoding="utf-8")
+
+
+def run(copy: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    """A command in the copy, whose package it finds first."""
+    environment = os.environ | {"PYTHONPATH": str(copy)}
+    return subprocess.run(
+        [sys.executable, *command], cwd=copy, env=environment, capture_output=True, text=True, timeout=600
+    )
+
+
 @pytest.fixture(scope="module")
-def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Everything that a sweep of the extended copy wrote."""
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The repository with the three additions."""
     copy = tmp_path_factory.mktemp("copy")
-    for name in ("imdb_rlhf", "conf", "sweeps", "hydra_plugins"):
+    for name in ("imdb_rlhf", "conf", "sweeps", "hydra_plugins", "benchmarks", "tests", "docs"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "train.py", copy)
-    package = copy / "imdb_rlhf"
+    for name in ("train.py", "pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, copy)
+    package, tree = copy / "imdb_rlhf", copy / "docs" / "architecture.md"
     # 1. the algorithm
     append(package / "losses.py", LOSS)
     create(package / "algos" / "toy.py", ALGORITHM)
-    table = package / "algos" / "__init__.py"
-    code = table.read_text().replace('    "dpo": DPO,\n', '    "dpo": DPO,\n    "toy": Toy,\n')
-    table.write_text(code.replace("import DPO\n", "import DPO\nfrom imdb_rlhf.algos.toy import Toy\n"))
+    replace(package / "algos" / "__init__.py", '    "dpo": DPO,\n', '    "dpo": DPO,\n    "toy": Toy,\n')
+    replace(package / "algos" / "__init__.py", "import DPO\n", "import DPO\nfrom imdb_rlhf.algos.toy import Toy\n")
     append(package / "config" / "algos.py", ALGORITHM_CONFIG)
     create(copy / "conf" / "algo" / "toy.yaml", ALGORITHM_YAML)
+    replace(copy / "conf" / "experiment_algo" / "smoke.yaml", "\nunlikelihood: *", "\ntoy: *pairs\nunlikelihood: *")
     # 2. the reward
     create(package / "rewards" / "word_count.py", REWARD)
     append(package / "config" / "reward.py", REWARD_CONFIG)
@@ -226,19 +276,25 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # 3. the dataset
     create(package / "data" / "lines.py", DATASET)
     append(package / "config" / "data.py", DATASET_CONFIG)
-    create(copy / "conf" / "data" / "lines.yaml", DATASET_YAML.replace("labelled_reviews: 8000\n", ""))
-    # 4. a figure
+    create(copy / "conf" / "data" / "lines.yaml", DATASET_YAML)
+    # 4. a line each in the tree, and a figure
+    for line in ("algos/toy.py", "rewards/word_count.py", "data/lines.py"):
+        replace(tree, "imdb_rlhf/\n", f"imdb_rlhf/\n  {line}\n")
     create(copy / "sweeps" / "toy.yaml", SWEEP)
-
     reviews = copy / "reviews.txt"
     words = ["film", "plot", "dull", "fine", "cast", "great", "scene", "slow", "music", "odd", "long", "warm"]
     lines = (" ".join(words[(i * k + k) % len(words)] for k in range(1, 14)) for i in range(140))
     reviews.write_text("\n".join(f"number {i} {line}" for i, line in enumerate(lines)))
-    chosen = ["experiment=smoke", "reward=word_count", "data=lines", f"data.file={reviews}"]
-    places = [f"paths.outputs={copy}/outputs"]
-    environment = os.environ | {"PYTHONPATH": str(copy)}
-    command = [sys.executable, "train.py", "-m", "sweep=toy", *chosen, *TINY, *places]
-    ended = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, timeout=600)
+    return copy
+
+
+CHOSEN = ["experiment=smoke", "reward=word_count", "data=lines", "paths.outputs=outputs", *TINY]
+
+
+@pytest.fixture(scope="module")
+def outputs(copy: Path) -> Path:
+    """Everything that a sweep of the extended copy wrote."""
+    ended = run(copy, "train.py", "-m", "sweep=toy", *CHOSEN, "data.file=reviews.txt")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return copy / "outputs"
 
@@ -268,3 +324,49 @@ def test_the_content_of_the_dataset_is_hashed_and_not_its_place(outputs: Path) -
     (file,) = outputs.glob("artifacts/data/*/inputs.json")
     inputs = json.loads(file.read_text())["inputs"]
     assert len(inputs["content"]) == 64 and "file" not in inputs["config"]
+
+
+def test_a_run_whose_file_was_moved_is_the_same_run(copy: Path, outputs: Path) -> None:
+    shutil.copy(copy / "reviews.txt", copy / "moved.txt")
+    ended = run(copy, "train.py", "algo=toy", "weight=2", *CHOSEN, "data.file=moved.txt")
+    assert ended.returncode == 0 and "toy          finished already, not run again" in ended.stdout, ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["data.file=none.txt"], "failed: data.file=none.txt: no such file; give one with a review per line"),
+        (
+            ["data.file=reviews.txt", "data.sft_reviews=999"],
+            "failed: data.file=reviews.txt has 140 lines, and 1023 are",
+        ),
+        (
+            ["data.file=reviews.txt", "reward=two_label"],
+            "failed: reward=two_label is trained on labelled reviews, and ",
+        ),
+    ],
+)
+def test_what_the_dataset_refuses(copy: Path, arguments: list[str], message: str) -> None:
+    ended = run(copy, "train.py", "algo=toy", *CHOSEN, *arguments)
+    assert (ended.returncode, ended.stderr.count("\n")) == (1, 1)
+    assert ended.stderr.startswith(message)
+
+
+# Tests that read conf/ and the package, and those of them that look at the additions.
+READERS = ["tests/test_conf.py", "tests/config", "tests/test_architecture.py"]
+LOOKING = "toy or word_count or lines or owners or sizes or tree or imports or circle or every_number or every_type"
+LOOKING += " or every_field or a_field or choice or section"
+
+
+def passes(copy: Path, *options: str) -> None:
+    ended = run(copy, "-m", "pytest", "-q", "-p", "no:cacheprovider", *READERS, *options)
+    assert ended.returncode == 0, ended.stdout[-4000:]
+
+
+def test_the_tests_that_look_at_them_pass_as_they_are(copy: Path) -> None:
+    passes(copy, "-k", LOOKING)
+
+
+@pytest.mark.slow
+def test_the_other_tests_pass_as_they_are(copy: Path) -> None:
+    passes(copy)

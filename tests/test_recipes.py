@@ -89,8 +89,13 @@ def test_the_worked_algorithm_runs_through_the_loop(tree):
     }
     for name, text in files.items():
         add(tree, name, text)
+    for experiment in ("default", "smoke"):  # as the recipe says
+        sections = tree / "conf" / "experiment_algo" / f"{experiment}.yaml"
+        sections.write_text(
+            sections.read_text().replace("\nunlikelihood: *pairs", "\nsimpo: *pairs\nunlikelihood: *pairs")
+        )
     run(tree, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/algos/test_simpo.py")
-    values = ["algo=simpo", "policy.steps=4", "policy.batch_size=16", "pairs.ties=random", "policy.optim.lr=1e-2"]
+    values = ["algo=simpo", "policy.optim.lr=1e-2"]
     values += ["policy.optim.warmup_steps=0", "keep_model=none"]
     folder, summary = train(tree, *values)
     assert folder.name.startswith("simpo-beta2-s0-")

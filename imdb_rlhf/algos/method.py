@@ -1,6 +1,7 @@
 """What an algorithm that trains a policy must have beyond what the training loop needs."""
 
 from collections.abc import Mapping
+from types import FunctionType
 from typing import Any, ClassVar, Protocol, Self
 
 from imdb_rlhf.algos.inputs import Inputs
@@ -47,6 +48,13 @@ class PolicyMethod(Algorithm, Protocol):
     def summary_line(self) -> str:
         """Return what the console says before training starts."""
         ...
+
+
+def method_members() -> set[str]:
+    """The names that the class of an entry of `ALGOS` must have; `module` and `steps` are its objects' own."""
+    described = {**vars(Algorithm), **vars(PolicyMethod)}
+    methods = {name for name, value in described.items() if isinstance(value, FunctionType | classmethod)}
+    return {name for name in methods if not name.startswith("_")} | {"stage", "title", "colours", "period"}
 
 
 class Method(Plain):

@@ -1,13 +1,14 @@
 """Each algorithm's run: its own keys, its knob and what it needs."""
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any
 
 from imdb_rlhf.config.families import LearnedRun, PreferenceRun, ReservoirRun, TrainedRun
 from imdb_rlhf.config.optim import OptimConfig
-from imdb_rlhf.config.ppo import PPOConfig, Scale
+from imdb_rlhf.config.places import Place
+from imdb_rlhf.config.ppo import PPOConfig, Scale, ValueNetwork
 from imdb_rlhf.config.ranges import Coefficient, PositiveCoefficient, Range
 from imdb_rlhf.config.reward import Objective, RewardSource
 from imdb_rlhf.config.run import Run
@@ -24,8 +25,8 @@ class SFTRun(Run):
 class OwnModelConfig:
     """A causal LM that was trained elsewhere."""
 
-    path: str
-    revision: str | None
+    path: Place
+    revision: Place | None
     name: str | None
 
     def check(self, at: str) -> None:
@@ -52,8 +53,8 @@ class OwnModelRun(Run):
 
     @property
     def hashed_instead(self) -> dict[str, Any]:
-        """The model's name, which `summary.json` holds; its content is hashed in the artifact's key."""
-        return {"own_model": asdict(self.own_model) | {"path": None, "name": self.variant}}
+        """The model's name, which `summary.json` holds, whether it was given or is its folder's."""
+        return {"own_model": {"name": self.variant}}
 
 
 class DPOLoss(StrEnum):
@@ -225,6 +226,11 @@ class PPORun(ReservoirRun, TrainedRun):
     def optim(self) -> OptimConfig:
         """The optimizer of the policy and of the value network."""
         return self.ppo.optim
+
+    @property
+    def networks(self) -> int:
+        """The policy, and a value network of its own."""
+        return 2 if self.ppo.value == ValueNetwork.own else 1
 
     @property
     def knob(self) -> tuple[str, float] | None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, ClassVar
 
+from imdb_rlhf.config.places import Place
 from imdb_rlhf.config.ranges import Prompts, Range, Seed, Tokens
 from imdb_rlhf.errors import ConfigError
 
@@ -43,7 +44,7 @@ class DataConfig:
     seed: Seed
     sft_reviews: Annotated[int, Range(1, 10**8)]
     prompts: PromptsConfig
-    preferences: str | None
+    preferences: Place | None
     preferences_eos: bool
 
 
@@ -60,9 +61,9 @@ class ImdbData(DataConfig):
     """The Large Movie Review Dataset in the Hub's parquet layout."""
 
     kind = "imdb"
-    hub_id: str
-    revision: str
-    path: str | None
+    hub_id: Place
+    revision: Place
+    path: Place | None
     br: Br
     prompt_splits: list[str]
     test_splits: list[str]

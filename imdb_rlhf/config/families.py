@@ -18,6 +18,11 @@ class TrainedRun(Run):
         """The optimizer of the policy."""
         raise NotImplementedError
 
+    @property
+    def networks(self) -> int:
+        """How many networks of the policy's size are trained."""
+        return 1
+
 
 @dataclass
 class GroupsRun(Run):

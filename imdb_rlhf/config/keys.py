@@ -6,6 +6,7 @@ from difflib import SequenceMatcher, get_close_matches
 from typing import Any, get_type_hints
 
 from imdb_rlhf.config import algos, data, families, machine, model, optim, ppo, reward, run, stages
+from imdb_rlhf.config.places import places_of
 from imdb_rlhf.config.run import Run
 
 _MODULES = (run, families, algos, ppo, stages, machine, model, data, reward, optim)
@@ -61,16 +62,21 @@ def unknown_choice(group: str, choice: str, options: Sequence[str]) -> str:
 def _every_key(algo: str | None) -> list[str]:
     """Every key of an algorithm, or of all, with the keys of all kinds of model, data, reward, ..."""
     schemas = ALGORITHMS.values() if algo is None else [ALGORITHMS[algo]]
-    return list(dict.fromkeys(key for schema in schemas for key in _keys_below(schema, "")))
+    return list(dict.fromkeys(key for schema in schemas for key, _ in _keys_below(schema, "")))
 
 
-def _keys_below(schema: Any, place: str) -> Iterator[str]:
+def _keys_below(schema: Any, start: str) -> Iterator[tuple[str, bool]]:
+    """The keys of a class and of everything below it, and whether each is a place."""
     hints = get_type_hints(schema)
     for name in names_of(schema):
-        yield f"{place}{name}"
+        yield f"{start}{name}", name in places_of(schema)
         kinds = [kind for kind in CLASSES.values() if isinstance(hints[name], type) and issubclass(kind, hints[name])]
         for kind in kinds:
-            yield from _keys_below(kind, f"{place}{name}.")
+            yield from _keys_below(kind, f"{start}{name}.")
+
+
+# The keys of every algorithm and kind that say where something is stored: `model.path`.
+PLACES = frozenset(key for schema in ALGORITHMS.values() for key, place in _keys_below(schema, "") if place)
 
 
 def _hint(key: str, names: Sequence[str], every: Sequence[str]) -> str:

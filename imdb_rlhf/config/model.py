@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated
 
+from imdb_rlhf.config.places import Place
 from imdb_rlhf.config.ranges import Range, Seed
 from imdb_rlhf.errors import ConfigError
 
@@ -32,8 +33,8 @@ class ModelConfig:
 class PretrainedModel(ModelConfig):
     """A Hugging Face causal LM by Hub id or folder."""
 
-    path: str
-    revision: str | None
+    path: Place
+    revision: Place | None
 
 
 @dataclass

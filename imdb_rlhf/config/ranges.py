@@ -76,8 +76,12 @@ def _ranges(schema: Hashable) -> dict[str, Range]:
 
 def range_of(hint: Any) -> Range | None:
     """The range that a type is annotated with: `Seed`, `Seed | None`."""
-    marks = [mark for part in (hint, *get_args(hint)) for mark in getattr(part, "__metadata__", ())]
-    return next((mark for mark in marks if isinstance(mark, Range)), None)
+    return next((mark for mark in marks(hint) if isinstance(mark, Range)), None)
+
+
+def marks(hint: Any) -> list[Any]:
+    """What a type is annotated with, or the type beside its None."""
+    return [mark for part in (hint, *get_args(hint)) for mark in getattr(part, "__metadata__", ())]
 
 
 def _check_number(key: str, value: float, wanted: Range | None) -> None:

@@ -5,7 +5,9 @@ from enum import StrEnum
 from typing import Annotated, ClassVar
 
 from imdb_rlhf.config.optim import OptimConfig
+from imdb_rlhf.config.places import Place
 from imdb_rlhf.config.ranges import BatchSize, Epochs, Range, Seed
+from imdb_rlhf.errors import ConfigError
 
 
 class RewardSource(StrEnum):
@@ -62,8 +64,8 @@ class ClassifierReward(RewardConfig):
     """A Hugging Face sequence classifier by Hub id or folder."""
 
     kind = "classifier"
-    path: str
-    revision: str | None
+    path: Place
+    revision: Place | None
     positive_label: str | None
     ranking: Ranking
     batch_size: BatchSize
@@ -117,7 +119,13 @@ class OwnReward(RewardConfig):
     """A user's own function."""
 
     kind = "own"
-    function: str
+    function: Place
+
+    def check(self, at: str) -> None:
+        """Refuse what does not name a function in a file."""
+        file, _, name = self.function.rpartition(":")
+        if not file.endswith(".py") or not name.isidentifier():
+            raise ConfigError(f"{at}function={self.function} is not of the form file.py:name")
 
 
 # --- the reward model -------------------------------------------------------------------------------------------------

@@ -89,8 +89,23 @@ class Run:
 
     @property
     def knob(self) -> tuple[str, float] | None:
-        """Name and value of the key that a paper sweeps for this algorithm, or None."""
+        """Name and value of the key that a paper sweeps, at the root or in the algorithm's own section; or None."""
         return None
+
+    def check_knob(self) -> None:
+        """Refuse a knob that is no key: a sweep could not vary it.
+
+        Raises:
+            ConfigError: naming the class to mend.
+        """
+        if self.knob is not None:
+            name, value = self.knob
+            holders = (self, getattr(self, self.algo, None))
+            if not any(getattr(holder, name, None) == value for holder in holders):
+                raise ConfigError(
+                    f"algo={self.algo}: {name}={value} is no key of it, neither {name} nor {self.algo}.{name}; "
+                    f"mend {type(self).__name__}.knob"
+                )
 
     @property
     def variant(self) -> str | None:
@@ -104,7 +119,7 @@ class Run:
 
     @property
     def hashed_instead(self) -> dict[str, Any]:
-        """Sections that the run's hash holds in another form: without places, with names that are derived."""
+        """Sections that the run's hash holds in another form: with names that are derived."""
         return {}
 
     @property

@@ -5,6 +5,7 @@ from enum import StrEnum
 from typing import Annotated
 
 from imdb_rlhf.config.optim import OptimConfig
+from imdb_rlhf.config.places import Place
 from imdb_rlhf.config.ranges import BatchSize, Epochs, Range, Seed, Steps, Tokens, out_of_range
 from imdb_rlhf.errors import ConfigError
 
@@ -27,8 +28,8 @@ class GenerationConfig:
 class SFTConfig:
     """The reference policy."""
 
-    path: str | None
-    revision: str | None
+    path: Place | None
+    revision: Place | None
     seed: Seed
     epochs: Epochs
     batch_size: BatchSize

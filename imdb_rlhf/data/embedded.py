@@ -204,6 +204,7 @@ _VERDICTS = _compile(words.VERDICTS)
 class Kind(DatasetKind[EmbeddedData]):
     """Generated reviews: no network, no files."""
 
+    labelled = True
     label_keys = ("labelled_reviews",)
     labelled_bytes = 5_000_000
 

@@ -39,3 +39,15 @@ def without_appended_eos(groups: pd.DataFrame, eos_id: int) -> pd.DataFrame:
         for ids, finished in zip(groups["completion_ids"], groups["finished"], strict=True)
     ]
     return groups.assign(completion_ids=completion_ids)
+
+
+def why_none(dropped: dict[str, int]) -> str:
+    """Why no pair, ranking or choice is left, and what to change."""
+    ways = []
+    if dropped["below min_margin"]:
+        ways.append("lower pairs.min_margin")
+    if dropped["equal rewards"]:
+        ways.append("set pairs.ties=random pairs.min_margin=0")
+    ways += ["use more prompts", "another reward"]
+    counts = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
+    return f"({counts}); {', '.join(ways[:-1])} or {ways[-1]}"

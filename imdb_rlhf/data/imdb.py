@@ -186,7 +186,7 @@ def _read_pools(config: ImdbData, held_out: int, folder: Path) -> tuple[dict[str
 class Kind(DatasetKind[ImdbData]):
     """Reviews from a folder or the Hub."""
 
-    place_keys = ("path", "hub_id", "revision")
+    labelled = True
     label_keys = ("labelled_splits",)
 
     @cached_property

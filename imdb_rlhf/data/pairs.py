@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from imdb_rlhf.config.stages import Labels, Order, PairsConfig, Ties
-from imdb_rlhf.data.groups import read
+from imdb_rlhf.data.groups import read, why_none
 from imdb_rlhf.data.rankings import Rankings
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.seeds import generator
@@ -60,10 +60,7 @@ def draw_pairs(groups: pd.DataFrame, config: PairsConfig, seed: int) -> Pairs:
                 rows.append((first, second) if _first_wins(gap, coin, flip, config) else (second, first))
                 prompts.append(prompt)
     if not rows:
-        raise RunError(
-            f"no preference pair is left of {sum(dropped.values())} "
-            f"({', '.join(f'{n} {reason}' for reason, n in dropped.items())}); use more prompts or another reward"
-        )
+        raise RunError(f"no preference pair is left of {sum(dropped.values())} {why_none(dropped)}")
     return Pairs(np.array(rows, dtype=np.int64), np.array(prompts, dtype=np.int64), dropped)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from imdb_rlhf.config.stages import Labels, PairsConfig, Ties
+from imdb_rlhf.data.groups import why_none
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.seeds import generator
 
@@ -77,10 +78,7 @@ def draw_rankings(groups: pd.DataFrame, config: PairsConfig, seed: int) -> Ranki
         rankings.append(sorted(ranked, key=keys.__getitem__, reverse=True))
         prompts.append(prompt)
     if not rankings:
-        raise RunError(
-            f"no ranking is left of {dropped['ranking of one']} "
-            f"({', '.join(f'{n} {reason}' for reason, n in dropped.items())}); use more prompts or another reward"
-        )
+        raise RunError(f"no ranking is left of {dropped['ranking of one']} {why_none(dropped)}")
     return Rankings.of(rankings, prompts, dropped)
 
 
@@ -143,8 +141,5 @@ def draw_choices(groups: pd.DataFrame, config: PairsConfig, seed: int) -> Rankin
             choices.append([int(rows[best]), *(int(row) for at, row in enumerate(rows) if at != best)])
             prompts.append(prompt)
     if not choices:
-        raise RunError(
-            f"no choice is left of {sum(dropped.values())} groups "
-            f"({', '.join(f'{n} {reason}' for reason, n in dropped.items())}); use more prompts or another reward"
-        )
+        raise RunError(f"no choice is left of {sum(dropped.values())} groups {why_none(dropped)}")
     return Rankings.of(choices, prompts, dropped)

@@ -39,13 +39,13 @@ class DatasetKind(ABC, Generic[C]):
     """One kind of dataset.
 
     Attributes:
-        place_keys: the keys of its configuration that say where it is stored: its content is hashed instead of them.
-        label_keys: those that only labelled reviews depend on.
+        labelled: whether it has reviews with labels, which a two-label reward is trained on.
+        label_keys: the keys of its configuration that only labelled reviews depend on.
         labelled_bytes: about how much disk its labelled reviews take.
         config: its configuration.
     """
 
-    place_keys: ClassVar[tuple[str, ...]] = ()
+    labelled: ClassVar[bool] = False
     label_keys: ClassVar[tuple[str, ...]] = ()
     labelled_bytes: ClassVar[int] = 100_000_000
 
@@ -86,6 +86,6 @@ def dataset_of(config: DataConfig) -> DatasetKind[Any]:
     """Return the dataset that a configuration names.
 
     Raises:
-        RunError: its module is missing or cannot be imported.
+        RunError: its module is missing or cannot be used.
     """
-    return cast(DatasetKind[Any], load_kind("imdb_rlhf.data", config.kind)(config))
+    return cast(DatasetKind[Any], load_kind("imdb_rlhf.data", config, DatasetKind))

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from imdb_rlhf.artifacts.store import INPUTS
+from imdb_rlhf.config.keys import PLACES
 from imdb_rlhf.errors import ConfigError
 from imdb_rlhf.frontier.finished import FinishedRun, read
 
@@ -12,7 +13,7 @@ from imdb_rlhf.frontier.finished import FinishedRun, read
 WORLD = re.compile(
     r"(data|model|reward|generation|sft)\.|evaluation\.(seed|samples)$|trainer\.(threads|device|precision|processes)$"
 )
-NO_WORLD = re.compile(r"data\.(path|preferences|preferences_eos)$|.*batch_size$|(model|reward|sft)\.path$")
+NO_WORLD = re.compile(r"data\.(preferences|preferences_eos)$|.*batch_size$")
 
 
 def worlds(paths: Sequence[Path]) -> dict[str, list[Path]]:
@@ -68,6 +69,7 @@ def check_one_world(runs: Sequence[FinishedRun]) -> None:
 
 
 def _differing(runs: Sequence[FinishedRun]) -> list[str]:
-    """The keys of the configuration that the axes depend on and that differ among runs."""
+    """The keys of the configuration that the axes depend on and that differ among runs; places if there is no other."""
     keys = sorted({key for run in runs for key in run.flat if WORLD.match(key) and not NO_WORLD.match(key)})
-    return [key for key in keys if len({repr(run.flat.get(key)) for run in runs}) > 1]
+    differing = [key for key in keys if len({repr(run.flat.get(key)) for run in runs}) > 1]
+    return [key for key in differing if key not in PLACES] or differing

@@ -80,6 +80,11 @@ class FinishedRun:
         return None if knob is None else (str(knob["name"]), float(knob["value"]))
 
     @property
+    def knob_keys(self) -> tuple[str, ...]:
+        """The keys that may hold the knob: at the root, or in the algorithm's own section."""
+        return () if self.knob is None else (self.knob[0], f"{self.algo}.{self.knob[0]}")
+
+    @property
     def largest_reward(self) -> float:
         """The supremum of its true reward, as its summary records it; infinite where nothing is known."""
         # runs from before the range was recorded: every reward but a user's own function was a probability

@@ -6,15 +6,17 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from imdb_rlhf.config.keys import ALGORITHMS
+from imdb_rlhf.config.keys import ALGORITHMS, PLACES
 from imdb_rlhf.frontier.finished import FinishedRun
 from imdb_rlhf.runs.kinds import KINDS, method_name, palette_places
 
-# Keys of a configuration that do not make another method: runs that differ in them share a name.
+# Keys of a configuration that do not make another method: runs that differ in them share a name. Places are none
+# either, but for the preference file: see `_values`.
 NO_METHOD = re.compile(
-    r"(seed|plan|algo|keep_model|ppo\.preset|target_kl|own_model\.path|own_model\.revision)$"
+    r"(seed|plan|algo|keep_model|ppo\.preset|target_kl|own_model\.name)$"
     r"|(logger|paths|trainer|launcher|evaluation|reservoir)\."
 )
+PREFERENCES = "data.preferences"
 # Okabe and Ito, "Color Universal Design" (2008), without black, which is the ink of axes, optimum and best-of-N.
 # Yellow comes last: it is faint on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
@@ -40,14 +42,29 @@ def method_names(runs: Sequence[FinishedRun]) -> dict[Path, str]:
     names: dict[Path, str] = {}
     for name in dict.fromkeys(plain.values()):
         members = [run for run in runs if plain[run.path] == name]
-        keys = sorted({key for run in members for key in run.flat if not NO_METHOD.match(key)})
-        knobs = {run.knob[0] for run in members if run.knob is not None}
-        keys = [key for key in keys if key.rpartition(".")[2] not in knobs]
-        differing = [key for key in keys if len({repr(run.flat.get(key)) for run in members}) > 1]
-        for run in members:
-            difference = ", ".join(f"{_short(key, differing)}={run.flat.get(key)}" for key in differing)
+        keys = {key for run in members for key in run.flat if not NO_METHOD.match(key)}
+        keys -= {key for run in members for key in run.knob_keys} | (PLACES - {PREFERENCES})
+        values = {key: _values(key, members) for key in sorted(keys)}
+        differing = [key for key, column in values.items() if len(set(column)) > 1]
+        for at, run in enumerate(members):
+            difference = ", ".join(f"{_short(key, differing)}={values[key][at]}" for key in differing)
             names[run.path] = f"{name} ({difference})" if difference else name
     return names
+
+
+def _values(key: str, runs: Sequence[FinishedRun]) -> list[str]:
+    """What runs have for a key, as names show it.
+
+    A preference file is what it holds: where files differ in content, though not in place, a hash tells them apart.
+    """
+    shown = [str(run.flat.get(key)) for run in runs]
+    if key != PREFERENCES:
+        return shown
+    contents = [str(run.summary.get("preferences", place)) for run, place in zip(runs, shown, strict=True)]
+    first = {content: shown[contents.index(content)] for content in dict.fromkeys(contents)}
+    alike = [content for content, place in first.items() if list(first.values()).count(place) > 1]
+    names = {content: f"{place}@{content[:8]}" if content in alike else place for content, place in first.items()}
+    return [names[content] for content in contents]
 
 
 def place_of(algo: str) -> int:

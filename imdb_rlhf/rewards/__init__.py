@@ -93,9 +93,9 @@ def kind_of(config: RewardConfig) -> RewardKind[Any]:
     """Return the kind of reward that a configuration is of.
 
     Raises:
-        RunError: its module is missing or cannot be imported.
+        RunError: its module is missing or cannot be used.
     """
-    return cast(RewardKind[Any], load_kind("imdb_rlhf.rewards", config.kind)(config))
+    return cast(RewardKind[Any], load_kind("imdb_rlhf.rewards", config, RewardKind))
 
 
 def sigmoid(logit: np.ndarray) -> np.ndarray:

@@ -30,20 +30,28 @@ def run_experiment(run: Run, config_yaml: str, overrides: list[str]) -> None:
     console = Console(quiet=runtime.rank != 0)
     pipeline = Pipeline(run, runtime, console)
     folder = RunFolder(pipeline, config_yaml, overrides)
+    kind = kind_of(run)(folder)
     if run.plan:
-        pipeline.plan()
-        folder.plan()
+        _plan(kind)
         return
     if not folder.finished():
         pipeline.fetch()  # before anything is written, so that a refusal leaves nothing behind
     with folder.held():
-        kind = kind_of(run)(folder)
         if folder.finished():
             show_again(kind)
             return
         folder.begin()
         pipeline.build()
         _work(kind)
+
+
+def _plan(kind: RunKind) -> None:
+    """Print what would be made and what is there, and the disk that is needed; write nothing."""
+    folder = kind.folder
+    size = folder.pipeline.plan()
+    if not folder.plan():
+        size += kind.size()
+    folder.console.note(f"about {size / 1e6:,.0f} MB of disk needed for what is not there")
 
 
 def _work(kind: RunKind) -> None:

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 
 from imdb_rlhf.artifacts.files import MANIFEST, check_manifest, hash_of, in_use, write_json, write_manifest
+from imdb_rlhf.config.places import without_places
 from imdb_rlhf.config.run import NOT_IN_HASH
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.pipeline import Pipeline
@@ -40,9 +40,8 @@ class RunFolder:
     @cached_property
     def config_hash(self) -> str:
         """The hash of everything that the run's numbers depend on."""
-        config = {key: value for key, value in asdict(self.run).items() if key not in NOT_IN_HASH}
-        for section in (config["data"], config["model"], config["reward"], config["sft"]):
-            section.pop("path", None)  # its content is hashed in the artifacts' keys
+        # what is stored in a place is hashed in the artifacts' keys
+        config = {key: value for key, value in without_places(self.run).items() if key not in NOT_IN_HASH}
         config |= self.run.hashed_instead
         config["trainer"].pop("checkpoint_every")
         return hash_of({"config": config, "artifacts": self.pipeline.keys(), "machine": self.runtime.facts()}, 32)
@@ -76,10 +75,12 @@ class RunFolder:
             raise RunError(f"{self.path} was changed after it was finished: {problem}; move it away to run again")
         return done
 
-    def plan(self) -> None:
-        """Say whether the run would be made or is finished."""
-        state = "finished, would not be run again" if (self.path / MANIFEST).exists() else "to be made"
+    def plan(self) -> bool:
+        """Say, and return, whether the run is finished."""
+        done = (self.path / MANIFEST).exists()
+        state = "finished, would not be run again" if done else "to be made"
         self.console.note(f"{self.run.algo:<{STAGE_WIDTH}} {state}   {self.path}")
+        return done
 
     def begin(self) -> None:
         """Make the folder, with the configuration and the keys of the artifacts that it will use."""

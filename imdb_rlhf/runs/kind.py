@@ -20,8 +20,11 @@ from imdb_rlhf.models.policy import Policy
 from imdb_rlhf.runs import files, points, summary
 from imdb_rlhf.runs.folder import RunFolder
 from imdb_rlhf.stages.evaluations import BaseEvaluation, ReferenceEvaluation
+from imdb_rlhf.stages.groups import Groups
 from imdb_rlhf.stages.reference import Reference
 from imdb_rlhf.stages.reward_model import TrainedRewardModel
+from imdb_rlhf.stages.sources import Base
+from imdb_rlhf.stages.training import WEIGHTS
 from imdb_rlhf.tracking import Trackers
 from imdb_rlhf.training import checkpoint
 
@@ -64,6 +67,15 @@ class RunKind(ABC):
             RunError: a number that is not finite, or nothing to train on.
             Stopped: a signal came and a checkpoint is written.
         """
+
+    def size(self) -> int:
+        """Return about how many bytes of disk its folder takes, checkpoints of its making included."""
+        return 0
+
+    @property
+    def weights(self) -> int:
+        """Bytes of the model that stays in the folder."""
+        return 0 if self.run.keep_model == KeepModel.none else WEIGHTS * self.flow.get(Base).parameters()
 
     def log_tables(self, trackers: Trackers, table: pd.DataFrame, result: Mapping[str, Any]) -> None:
         """Give the trackers the finished run's tables, histograms and summary."""
@@ -124,6 +136,8 @@ class PolicyRun(RunKind):
         if run.uses_learned_reward:
             report = json.loads((flow.get(TrainedRewardModel).path / "report.json").read_text())
             result["reward_model"] = summary.learned_reward(report)
+        if flow.has(Groups) and flow.get(Groups).preferences_hash is not None:
+            result["preferences"] = flow.get(Groups).preferences_hash
         result |= extra
         table = summary.samples(frames[reported], self.reference)
         if folder.leader:

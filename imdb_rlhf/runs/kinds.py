@@ -14,14 +14,16 @@ from typing import Any
 import pandas as pd
 
 from imdb_rlhf.algos import ALGOS
-from imdb_rlhf.algos.method import PolicyMethod
+from imdb_rlhf.algos.method import PolicyMethod, method_members
 from imdb_rlhf.artifacts.files import write_json
 from imdb_rlhf.config.algos import BestOfNRun
 from imdb_rlhf.config.families import TrainedRun
 from imdb_rlhf.config.run import KeepModel, Run
+from imdb_rlhf.errors import RunError
 from imdb_rlhf.evaluation import reservoir
 from imdb_rlhf.evaluation.evaluate import metrics
 from imdb_rlhf.evaluation.stats import distinct_n
+from imdb_rlhf.kinds import check_whole
 from imdb_rlhf.models.policy import Policy
 from imdb_rlhf.runs import files, summary
 from imdb_rlhf.runs.folder import RunFolder
@@ -31,6 +33,8 @@ from imdb_rlhf.stages.evaluations import OwnModel
 from imdb_rlhf.stages.reference import Reference
 from imdb_rlhf.stages.reservoir import Reservoir
 from imdb_rlhf.stages.reward_model import TrainedRewardModel
+from imdb_rlhf.stages.sources import Base
+from imdb_rlhf.stages.training import CHECKPOINT
 from imdb_rlhf.tracking import Trackers, jsonl
 
 
@@ -45,6 +49,12 @@ class TrainedPolicyRun(PolicyRun):
         policy = self.flow.get(Reference).policy()
         return policy, train_policy(self.folder, self.run, policy, trackers, start)
 
+    def size(self) -> int:
+        """The model, the best one on the way, and a checkpoint of everything that is trained."""
+        assert isinstance(self.run, TrainedRun)  # as above
+        best = self.weights if self.run.keep_model == KeepModel.best else 0
+        return self.weights + best + CHECKPOINT * self.run.networks * self.flow.get(Base).parameters()
+
 
 class ReferenceRun(UntrainedRun):
     """`algo=sft`: the reference itself."""
@@ -55,6 +65,10 @@ class ReferenceRun(UntrainedRun):
     def rows(self) -> pd.DataFrame:
         """The reference's evaluation."""
         return self.reference
+
+    def size(self) -> int:
+        """A copy of the reference."""
+        return self.weights
 
 
 class OwnModelEvaluation(UntrainedRun):
@@ -130,6 +144,10 @@ class RewardModelAccount(RunKind):
     title = "reward model"
     table_file = "scores.parquet"
 
+    def size(self) -> int:
+        """A copy of the reward model."""
+        return self.weights
+
     def work(self, trackers: Trackers, start: int, began: float) -> tuple[dict[str, Any], pd.DataFrame]:
         """Copy the stage's results."""
         run, folder, source = self.run, self.folder, self.flow.get(TrainedRewardModel).path
@@ -174,7 +192,16 @@ KINDS: dict[str, type[RunKind]] = {
 
 
 def kind_of(run: Run) -> type[RunKind]:
-    """The kind of a run."""
+    """The kind of a run.
+
+    Raises:
+        RunError: its algorithm is in no table, or not whole.
+    """
+    if run.algo not in KINDS:
+        raise RunError(f"algo={run.algo} has no line in ALGOS (imdb_rlhf/algos/__init__.py); add it")
+    if run.algo in ALGOS:
+        method = ALGOS[run.algo]
+        check_whole(method, f"{method.__module__}.{method.__name__}", PolicyMethod, method_members())
     return KINDS[run.algo]
 
 

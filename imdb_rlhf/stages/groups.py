@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -44,6 +45,11 @@ class Groups(Stage):
         path = self.run.data.preferences
         return None if path is None else Path(path).expanduser()
 
+    @cached_property
+    def preferences_hash(self) -> str | None:
+        """The hash of its content."""
+        return None if self.preferences is None else hash_file(self.preferences)
+
     def inputs(self) -> dict[str, Any]:
         """The prompts and the true reward, or the content of the preference file; the reference; the machine."""
         if self.preferences is None:
@@ -53,7 +59,9 @@ class Groups(Stage):
                 "data": self.flow.key(Reviews),
             }
         else:
-            source = {"file": hash_file(self.preferences), "eos": self.run.data.preferences_eos}
+            # rounding depends on the batch
+            source = {"file": self.preferences_hash, "eos": self.run.data.preferences_eos}
+            source |= {"batch_size": self.run.groups.batch_size}
         return {
             "source": source,
             "reference": self.flow.get(Reference).identity,

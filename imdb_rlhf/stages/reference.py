@@ -17,11 +17,10 @@ from imdb_rlhf.models.policy import Policy
 from imdb_rlhf.stages.reviews import Reviews
 from imdb_rlhf.stages.sources import Base
 from imdb_rlhf.stages.stage import Flow, Stage
-from imdb_rlhf.stages.training import settings, train
+from imdb_rlhf.stages.training import CHECKPOINT, WEIGHTS, settings, train
 from imdb_rlhf.training import checkpoint
 
 HELD_OUT_ROWS = 512  # SFT rows that its loss is measured on and that it does not train on
-WEIGHTS_AND_MOMENTS = 16  # bytes per parameter: float32 weights, and a checkpoint with two moments while it is made
 
 
 class TrainedReference(Stage):
@@ -77,7 +76,7 @@ class TrainedReference(Stage):
 
     def size(self) -> int:
         """Weights and a checkpoint."""
-        return WEIGHTS_AND_MOMENTS * self.flow.get(Base).parameters()
+        return (WEIGHTS + CHECKPOINT) * self.flow.get(Base).parameters()
 
 
 # --- how base and reference are opened --------------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """Stages `data` and `labelled`: which review serves what, the tokenizer, SFT rows and prompts."""
 
 import json
-from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -11,8 +10,10 @@ import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
 from imdb_rlhf.artifacts.files import write_json
+from imdb_rlhf.config.places import without_places
 from imdb_rlhf.data import prompts
 from imdb_rlhf.data.reviews import dataset_of
+from imdb_rlhf.errors import RunError
 from imdb_rlhf.models import policy as policies
 from imdb_rlhf.rewards import kind_of
 from imdb_rlhf.stages.sources import Base, encoder
@@ -28,11 +29,9 @@ def data_config(flow: Flow) -> tuple[dict[str, Any], dict[str, Any]]:
 
     Where the reviews are stored is in neither: their content is hashed instead.
     """
-    dataset = dataset_of(flow.run.data)
-    data = asdict(flow.run.data)
-    labels = {key: data.pop(key) for key in dataset.label_keys}
-    for key in (*dataset.place_keys, "preferences", "preferences_eos"):
-        data.pop(key)
+    data = without_places(flow.run.data)
+    labels = {key: data.pop(key) for key in dataset_of(flow.run.data).label_keys}
+    data.pop("preferences_eos")  # no review depends on a preference file
     return data, labels
 
 
@@ -154,6 +153,15 @@ class Labelled(Stage):
             "content": dataset_of(self.flow.run.data).content(),
             "held_out": kind_of(self.flow.run.reward).held_out,
         }
+
+    def check(self) -> None:
+        """Refuse a dataset without labels."""
+        run = self.flow.run
+        if not dataset_of(run.data).labelled:
+            raise RunError(
+                f"reward={run.reward.name} is trained on labelled reviews, and data={run.data.name} has none; "
+                "choose another reward or another dataset"
+            )
 
     def make(self, folder: Path) -> None:
         """Keep the labelled reviews and the held-out ones."""

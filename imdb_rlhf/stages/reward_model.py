@@ -25,10 +25,8 @@ from imdb_rlhf.stages.groups import Groups
 from imdb_rlhf.stages.reference import identity_of, open_start
 from imdb_rlhf.stages.sources import Base
 from imdb_rlhf.stages.stage import Flow, Stage
-from imdb_rlhf.stages.training import settings, train
+from imdb_rlhf.stages.training import CHECKPOINT, WEIGHTS, settings, train
 from imdb_rlhf.training import checkpoint
-
-BYTES_PER_PARAMETER = 24  # weights, the best ones, and a checkpoint with two moments while it is trained
 
 
 class TrainedRewardModel(Stage):
@@ -184,8 +182,8 @@ class TrainedRewardModel(Stage):
         return f"test pair accuracy {accuracy}, correlation with the true log-odds {pearson}"
 
     def size(self) -> int:
-        """Weights and checkpoints."""
-        return BYTES_PER_PARAMETER * self.flow.get(Base).parameters()
+        """The weights that it starts from, the best ones and the last, and a checkpoint."""
+        return (3 * WEIGHTS + CHECKPOINT) * self.flow.get(Base).parameters()
 
     @cached_property
     def reward(self) -> LearnedReward:

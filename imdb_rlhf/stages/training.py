@@ -8,6 +8,9 @@ from imdb_rlhf.stages.stage import Flow
 from imdb_rlhf.tracking.jsonl import JsonlLog
 from imdb_rlhf.training import checkpoint, loop
 
+# Bytes of disk per parameter: float32 weights; and a checkpoint, with two moments of the optimizer.
+WEIGHTS, CHECKPOINT = 4, 12
+
 
 def settings(flow: Flow, seed: int, optim: OptimConfig, evaluate_every: int | None = None) -> loop.Settings:
     """The loop's settings for one training.

@@ -19,11 +19,11 @@ from imdb_rlhf.models.label_head import make_head
 from imdb_rlhf.models.policy import decode
 from imdb_rlhf.rewards import Reward, kind_of
 from imdb_rlhf.rewards.classifier import ClassifierReward
-from imdb_rlhf.stages.reference import WEIGHTS_AND_MOMENTS, identity_of, open_start
+from imdb_rlhf.stages.reference import identity_of, open_start
 from imdb_rlhf.stages.reviews import Labelled
 from imdb_rlhf.stages.sources import Base, encoder
 from imdb_rlhf.stages.stage import Flow, Stage
-from imdb_rlhf.stages.training import settings, train
+from imdb_rlhf.stages.training import CHECKPOINT, WEIGHTS, settings, train
 from imdb_rlhf.training import checkpoint
 
 
@@ -103,7 +103,7 @@ class TrainedReward(Stage):
 
     def size(self) -> int:
         """Weights and a checkpoint."""
-        return WEIGHTS_AND_MOMENTS * self.flow.get(Base).parameters()
+        return (WEIGHTS + CHECKPOINT) * self.flow.get(Base).parameters()
 
 
 class TrueReward:

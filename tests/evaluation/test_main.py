@@ -19,7 +19,7 @@ from imdb_rlhf.artifacts.files import check_manifest
 from imdb_rlhf.errors import ConfigError
 from imdb_rlhf.evaluation.__main__ import overrides
 from tests.command import Answer, answer_of, train
-from tests.experiments import REWARD, TINY, made, one_line, summary_of, well
+from tests.experiments import REWARD, TINY, one_line, stages_made, summary_of, well
 
 DPO = ["algo=dpo", "policy.steps=3", "policy.optim.lr=1e-2", "policy.optim.warmup_steps=0"]
 
@@ -104,7 +104,7 @@ def test_an_exported_policy_has_the_numbers_of_its_run(trained, evaluated):
 
 def test_a_run_like_every_other_with_one_stage_more(trained, evaluated):
     folder, answer = evaluated
-    assert made(answer) == {"data": False, "sft": False, "reference": False, "own_model": True}
+    assert stages_made(answer) == {"data": False, "sft": False, "reference": False, "own_model": True}
     names = "config.yaml overrides.json artifacts.json metrics.jsonl evaluations.parquet samples.parquet summary.json"
     assert {path.name for path in folder.iterdir()} == {*names.split(), "DONE"}
     assert check_manifest(folder) is None

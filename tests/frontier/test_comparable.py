@@ -62,3 +62,18 @@ def test_worlds_are_named_by_what_differs(write_run: Write) -> None:
         for beta in (0.1, 1)
     ]
     assert worlds(runs) == {"max_new_tokens=16": runs[:2], "max_new_tokens=32": runs[2:]}
+
+
+def test_worlds_that_differ_in_a_place_alone_are_named_by_it(write_run: Write) -> None:
+    runs = [write_run("dpo", ("beta", 0.1), FLAT, more={"sft.path": place}, world=place) for place in ("one", "two")]
+    assert worlds(runs) == {"path=one": runs[:1], "path=two": runs[1:]}
+    with pytest.raises(ConfigError, match=r"they differ in sft.path \(one and two\)"):
+        check_one_world(read(runs))
+
+
+def test_a_place_is_not_named_where_something_else_differs(write_run: Write) -> None:
+    runs = [
+        write_run("dpo", ("beta", 0.1), FLAT, more={"sft.path": place, "data.seed": seed}, world=place)
+        for seed, place in enumerate(("one", "two"))
+    ]
+    assert list(worlds(runs)) == ["seed=0", "seed=1"]

@@ -106,3 +106,57 @@ def test_a_key_that_differs_makes_two_methods(write_run: Write) -> None:
     labels = {"pairs.labels": "bradley_terry", "evaluation.every": 7, "trainer.threads": 1}
     runs = runs_of([write_run("dpo", ("beta", 0.1), FLAT), write_run("dpo", ("beta", 1), FLAT, more=labels)])
     assert names(runs) == ["DPO (labels=deterministic)", "DPO (labels=bradley_terry)"]
+
+
+def test_a_key_that_ends_as_the_knob_does_makes_two_methods(write_run: Write) -> None:
+    decays = [{"policy": {"optim": {"alpha": decay}}} for decay in (0.9, 0.99)]
+    runs = runs_of([write_run("unlikelihood", ("alpha", 1), FLAT, more=decay) for decay in decays])
+    assert names(runs) == ["Unlikelihood (alpha=0.9)", "Unlikelihood (alpha=0.99)"]
+
+
+def test_a_knob_in_the_section_of_its_algorithm_makes_none(write_run: Write) -> None:
+    fixed = [{"ppo.kl_coefficient": value} for value in (0.1, 0.2)]
+    runs = [
+        write_run("ppo", None, FLAT, more=more, summary={"knob": {"name": "kl_coefficient", "value": 0.1}}, seed=seed)
+        for seed, more in enumerate(fixed)
+    ]
+    assert names(runs_of(runs)) == ["PPO", "PPO"]
+
+
+@pytest.mark.parametrize("key", ["sft.path", "data.path", "model.path", "reward.function"])
+def test_a_place_makes_no_method(write_run: Write, key: str) -> None:
+    runs = runs_of([write_run("dpo", ("beta", 1), FLAT, more={key: place}, seed=len(place)) for place in ("a", "bb")])
+    assert names(runs) == ["DPO", "DPO"]
+
+
+@pytest.mark.parametrize(
+    ("files", "wanted"),
+    [
+        ([("a.parquet", "1" * 64), ("b.parquet", "1" * 64)], ["DPO", "DPO"]),
+        ([("a.parquet", "1" * 64), (None, None)], ["DPO (preferences=a.parquet)", "DPO (preferences=None)"]),
+        (
+            [("a.parquet", "1" * 64), ("b.parquet", "2" * 64), ("c.parquet", "1" * 64)],
+            ["DPO (preferences=a.parquet)", "DPO (preferences=b.parquet)", "DPO (preferences=a.parquet)"],
+        ),
+        (
+            [("a.parquet", "1" * 64), ("a.parquet", "2" * 64)],
+            ["DPO (preferences=a.parquet@11111111)", "DPO (preferences=a.parquet@22222222)"],
+        ),
+    ],
+)
+def test_a_preference_file_is_what_it_holds(
+    write_run: Write, files: list[tuple[str | None, str | None]], wanted: list[str]
+) -> None:
+    runs = [
+        write_run("dpo", ("beta", 1), FLAT, more={"data.preferences": place}, seed=at, summary={"preferences": content})
+        if content
+        else write_run("dpo", ("beta", 1), FLAT, more={"data.preferences": None}, seed=at)
+        for at, (place, content) in enumerate(files)
+    ]
+    assert names(runs_of(runs)) == wanted
+
+
+def test_a_model_that_was_named_is_one_with_the_model_whose_folder_has_that_name(write_run: Write) -> None:
+    more = [{"own_model": {"path": "a/mine", "name": None}}, {"own_model": {"path": "b", "name": "mine"}}]
+    runs = [write_run("own_model", None, FLAT, more=m, seed=s, summary={"variant": "mine"}) for s, m in enumerate(more)]
+    assert names(runs_of(runs)) == ["mine", "mine"]

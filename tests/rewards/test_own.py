@@ -116,12 +116,6 @@ def test_a_function_that_raises(write):
 # --- files and names
 
 
-@pytest.mark.parametrize("function", ["own.py", "own.txt:score", ":score", "own.py:", "own.py:not a name", ""])
-def test_not_of_the_form(function):
-    message = refused(locate, function)
-    assert message.startswith(f"reward.function={function} is not of the form file.py:name")
-
-
 def test_no_file(tmp_path):
     message = refused(OwnReward, f"{tmp_path}/none.py:score")
     assert message.startswith(f"reward.function={tmp_path}/none.py:score: no file {tmp_path}/none.py")

@@ -12,9 +12,9 @@ from imdb_rlhf.tracking.jsonl import read
 from tests.experiments import (
     REWARD,
     files,
-    made,
     one_line,
     runs,
+    stages_made,
     well,
 )
 
@@ -22,7 +22,7 @@ from tests.experiments import (
 
 
 def test_the_stages_are_made_in_order(first):
-    assert list(made(first.answer).items()) == [(name, True) for name in ("data", "sft", "groups", "reference")]
+    assert list(stages_made(first.answer).items()) == [(name, True) for name in ("data", "sft", "groups", "reference")]
     assert first.answer.err == ""
 
 
@@ -147,7 +147,7 @@ def test_a_damaged_artifact_is_made_again(first, tmp_path):
     key = json.loads((first.folder / "artifacts.json").read_text())["groups"]
     (tmp_path / "artifacts" / "groups" / key / "groups.parquet").write_bytes(b"")
     answer = well(first(f"paths.outputs={tmp_path}"))
-    assert made(answer) == {"data": False, "sft": False, "groups": True, "reference": False}
+    assert stages_made(answer) == {"data": False, "sft": False, "groups": True, "reference": False}
     assert (tmp_path / "artifacts" / "groups" / f"{key}.damaged-1").is_dir()
     (again,) = runs(tmp_path)
     assert (again / "samples.parquet").read_bytes() == (first.folder / "samples.parquet").read_bytes()

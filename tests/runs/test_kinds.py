@@ -20,11 +20,11 @@ from tests.experiments import (
     files,
     keys_of,
     logits_of,
-    made,
     one_line,
     preferences,
     rows_of,
     runs,
+    stages_made,
     summary_of,
     well,
     win_rates,
@@ -54,10 +54,10 @@ def test_a_finished_method_is_not_run_again(methods, name):
     done = methods[name]
     before = files(done.outputs)
     answer = well(done.again())
-    assert "finished already, not run again" in answer.out and not made(answer)
+    assert "finished already, not run again" in answer.out and not stages_made(answer)
     assert files(done.outputs) == before
     plan = well(done.again("plan=true"))
-    assert list(made(plan)) == list(made(done.answer)) and not any(made(plan).values())
+    assert list(stages_made(plan)) == list(stages_made(done.answer)) and not any(stages_made(plan).values())
     assert "finished, would not be run again" in plan.out and files(done.outputs) == before
 
 
@@ -81,13 +81,13 @@ def test_what_folders_and_variants_are_called(methods):
 def test_methods_share_what_is_upstream(methods):
     common = dict.fromkeys(("data", "sft", "groups", "reference"), False)
     for name in ("unlikelihood", "preferred_ft", "ipo", "plackett_luce"):
-        assert made(methods[name].answer) == common
-    assert made(methods["reward_model"].answer) == common | {"reward_model": True}
+        assert stages_made(methods[name].answer) == common
+    assert stages_made(methods["reward_model"].answer) == common | {"reward_model": True}
     more = {"reservoir": True, "learned_scores": True}
-    assert made(methods["ppo"].answer) == common | {"reward_model": False} | more
-    assert made(methods["best_of_n"].answer) == common | dict.fromkeys(("reward_model", *more), False)
+    assert stages_made(methods["ppo"].answer) == common | {"reward_model": False} | more
+    assert stages_made(methods["best_of_n"].answer) == common | dict.fromkeys(("reward_model", *more), False)
     for name in ("ppo_true", "best_of_1", "best_of_2", "best_of_8"):  # the truth needs no model of itself
-        assert made(methods[name].answer) == dict.fromkeys(("data", "sft", "reference", "reservoir"), False)
+        assert stages_made(methods[name].answer) == dict.fromkeys(("data", "sft", "reference", "reservoir"), False)
     for stage in ("reward_model", "reservoir", "learned_scores", "reference"):
         used = {keys_of(done.folder)[stage] for done in methods.values() if stage in keys_of(done.folder)}
         assert len(used) == 1, stage
@@ -282,7 +282,7 @@ def test_ppo_stopped_amid_a_batch_goes_on_to_the_same_numbers(methods, tmp_path,
     (folder,) = runs(tmp_path / "outputs")
     assert (folder / "checkpoint" / "DONE").exists() and not (folder / "DONE").exists()
     answer = well(straight.again(elsewhere))
-    assert "resumed at step 6" in answer.out and not any(made(answer).values())
+    assert "resumed at step 6" in answer.out and not any(stages_made(answer).values())
     assert folder.name == straight.folder.name and not (folder / "checkpoint").exists()
     assert rows_of(folder) == rows_of(straight.folder)
     for file in ("evaluations.parquet", "samples.parquet", "model/model.safetensors"):
@@ -315,7 +315,7 @@ def test_preferences_from_a_file_for_every_method(beside, tmp_path):
     groups_made = []
     for algo in ("unlikelihood", "preferred_ft", "reward_model"):
         answer = well(beside(f"data.preferences={file}", algo=algo))
-        groups_made.append(made(answer)["groups"])
+        groups_made.append(stages_made(answer)["groups"])
         (folder,) = runs(beside.outputs, algo)
         assert check_manifest(folder) is None and (folder / "model").exists()
         report = json.loads(
@@ -341,7 +341,7 @@ def test_a_reward_that_says_nothing(beside, tmp_path):
     for algo in ("dpo", "unlikelihood", "preferred_ft", "reward_model", "ppo", "best_of_n"):
         message = one_line(beside(*constant, "pairs.ties=drop", algo=algo), 1, "failed: ")
         assert " no preference pair is left of " in message and " equal rewards" in message
-        assert message.endswith("use more prompts or another reward\n")
+        assert message.endswith("; set pairs.ties=random pairs.min_margin=0, use more prompts or another reward\n")
     best = [*constant, "reward_model.objective=best_of_k", "pairs.ties=drop"]
     assert " no choice is left of 12 groups " in one_line(beside(*best, algo="reward_model"), 1, "failed: ")
     true = [*constant, "ppo.reward=ground_truth", *PPO]

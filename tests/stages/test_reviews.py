@@ -12,9 +12,9 @@ from tests.command import train
 from tests.experiments import (
     PLAIN,
     STEPS,
-    made,
     one_line,
     runs,
+    stages_made,
     well,
 )
 
@@ -47,7 +47,7 @@ def test_real_reviews_and_a_two_label_reward(reviews, tmp_path):
     values = [*REAL, *reward, *STEPS, "pairs.min_margin=0", f"data.path={reviews}", f"paths.outputs={tmp_path}/outputs"]
     answer = well(train(*values))
     stages = ["data", "sft", "labelled", "two_label", "groups", "reference"]
-    assert list(made(answer).items()) == [(name, True) for name in stages]
+    assert list(stages_made(answer).items()) == [(name, True) for name in stages]
     assert "3 duplicate and 3 empty reviews left out" in answer.out
     (folder,) = runs(tmp_path / "outputs")
     assert check_manifest(folder) is None

@@ -124,14 +124,14 @@ def optimum() -> dict[str, Any]:
     kl = [0.0, 0.01, *np.linspace(0.5, 6, 12).tolist()]
     curve = [0.5 + 0.45 * (1 - math.exp(-each)) for each in kl]
     lower, upper = [each - 0.02 for each in curve], [each + 0.02 for each in curve]
-    band = [[each - 0.01 for each in curve], [each + 0.01 for each in curve]]
+    interval = [[each - 0.01 for each in curve], [each + 0.01 for each in curve]]
     return {
         "samples": 64,
         "trusted_kl": 2.2,
         "cap": 1.0,
         "kl": kl,
-        **{"lower": lower, "lower_ci": band, "upper": upper, "upper_ci": band},
-        "learned": {"kl": kl, "reward": lower, "reward_ci": band},
+        **{"lower": lower, "lower_ci": interval, "upper": upper, "upper_ci": interval},
+        "learned": {"kl": kl, "reward": lower, "reward_ci": interval},
     }
 
 
