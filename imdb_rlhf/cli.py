@@ -146,7 +146,9 @@ def explain(error: BaseException) -> str:
     if match := re.search(r"In '([^']+)': Could not load 'schema/([^']+)'", text):
         return _not_listed(match[1], match[2])
     if full_key and full_key[1] == "algo":
-        return "the file that algo= chooses needs the first line `# @package _global_`"
+        line = "a line with its name: `algo: dpo` in dpo.yaml"
+        missing = line if "issing" in last else "the first line `# @package _global_`"
+        return f"the file that algo= chooses needs {missing}"
     # 3. a key that does not exist
     if match := re.search(r"Key '([^']+)' (?:not in|is not in struct)(?: '(\w+)')?", last):
         key = full_key[1] if full_key else match[1]
@@ -162,8 +164,6 @@ def explain(error: BaseException) -> str:
     # 4. a key without a value
     if match := re.search(r"[Mm]issing (?:mandatory value:|1 required positional argument:) '?([\w.]+)", text):
         key = full_key[1] if full_key and full_key[1].endswith(match[1]) else match[1]
-        if key == "algo":
-            return "the file that algo= chooses needs a line with its name: `algo: dpo` in dpo.yaml"
         return f"{key} has no value; set {key}=..."
     # 5. a value of another type
     if full_key:

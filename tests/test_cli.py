@@ -9,6 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from imdb_rlhf import cli
+from imdb_rlhf.config.algos import DPORun
 from imdb_rlhf.errors import ConfigError, RunError, Stopped
 from tests.command import Answer, run, train
 
@@ -225,7 +226,7 @@ def test_a_plan_of_every_method(here, arguments, stages):
     answer = train("plan=true", "trainer.threads=1", *arguments)
     assert (answer.code, answer.err) == (0, "")
     method = arguments[0].removeprefix("algo=")
-    assert [line.split()[0] for line in answer.out.splitlines()] == [*stages, "about", method]
+    assert [line.split()[0] for line in answer.out.splitlines()] == [*stages, method, "about"]
     assert f"outputs/runs/{method}-" in answer.out
     assert not list(here.iterdir())
 
@@ -238,8 +239,8 @@ def test_plan_names_the_stages_and_writes_nothing(here):
         "sft",
         "groups",
         "reference",
-        "about",
         "dpo",
+        "about",
     ]
     assert "outputs/runs/dpo-beta0.1-s0-" in answer.out
     assert not list(here.iterdir())
@@ -250,6 +251,78 @@ def test_a_plan_of_a_sweep_writes_nothing(here):
     assert answer.code == 0
     assert len(re.findall(r"to be made +outputs/runs/dpo-beta", answer.out)) == 2
     assert not list(here.iterdir())
+
+
+# --- files of conf/ that were not written to the end
+
+NEW = """# @package _global_
+defaults:
+  - /schema/preferred_ft@_global_
+  - /stage/groups@groups
+  - /stage/pairs@pairs
+  - /stage/policy@policy
+  - /optim@policy.optim: adamw
+  - _self_
+algo: preferred_ft
+"""
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        (
+            "algo/new.yaml",
+            NEW.replace("/schema/preferred_ft", "/schema/new"),
+            "algo/new.yaml is of schema new, and no SCHEMAS in imdb_rlhf/config/ has a line for 'new'; add it there",
+        ),
+        (
+            "reward/new.yaml",
+            "defaults:\n  - /schema/reward/new@_here_\nname: new\n",
+            "reward/new.yaml is of schema reward/new, and no SCHEMAS in imdb_rlhf/config/ has a line for 'reward/new'",
+        ),
+        (
+            "reward/new.yaml",
+            "defaults:\n  - /schema/reward/lexicon\nname: new\n",
+            "the file that reward= chooses needs @_here_ after its /schema/... in `defaults:`",
+        ),
+        (
+            "algo/new.yaml",
+            NEW.replace("# @package _global_\n", ""),
+            "the file that algo= chooses needs the first line `# @package _global_`",
+        ),
+        (
+            "algo/new.yaml",
+            NEW.replace("algo: preferred_ft\n", ""),
+            "the file that algo= chooses needs a line with its name: `algo: dpo` in dpo.yaml",
+        ),
+        (
+            "algo/new.yaml",
+            NEW.replace("algo: preferred_ft", "algo: dpo"),
+            "the file that algo= chooses says algo: dpo, and its schema is another algorithm's",
+        ),
+        (
+            "experiment_algo/new.yaml",
+            "preferred-ft:\n  seed: 1\n",
+            "algo=preferred-ft: no such choice; did you mean algo=preferred_ft? there are ",
+        ),
+    ],
+)
+def test_a_file_of_conf_that_is_not_whole(here, tmp_path, file, text, message):
+    (tmp_path / file).parent.mkdir()
+    (tmp_path / file).write_text(text)
+    group = "experiment" if file.startswith("experiment") else file.partition("/")[0]
+    refused = one_line(train("--config-dir", str(tmp_path), f"{group}=new"), 2, "refused: ")
+    assert message in refused
+    assert not list(here.iterdir())
+
+
+def test_a_knob_that_is_no_key(monkeypatch):
+    monkeypatch.setattr(DPORun, "knob", property(lambda run: ("gamma", 1.0)))
+    one_line(
+        train("plan=true"),
+        2,
+        "refused: algo=dpo: gamma=1.0 is no key of it, neither gamma nor dpo.gamma; mend DPORun.knob\n",
+    )
 
 
 # --- exit codes, with an experiment that does nothing but end

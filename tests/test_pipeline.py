@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from imdb_rlhf.artifacts.files import check_manifest
+from imdb_rlhf.artifacts.files import check_manifest, hash_file
 from imdb_rlhf.tracking.jsonl import read
 from tests.command import train
 from tests.experiments import (
@@ -123,6 +123,42 @@ def test_an_own_reward_that_is_not_there(first, tmp_path):
     message = "failed: reward.function=none.py:score: no file none.py"
     one_line(first("reward.function=none.py:score", f"paths.outputs={tmp_path}/new"), 1, message)
     assert not (tmp_path / "new").exists()
+
+
+# --- a run is what its files hold, wherever they are
+
+
+def test_a_reward_that_was_moved_is_the_same(beside, tmp_path):
+    shutil.copy(beside.folder.parents[2] / "own.py", tmp_path / "moved.py")
+    answer = well(beside(f"reward.function={tmp_path}/moved.py:score"))
+    assert "finished already, not run again" in answer.out and not stages_made(answer)
+
+
+def test_preferences_that_were_moved_are_the_same(beside, tmp_path):
+    pd.read_parquet(preferences(beside)).to_parquet(tmp_path / "one.parquet")
+    well(beside(f"data.preferences={tmp_path}/one.parquet"))
+    shutil.move(tmp_path / "one.parquet", tmp_path / "two.parquet")
+    answer = well(beside(f"data.preferences={tmp_path}/two.parquet"))
+    assert "finished already, not run again" in answer.out and not stages_made(answer)
+    (folder,) = [path for path in runs(beside.outputs, "dpo-") if path != beside.folder]
+    assert summary_of(folder)["preferences"] == hash_file(tmp_path / "two.parquet")
+
+
+def test_a_reference_and_a_model_that_were_moved_are_the_same(beside, tmp_path):
+    for key, algo, more in (("sft.path", "dpo", []), ("own_model.path", "own_model", ["own_model.name=mine"])):
+        for place in ("one", "two"):
+            shutil.copytree(beside.folder / "model", tmp_path / key / place)
+            answer = well(beside(f"{key}={tmp_path}/{key}/{place}", *more, algo=algo))
+            assert ("finished already, not run again" in answer.out) == (place == "two")
+
+
+def test_the_batch_size_of_preferences_is_in_the_key_of_their_log_probs(beside, tmp_path):
+    pd.read_parquet(preferences(beside)).to_parquet(tmp_path / "own.parquet")
+    keys = set()
+    for size in (2, 16):
+        well(beside(f"data.preferences={tmp_path}/own.parquet", f"groups.batch_size={size}", "keep_model=none"))
+        keys |= {keys_of(path)["groups"] for path in runs(beside.outputs, "dpo-")}
+    assert len(keys) == 3  # the first run's, and two of the file's
 
 
 # --- preferences and references that exist

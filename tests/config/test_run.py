@@ -77,6 +77,10 @@ def test_wrong_type(override, reason):
         ),
         (["trainer.processes=4", "policy.batch_size=66"], "policy.batch_size=66 is not a multiple of trainer.proc"),
         ([TWO_LABEL, "trainer.processes=4", "reward.batch_size=2"], "reward.batch_size=2 is not a multiple of"),
+        *(
+            (["reward=own", f"reward.function='{name}'"], f"reward.function={name} is not of the form file.py:name")
+            for name in ("own.py", "own.txt:score", ":score", "own.py:", "own.py:not a name", "mine")
+        ),
         (["reward=own"], "reward.function has no value; set reward.function="),
         (["beta=???"], "beta has no value; set beta="),
         (["algo=sft", PREFERENCES], "data.preferences=a.parquet is not used by algo=sft; drop it"),

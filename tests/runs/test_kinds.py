@@ -11,7 +11,14 @@ import pandas as pd
 import pytest
 
 from imdb_rlhf.artifacts.files import check_manifest
+from imdb_rlhf.pipeline import Pipeline
+from imdb_rlhf.runs.folder import RunFolder
+from imdb_rlhf.runs.kinds import kind_of
+from imdb_rlhf.stages.sources import Base
+from imdb_rlhf.tracking.console import Console
 from imdb_rlhf.tracking.jsonl import read
+from imdb_rlhf.training.runtime import Runtime
+from tests.command import run_of
 from tests.experiments import (
     ALWAYS,
     LEARNED,
@@ -117,6 +124,36 @@ def test_the_model_of_a_method_loads_in_transformers(methods, name):
     logits = kind.from_pretrained(folder)(ids).logits
     assert logits.shape == ((1, 1) if name == "reward_model" else (*ids.shape, len(tokenizer)))
     assert logits.isfinite().all()
+
+
+# --- the disk that it takes
+
+
+@pytest.mark.parametrize(
+    ("overrides", "bytes_per_parameter"),
+    [
+        (["algo=dpo"], 16),  # the model; a checkpoint with two moments
+        (["algo=dpo", "keep_model=none"], 12),
+        (["algo=dpo", "keep_model=best"], 20),
+        (["algo=ppo", "ppo.value=own"], 28),  # the value network and its moments
+        (["algo=ppo", "ppo.value=shared"], 16),
+        (["algo=sft"], 4),
+        (["algo=sft", "keep_model=none"], 0),
+        (["algo=reward_model"], 4),
+        (["algo=reward_model", "keep_model=none"], 0),
+        (["algo=best_of_n"], 0),
+    ],
+)
+def test_the_size_of_a_run(tmp_path, overrides, bytes_per_parameter):
+    run = run_of("trainer.threads=1", f"paths.outputs={tmp_path}", *overrides)
+    pipeline = Pipeline(run, Runtime(run.trainer), Console(quiet=True))
+    kind = kind_of(run)(RunFolder(pipeline, "", []))
+    assert kind.size() == bytes_per_parameter * pipeline.get(Base).parameters()
+
+
+def test_a_plan_counts_what_is_not_there(methods):
+    needed = [line for name in METHODS for line in well(methods[name].again("plan=true")).out.splitlines()[-1:]]
+    assert needed == ["about 0 MB of disk needed for what is not there"] * len(METHODS)
 
 
 # --- the reward model
