@@ -249,7 +249,7 @@ def test_plan_names_the_stages_and_writes_nothing(here):
 def test_a_plan_of_a_sweep_writes_nothing(here):
     answer = train("-m", "plan=true", "beta=0.1,1", "trainer.threads=1")
     assert answer.code == 0
-    assert len(re.findall(r"to be made +outputs/runs/dpo-beta", answer.out)) == 2
+    assert len(re.findall(r"to be made +outputs/runs/dpo-beta.*\nabout \d+ MB of disk needed", answer.out)) == 2
     assert not list(here.iterdir())
 
 

@@ -32,7 +32,7 @@ def run_experiment(run: Run, config_yaml: str, overrides: list[str]) -> None:
     folder = RunFolder(pipeline, config_yaml, overrides)
     kind = kind_of(run)(folder)
     if run.plan:
-        _plan(kind)
+        plan(kind)
         return
     if not folder.finished():
         pipeline.fetch()  # before anything is written, so that a refusal leaves nothing behind
@@ -45,7 +45,7 @@ def run_experiment(run: Run, config_yaml: str, overrides: list[str]) -> None:
         _work(kind)
 
 
-def _plan(kind: RunKind) -> None:
+def plan(kind: RunKind) -> None:
     """Print what would be made and what is there, and the disk that is needed; write nothing."""
     folder = kind.folder
     size = folder.pipeline.plan()

@@ -25,7 +25,7 @@ from imdb_rlhf.errors import ConfigError, RunError, Stopped
 from imdb_rlhf.sweep.jobs import Job, Machine, cores
 
 if TYPE_CHECKING:  # it imports torch, which the process that watches the others does not need
-    from imdb_rlhf.runs.folder import RunFolder
+    from imdb_rlhf.runs.kind import RunKind
 
 PRELOAD = ["imdb_rlhf.runs.experiment", "imdb_rlhf.frontier.draw"]
 TRAIN = Path(__file__).resolve().parents[2] / "train.py"
@@ -181,17 +181,18 @@ def _machine(trainers: Sequence[TrainerConfig]) -> Machine:
 
 
 def _status(job: Job) -> RunStatus:
-    folder = _folder(job)
+    folder = _kind(job).folder
     try:
         return RunStatus(folder.name, folder.path.absolute(), folder.finished(), None)
     except RunError as error:
         return RunStatus(folder.name, folder.path.absolute(), False, str(error))
 
 
-def _folder(job: Job, *, quiet: bool = True) -> "RunFolder":
-    """The run folder that a job would have, whether it is run by one process or by several."""
+def _kind(job: Job, *, quiet: bool = True) -> "RunKind":
+    """A job's run with the folder that it would have, whether it is run by one process or by several."""
     from imdb_rlhf.pipeline import Pipeline
     from imdb_rlhf.runs.folder import RunFolder
+    from imdb_rlhf.runs.kinds import kind_of
     from imdb_rlhf.tracking.console import Console
     from imdb_rlhf.training.runtime import Runtime
 
@@ -202,18 +203,19 @@ def _folder(job: Job, *, quiet: bool = True) -> "RunFolder":
             return super().facts() | {"processes": job.run.trainer.processes}
 
     runtime = FutureRuntime(replace(job.run.trainer, processes=1))
-    return RunFolder(Pipeline(job.run, runtime, Console(quiet=quiet)), job.config_yaml, job.overrides)
+    pipeline = Pipeline(job.run, runtime, Console(quiet=quiet))
+    return kind_of(job.run)(RunFolder(pipeline, job.config_yaml, job.overrides))
 
 
 def plan(job: Job) -> None:
-    """Print the artifacts that a job would make and those that it would reuse; writes nothing.
+    """Print what a job would make and what it would reuse, and the disk that it needs; write nothing.
 
     Raises:
         RunError: something that it needs is not there.
     """
-    folder = _folder(job, quiet=False)
-    folder.pipeline.plan()
-    folder.plan()
+    from imdb_rlhf.runs import experiment
+
+    experiment.plan(_kind(job, quiet=False))
 
 
 # --- a job ------------------------------------------------------------------------------------------------------------
