@@ -14,6 +14,7 @@ from imdb_rlhf.data.reviews import dataset_of
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.kinds import load_kind
 from imdb_rlhf.rewards import kind_of as reward_of
+from imdb_rlhf.runs import kinds
 from imdb_rlhf.runs.kinds import kind_of
 from tests.command import run_of
 
@@ -124,11 +125,10 @@ def test_every_algorithm_is_whole() -> None:
 
 
 def test_an_algorithm_without_a_line_in_algos(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = run_of()
-    assert isinstance(run, DPORun)
-    monkeypatch.delitem(sys.modules["imdb_rlhf.runs.kinds"].KINDS, "dpo")
+    others = {name: kind for name, kind in kinds.KINDS.items() if name != "dpo"}
+    monkeypatch.setattr(kinds, "KINDS", others)
     with pytest.raises(RunError, match=r"^algo=dpo has no line in ALGOS \(imdb_rlhf/algos/__init__.py\); add it$"):
-        kind_of(run)
+        kind_of(run_of())
 
 
 @pytest.mark.parametrize("name", ["stage", "title", "summary_line", "from_inputs"])

@@ -110,7 +110,7 @@ def test_a_key_that_differs_makes_two_methods(write_run: Write) -> None:
 
 def test_a_key_that_ends_as_the_knob_does_makes_two_methods(write_run: Write) -> None:
     decays = [{"policy": {"optim": {"alpha": decay}}} for decay in (0.9, 0.99)]
-    runs = runs_of([write_run("unlikelihood", ("alpha", 1), FLAT, more=decay) for decay in decays])
+    runs = runs_of([write_run("unlikelihood", ("alpha", 1), FLAT, more=m, seed=s) for s, m in enumerate(decays)])
     assert names(runs) == ["Unlikelihood (alpha=0.9)", "Unlikelihood (alpha=0.99)"]
 
 
@@ -120,7 +120,7 @@ def test_a_knob_in_the_section_of_its_algorithm_makes_none(write_run: Write) -> 
         write_run("ppo", None, FLAT, more=more, summary={"knob": {"name": "kl_coefficient", "value": 0.1}}, seed=seed)
         for seed, more in enumerate(fixed)
     ]
-    assert names(runs_of(runs)) == ["PPO", "PPO"]
+    assert names(runs_of(runs)) == ["PPO (fixed)", "PPO (fixed)"]
 
 
 @pytest.mark.parametrize("key", ["sft.path", "data.path", "model.path", "reward.function"])
