@@ -10,6 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hydra_plugins.imdb_rlhf_sweeper import grids_of, product_of
 from imdb_rlhf import cli
+from imdb_rlhf.config.explain import explain
 from imdb_rlhf.config.run import Run
 from imdb_rlhf.errors import ConfigError
 
@@ -28,7 +29,7 @@ def runs_of(words: Sequence[str]) -> list[Run]:
             try:
                 runs.append(cli.checked(compose("config", job), job))
             except (HydraException, OmegaConfBaseException) as error:
-                raise ConfigError(f"train.py {' '.join(job)}: {cli.explain(error)}") from error
+                raise ConfigError(f"train.py {' '.join(job)}: {explain(error)}") from error
     return runs
 
 

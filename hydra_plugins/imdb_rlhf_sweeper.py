@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from imdb_rlhf import cli
+from imdb_rlhf.config.explain import explain
 from imdb_rlhf.config.keys import unknown_choice
 from imdb_rlhf.config.run import Run
 from imdb_rlhf.errors import ConfigError
@@ -78,7 +79,7 @@ class GridsSweeper(Sweeper):
             OmegaConf.set_readonly(composed, None)
             return cli.checked(composed, job)
         except (ConfigError, HydraException, OmegaConfBaseException) as error:
-            message = str(error) if isinstance(error, ConfigError) else cli.explain(error)
+            message = str(error) if isinstance(error, ConfigError) else explain(error)
             raise ConfigError(message if alone else f"job {' '.join(job)}: {message}") from error
 
 

@@ -1,12 +1,12 @@
 """Hydra glue: schemas, a composed config to a typed `Run`, and every refusal as one line with its exit code."""
 
 import os
-import re
 import signal
 import sys
 import threading
+import traceback
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
@@ -17,11 +17,13 @@ import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
-from imdb_rlhf.config.keys import ALGORITHMS, CLASSES, SCHEMAS, names_of, owners, unknown_choice, unknown_key
+from imdb_rlhf.config.explain import explain, not_listed
+from imdb_rlhf.config.keys import ALGORITHMS, SCHEMAS, names_of, unknown_choice, unknown_key
 from imdb_rlhf.config.machine import check_processes
 from imdb_rlhf.config.run import Run
 from imdb_rlhf.errors import ConfigError, RunError, Stopped
@@ -63,7 +65,7 @@ def _sections(file: Path) -> dict[str, Any]:
         raise ConfigError(f"{file} needs a section per algorithm, such as `dpo:`")
     for algo, section in ((str(key), value) for key, value in content.items()):
         if algo not in ALGORITHMS and (CONF / "algo" / f"{algo}.yaml").exists():
-            raise ConfigError(_not_listed(f"algo/{algo}", algo))
+            raise ConfigError(not_listed(f"algo/{algo}", algo))
         if algo not in ALGORITHMS:
             raise ConfigError(f"{file}: {unknown_choice('algo', algo, list(ALGORITHMS))}")
         if not isinstance(section, DictConfig):
@@ -120,68 +122,6 @@ def _refuse_unknown(node: DictConfig, schema: Any, place: str, algo: str) -> Non
             _refuse_unknown(child, OmegaConf.get_type(child), key, algo)
 
 
-def _not_listed(file: str, name: str) -> str:
-    """The answer to a file of conf/ whose class has no line in `SCHEMAS`."""
-    return f"{file}.yaml is of schema {name}, and no SCHEMAS in imdb_rlhf/config/ has a line for {name!r}; add it there"
-
-
-def explain(error: BaseException) -> str:
-    """One line for an error that Hydra or OmegaConf describe in several: the key, the value and the way out."""
-    chain = [error]
-    while chain[-1].__cause__ is not None:
-        chain.append(chain[-1].__cause__)
-    text, last = "\n".join(map(str, chain)), str(chain[-1])
-    if isinstance(error, OverrideParseException):
-        return (
-            f"{error.override} is not of the form key=value, without spaces around =; "
-            "a value with brackets or = needs quotes of its own: 'data.path=\"a (b)\"'"
-        )
-    # 1. a choice that does not exist
-    if match := re.search(
-        r"Could not find '([^']+)'.*?Available options in '([^']+)':\n(.*?)\nConfig search", text, re.S
-    ):
-        return unknown_choice(match[2], match[1].rpartition("/")[2], match[3].split())
-    # 2. what only a file of conf/ can have wrong
-    full_key = re.search(r"full_key: ([\w.-]+)", last)
-    if match := re.search(r"In '([^']+)': Could not load 'schema/([^']+)'", text):
-        return _not_listed(match[1], match[2])
-    if full_key and full_key[1] == "algo":
-        line = "a line with its name: `algo: dpo` in dpo.yaml"
-        missing = line if "issing" in last else "the first line `# @package _global_`"
-        return f"the file that algo= chooses needs {missing}"
-    # 3. a key that does not exist
-    if match := re.search(r"Key '([^']+)' (?:not in|is not in struct)(?: '(\w+)')?", last):
-        key = full_key[1] if full_key else match[1]
-        override = re.search(r"To append to your config use \+(.+)", text)
-        shown = override[1] if override else key
-        schema = CLASSES.get(match[2] or "")
-        if key.endswith(".schema") and not override:
-            return f"the file that {key.partition('.')[0]}= chooses needs @_here_ after its /schema/... in `defaults:`"
-        if schema is None:
-            return f"{shown}: no such key; --cfg job lists them"
-        algo = next((name for name, algorithm in ALGORITHMS.items() if algorithm is schema), None)
-        return unknown_key(key, names_of(schema, key.rpartition(".")[0]), algo, shown=shown)
-    # 4. a key without a value
-    if match := re.search(r"[Mm]issing (?:mandatory value:|1 required positional argument:) '?([\w.]+)", text):
-        key = full_key[1] if full_key and full_key[1].endswith(match[1]) else match[1]
-        return f"{key} has no value; set {key}=..."
-    # 5. a value of another type
-    if full_key:
-        override = re.search(r"Error merging override (\S+)", text)
-        return f"{override[1] if override else full_key[1]}: {last.splitlines()[0]}; conf/ says what it takes"
-    # 6. a group that this algorithm does not have
-    if match := re.search(r"Could not override '([^']+)'", text):
-        group, _, place = match[1].partition("@")
-        having = owners(place or group)
-        if having and place:
-            return f"{match[1]}: no such group for this algorithm; it belongs to algo={', '.join(having)}"
-        if having:
-            algo = having[0]
-            return f"{group}=... chooses a preset of algo={algo}, and this is another algorithm; add algo={algo}"
-        return f"{match[1]}: no such group; `python train.py --help` lists the groups, --cfg job the keys"
-    return " ".join(line.strip() for line in text.splitlines() if line.strip())
-
-
 _FAILURES: list[tuple[int, str]] = []  # exit code and message of a run in this process that did not end well
 
 
@@ -203,15 +143,30 @@ class SweepCommand:
 SWEEP_COMMAND = SweepCommand([], [], [])
 
 
+def _experiment() -> Callable[[Run, str, list[str]], None]:
+    """Import what runs an experiment, and torch with it: here and not before.
+
+    Raises:
+        RunError: a module cannot be imported.
+    """
+    try:
+        from imdb_rlhf.runs.experiment import run_experiment
+    except Exception as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        place = (
+            f"{error.filename}:{error.lineno}" if isinstance(error, SyntaxError) else f"{frame.filename}:{frame.lineno}"
+        )
+        raise RunError(f"{place} cannot be imported: {type(error).__name__}: {error}") from error
+    return run_experiment
+
+
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def _job(composed: DictConfig) -> None:
     try:
         overrides = list(HydraConfig.get().overrides.task)
         run = checked(composed, overrides)
         check_processes(run.trainer.processes)
-        from imdb_rlhf.runs.experiment import run_experiment  # torch is imported here and not before
-
-        run_experiment(run, OmegaConf.to_yaml(OmegaConf.structured(run)), overrides)
+        _experiment()(run, OmegaConf.to_yaml(OmegaConf.structured(run)), overrides)
     except ConfigError as error:
         _FAILURES.append((2, f"refused: {error}"))
     except RunError as error:
@@ -238,6 +193,8 @@ def main() -> None:
         _leave(1, f"failed: {' '.join(str(error).split())}")
     except (HydraException, OmegaConfBaseException) as error:
         _leave(2, f"refused: {explain(error)}")
+    except YAMLError as error:
+        _leave(2, f"refused: a file cannot be read as YAML: {' '.join(str(error).split())}; mend it")
     except ValueError as error:  # a group that is set to null: Hydra's only complaint of this type
         if not str(error).startswith("Config group override"):
             raise

@@ -16,7 +16,7 @@ from imdb_rlhf.stages.reference import TrainedReference
 from imdb_rlhf.stages.reservoir import LearnedScores, Reservoir
 from imdb_rlhf.stages.reviews import Labelled, Reviews
 from imdb_rlhf.stages.reward_model import TrainedRewardModel
-from imdb_rlhf.stages.stage import Flow, Stage
+from imdb_rlhf.stages.stage import Disk, Flow, Stage, unchanging
 from imdb_rlhf.stages.true_reward import TrainedReward, TrueReward
 from imdb_rlhf.tracking.console import STAGE_WIDTH, Console
 from imdb_rlhf.training.runtime import Runtime
@@ -83,20 +83,20 @@ class Pipeline(Flow):
                 stage.name, reused=artifact.reused, seconds=artifact.seconds, path=str(artifact.path), note=note
             )
 
-    def plan(self) -> int:
+    def plan(self) -> Disk:
         """Print the stages and which artifacts would be reused; write nothing.
 
         Returns:
-            About how many bytes of disk the others need.
+            The disk that the others need.
         """
-        total = 0
+        disk = unchanging(0)
         for stage in self.stages:
             inputs = self.inputs(stage)
             artifact = self.store.find(stage.name, inputs)
             if artifact is not None:
                 self.console.stage(stage.name, reused=True, seconds=artifact.seconds, path=str(artifact.path))
             else:
-                total += stage.size()
+                disk = disk.then(stage.size())
                 folder = self.store.root / stage.name / self.store.key(stage.name, inputs)
                 self.console.note(f"{stage.name:<{STAGE_WIDTH}} to be made   {folder}")
-        return total
+        return disk

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from imdb_rlhf import cli
+from imdb_rlhf.config.explain import explain
 from imdb_rlhf.config.run import Run
 from imdb_rlhf.errors import ConfigError
 
@@ -71,7 +72,7 @@ def refusal(*overrides: str, then: str | None = None) -> str:
     except ConfigError as error:
         message = str(error)
     except (HydraException, OmegaConfBaseException) as error:
-        message = cli.explain(error)
+        message = explain(error)
     else:
         pytest.fail(f"{overrides} was not refused")
     assert "\n" not in message

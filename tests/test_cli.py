@@ -1,6 +1,7 @@
 """The command line: what is refused, how, and that nothing is written."""
 
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,8 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from imdb_rlhf import cli
 from imdb_rlhf.config.algos import DPORun
+from imdb_rlhf.config.explain import explain
 from imdb_rlhf.errors import ConfigError, RunError, Stopped
 from tests.command import Answer, run, train
 
@@ -301,6 +302,37 @@ algo: preferred_ft
             "the file that algo= chooses says algo: dpo, and its schema is another algorithm's",
         ),
         (
+            "algo/new.yaml",
+            "# @package _global_\nalgo: preferred_ft\ngroups:\n  k: 4\n",
+            "the file that algo= chooses needs /schema/...@_global_, of its algorithm, in `defaults:`",
+        ),
+        (
+            "experiment/new.yaml",
+            "seed: 1\n",
+            "the file that experiment= chooses needs the first line `# @package _global",
+        ),
+        (
+            "experiment/new.yaml",
+            "# @package _global_\nseed: [1\n",
+            "a file cannot be read as YAML: while parsing a flow",
+        ),
+        (
+            "experiment/new.yaml",
+            "# @package _global_\nseed: abc\n",
+            "seed in experiment/new.yaml: Value 'abc' of type 'str' could not be converted to Integer; conf/ says",
+        ),
+        (
+            "experiment/new.yaml",
+            "# @package _global_\nkeep_model: first\n",
+            "keep_model in experiment/new.yaml: Invalid value 'first', expected one of [last, best, none]; conf/ says",
+        ),
+        ("experiment_algo/new.yaml", "dpo: [1\n", "a file cannot be read as YAML: while parsing a flow sequence in "),
+        (
+            "experiment_algo/new.yaml",
+            "dpo:\n  beta: heavy\n",
+            "beta in experiment_algo/new.yaml: Value 'heavy' of type 'str' could not be converted to Float; conf/ says",
+        ),
+        (
             "experiment_algo/new.yaml",
             "preferred-ft:\n  seed: 1\n",
             "algo=preferred-ft: no such choice; did you mean algo=preferred_ft? there are ",
@@ -310,10 +342,25 @@ algo: preferred_ft
 def test_a_file_of_conf_that_is_not_whole(here, tmp_path, file, text, message):
     (tmp_path / file).parent.mkdir()
     (tmp_path / file).write_text(text)
-    group = "experiment" if file.startswith("experiment") else file.partition("/")[0]
+    group = file.partition("/")[0].removesuffix("_algo")
+    if file.startswith("experiment_algo"):
+        (tmp_path / "experiment").mkdir()
+        (tmp_path / "experiment" / "new.yaml").write_text("# @package _global_\nseed: 1\n")
     refused = one_line(train("--config-dir", str(tmp_path), f"{group}=new"), 2, "refused: ")
     assert message in refused
     assert not list(here.iterdir())
+
+
+def test_a_module_that_cannot_be_imported(monkeypatch):
+    monkeypatch.setitem(sys.modules, "imdb_rlhf.runs.experiment", None)
+    line = one_line(train("plan=true"), 1, "failed: ")
+    assert re.match(r"failed: \S+/imdb_rlhf/cli.py:\d+ cannot be imported: ModuleNotFoundError: import of ", line)
+
+
+def test_a_knob_that_is_misspelt(monkeypatch):
+    monkeypatch.setattr(DPORun, "knob", property(lambda run: ("beta", run.betta)))
+    message = "refused: algo=dpo: 'DPORun' object has no attribute 'betta'; mend DPORun.knob\n"
+    assert one_line(train("plan=true"), 2, message) == message
 
 
 def test_a_knob_that_is_no_key(monkeypatch):
@@ -389,4 +436,4 @@ def test_a_programming_error_is_no_message(ending):
     ],
 )
 def test_explain(message, line):
-    assert cli.explain(ValueError(message)) == line
+    assert explain(ValueError(message)) == line

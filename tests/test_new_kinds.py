@@ -151,8 +151,7 @@ import pandas as pd
 
 from imdb_rlhf.artifacts.files import hash_file
 from imdb_rlhf.config.data import LinesData
-from imdb_rlhf.data.prompts import PROMPT_ROLES
-from imdb_rlhf.data.reviews import DatasetKind, Reviews
+from imdb_rlhf.data.reviews import PROMPT_ROLES, DatasetKind, Reviews
 from imdb_rlhf.errors import RunError
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from imdb_rlhf.config.ranges import Decay, Range
 
@@ -17,8 +17,9 @@ class Schedule(StrEnum):
 
 @dataclass
 class OptimConfig:
-    """What every optimizer has."""
+    """What every optimizer has; `moments` is how many numbers it keeps of each weight."""
 
+    moments: ClassVar[int]
     name: str
     lr: Annotated[float, Range(0, 1000, above=True)]
     warmup_steps: Annotated[int, Range(0, 10**9)]
@@ -30,6 +31,7 @@ class OptimConfig:
 class AdamWConfig(OptimConfig):
     """torch.optim.AdamW."""
 
+    moments = 2
     beta1: Decay
     beta2: Decay
     eps: Annotated[float, Range(0, 1, above=True)]
@@ -40,6 +42,7 @@ class AdamWConfig(OptimConfig):
 class RMSpropConfig(OptimConfig):
     """torch.optim.RMSprop without momentum."""
 
+    moments = 1
     alpha: Decay
     eps: Annotated[float, Range(0, 1, above=True)]
 

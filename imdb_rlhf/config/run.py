@@ -98,8 +98,12 @@ class Run:
         Raises:
             ConfigError: naming the class to mend.
         """
-        if self.knob is not None:
-            name, value = self.knob
+        try:
+            knob = self.knob
+        except AttributeError as error:
+            raise ConfigError(f"algo={self.algo}: {error}; mend {type(self).__name__}.knob") from error
+        if knob is not None:
+            name, value = knob
             holders = (self, getattr(self, self.algo, None))
             if not any(getattr(holder, name, None) == value for holder in holders):
                 raise ConfigError(

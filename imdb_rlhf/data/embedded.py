@@ -17,8 +17,7 @@ import pandas as pd
 from imdb_rlhf.artifacts.files import hash_of
 from imdb_rlhf.config.data import EmbeddedData
 from imdb_rlhf.data import embedded_words as words
-from imdb_rlhf.data.prompts import PROMPT_ROLES
-from imdb_rlhf.data.reviews import DatasetKind, Reviews
+from imdb_rlhf.data.reviews import PROMPT_ROLES, DatasetKind, Reviews
 
 # Composition. These numbers set the calibration of the reviews: mean and spread of p(positive), and length.
 _ATTITUDES = (0.1, 0.5, 0.9)  # probability that a sentence praises: a pan, a mixed review, a rave

@@ -11,11 +11,10 @@ import numpy as np
 import pandas as pd
 
 from imdb_rlhf.config.data import PromptsConfig
-from imdb_rlhf.data.reviews import Reviews
+from imdb_rlhf.data.reviews import PROMPT_ROLES, Reviews
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.seeds import generator
 
-PROMPT_ROLES = ("train", "validation", "test")
 Encode = Callable[[list[str]], list[list[int]]]  # texts to tokens, no special ones
 
 

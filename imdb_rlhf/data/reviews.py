@@ -11,7 +11,10 @@ from typing import Any, ClassVar, Generic, TypeVar, cast
 import pandas as pd
 
 from imdb_rlhf.config.data import DataConfig
+from imdb_rlhf.errors import RunError
 from imdb_rlhf.kinds import load_kind
+
+PROMPT_ROLES = ("train", "validation", "test")
 
 
 @dataclass
@@ -89,3 +92,37 @@ def dataset_of(config: DataConfig) -> DatasetKind[Any]:
         RunError: its module is missing or cannot be used.
     """
     return cast(DatasetKind[Any], load_kind("imdb_rlhf.data", config, DatasetKind))
+
+
+def divide_reviews(config: DataConfig, held_out: int) -> Reviews:
+    """Return the reviews of a dataset by their use, all of which are there.
+
+    Args:
+        config: names the dataset.
+        held_out: labelled reviews that a trained reward is measured on; 0 where no reward is trained.
+
+    Raises:
+        RunError: the dataset leaves a use without reviews.
+    """
+    kind = dataset_of(config)
+    reviews = kind.divide(held_out)
+    empty = [role for role in ("sft", *PROMPT_ROLES) if not reviews.texts.get(role)]
+    if held_out:
+        tables = {"labelled": reviews.labelled, "held_out": reviews.held_out}
+        empty += [role for role, table in tables.items() if table.empty or not {"text", "label"} <= set(table)]
+    if empty:
+        raise RunError(f"data={config.name}: {type(kind).__module__}.Kind.divide leaves {empty[0]} without reviews")
+    return reviews
+
+
+def content_of(config: DataConfig) -> str:
+    """Return the hash of a dataset's reviews.
+
+    Raises:
+        RunError: the dataset gives none.
+    """
+    kind = dataset_of(config)
+    content: Any = kind.content()
+    if not isinstance(content, str) or not content:
+        raise RunError(f"data={config.name}: {type(kind).__module__}.Kind.content returns {content!r}; return a hash")
+    return content

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from imdb_rlhf.config.reward import RewardSource
+from imdb_rlhf.errors import RunError
 from imdb_rlhf.evaluation import reservoir
 from imdb_rlhf.evaluation.stats import percentile
 from imdb_rlhf.frontier.bounds import OptimumBounds, needed_kl, optimum_bounds, optimum_of
@@ -65,11 +66,21 @@ class Baselines:
 
     @cached_property
     def bounds(self) -> OptimumBounds | None:
-        """The bounds of the true reward's optimum; None without a reservoir."""
+        """The bounds of the true reward's optimum; None without a reservoir.
+
+        Raises:
+            RunError: a sample has more reward than the runs' summaries say is possible.
+        """
         if self.reservoir is None:
             return None
         rewards = reservoir.table(self.reservoir, "test", "reward")
-        return optimum_bounds(rewards, self.grid, self.weights, self.runs[0].largest_reward)
+        cap = max(run.largest_reward for run in self.runs)
+        if rewards.max() > cap:
+            raise RunError(
+                f"a sample of the reference has reward {rewards.max():g}, and the range of these runs' reward ends at "
+                f"{cap:g}; mend the reward's range and make the runs again"
+            )
+        return optimum_bounds(rewards, self.grid, self.weights, cap)
 
     def optimum(self) -> dict[str, Any] | None:
         """`optimum` of `frontier.json`; None without a reservoir."""

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from imdb_rlhf.config.reward import RewardConfig
+from imdb_rlhf.errors import RunError
 from imdb_rlhf.kinds import load_kind
 
 
@@ -89,13 +90,54 @@ class RewardKind(ABC, Generic[C]):
         """
 
 
+class CheckedReward:
+    """A reward whose scores are checked: one per text, finite, and within the range that its kind says."""
+
+    def __init__(self, reward: Any, kind: RewardKind[Any]) -> None:
+        """Take a reward as `RewardKind.open` returns it.
+
+        Raises:
+            RunError: it cannot score.
+        """
+        self.kind, self.name = kind, f"reward={kind.config.name}"
+        if not callable(getattr(reward, "score", None)):
+            raise RunError(f"{type(kind).__module__}.Kind.open returns {reward!r}, which has no method score")
+        self.reward: Reward = reward
+
+    def score(self, texts: Sequence[str]) -> Scores:
+        """Score each text.
+
+        Raises:
+            RunError: another count of scores, or one that is not finite or out of range.
+        """
+        scores = self.reward.score(texts)
+        for scale in (scores.reward, scores.logit):
+            if np.shape(scale) != (len(texts),):
+                raise RunError(f"{self.name} gave shape {np.shape(scale)} for {len(texts)} texts; return one per text")
+            self._refuse(texts, scale, ~np.isfinite(scale), "return finite numbers")
+        low, high = self.kind.range
+        outside = (scores.reward < low) | (scores.reward > high)
+        way_out = f"its range is {low:g} to {high:g}: mend `range` in {type(self.kind).__module__}, or the reward"
+        self._refuse(texts, scores.reward, outside, way_out)
+        return scores
+
+    def _refuse(self, texts: Sequence[str], scale: np.ndarray, bad: np.ndarray, way_out: str) -> None:
+        if bad.any():
+            at = int(np.flatnonzero(bad)[0])
+            raise RunError(f"{self.name} gave {scale[at]:g} for the text {texts[at][:60]!r}; {way_out}")
+
+
 def kind_of(config: RewardConfig) -> RewardKind[Any]:
     """Return the kind of reward that a configuration is of.
 
     Raises:
         RunError: its module is missing or cannot be used.
     """
-    return cast(RewardKind[Any], load_kind("imdb_rlhf.rewards", config, RewardKind))
+    kind = cast(RewardKind[Any], load_kind("imdb_rlhf.rewards", config, RewardKind))
+    ends: Any = kind.range
+    if not (isinstance(ends, tuple) and len(ends) == 2 and ends[0] < ends[1]):
+        raise RunError(f"{type(kind).__module__}.Kind has range {ends}; give two numbers, the smaller one first")
+    return kind
 
 
 def sigmoid(logit: np.ndarray) -> np.ndarray:

@@ -48,10 +48,10 @@ def run_experiment(run: Run, config_yaml: str, overrides: list[str]) -> None:
 def plan(kind: RunKind) -> None:
     """Print what would be made and what is there, and the disk that is needed; write nothing."""
     folder = kind.folder
-    size = folder.pipeline.plan()
+    disk = folder.pipeline.plan()
     if not folder.plan():
-        size += kind.size()
-    folder.console.note(f"about {size / 1e6:,.0f} MB of disk needed for what is not there")
+        disk = disk.then(kind.size())
+    folder.console.note(f"about {disk.peak / 1e6:,.0f} MB of disk needed for what is not there")
 
 
 def _work(kind: RunKind) -> None:

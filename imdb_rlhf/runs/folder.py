@@ -12,6 +12,7 @@ from imdb_rlhf.errors import RunError
 from imdb_rlhf.pipeline import Pipeline
 from imdb_rlhf.runs import files
 from imdb_rlhf.runs.points import PARTS
+from imdb_rlhf.runs.summary import reward_range
 from imdb_rlhf.tracking.console import STAGE_WIDTH
 
 # Not part of a run's results: W&B's copy, which may be added later.
@@ -44,7 +45,8 @@ class RunFolder:
         config = {key: value for key, value in without_places(self.run).items() if key not in NOT_IN_HASH}
         config |= self.run.hashed_instead
         config["trainer"].pop("checkpoint_every")
-        return hash_of({"config": config, "artifacts": self.pipeline.keys(), "machine": self.runtime.facts()}, 32)
+        parts = {"config": config, "artifacts": self.pipeline.keys(), "machine": self.runtime.facts()}
+        return hash_of(parts | {"reward_range": reward_range(self.run)}, 32)
 
     @contextmanager
     def held(self) -> Iterator[None]:

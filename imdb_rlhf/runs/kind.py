@@ -23,8 +23,7 @@ from imdb_rlhf.stages.evaluations import BaseEvaluation, ReferenceEvaluation
 from imdb_rlhf.stages.groups import Groups
 from imdb_rlhf.stages.reference import Reference
 from imdb_rlhf.stages.reward_model import TrainedRewardModel
-from imdb_rlhf.stages.sources import Base
-from imdb_rlhf.stages.training import WEIGHTS
+from imdb_rlhf.stages.stage import Disk, unchanging
 from imdb_rlhf.tracking import Trackers
 from imdb_rlhf.training import checkpoint
 
@@ -68,14 +67,14 @@ class RunKind(ABC):
             Stopped: a signal came and a checkpoint is written.
         """
 
-    def size(self) -> int:
-        """Return about how many bytes of disk its folder takes, checkpoints of its making included."""
-        return 0
+    def size(self) -> Disk:
+        """Return the disk that its folder takes; tables are small beside models."""
+        return unchanging(0)
 
     @property
-    def weights(self) -> int:
-        """Bytes of the model that stays in the folder."""
-        return 0 if self.run.keep_model == KeepModel.none else WEIGHTS * self.flow.get(Base).parameters()
+    def models(self) -> int:
+        """How many models stay in the folder."""
+        return 0 if self.run.keep_model == KeepModel.none else 1
 
     def log_tables(self, trackers: Trackers, table: pd.DataFrame, result: Mapping[str, Any]) -> None:
         """Give the trackers the finished run's tables, histograms and summary."""

@@ -34,7 +34,8 @@ from imdb_rlhf.stages.reference import Reference
 from imdb_rlhf.stages.reservoir import Reservoir
 from imdb_rlhf.stages.reward_model import TrainedRewardModel
 from imdb_rlhf.stages.sources import Base
-from imdb_rlhf.stages.training import CHECKPOINT
+from imdb_rlhf.stages.stage import Disk, unchanging
+from imdb_rlhf.stages.training import BYTES, training_disk
 from imdb_rlhf.tracking import Trackers, jsonl
 
 
@@ -49,11 +50,11 @@ class TrainedPolicyRun(PolicyRun):
         policy = self.flow.get(Reference).policy()
         return policy, train_policy(self.folder, self.run, policy, trackers, start)
 
-    def size(self) -> int:
-        """The model, the best one on the way, and a checkpoint of everything that is trained."""
+    def size(self) -> Disk:
+        """The model; the best one and checkpoints of everything that is trained on the way."""
         assert isinstance(self.run, TrainedRun)  # as above
-        best = self.weights if self.run.keep_model == KeepModel.best else 0
-        return self.weights + best + CHECKPOINT * self.run.networks * self.flow.get(Base).parameters()
+        best = int(self.run.keep_model == KeepModel.best)
+        return training_disk(self.flow, self.run.optim, self.models, best, self.run.networks)
 
 
 class ReferenceRun(UntrainedRun):
@@ -66,9 +67,9 @@ class ReferenceRun(UntrainedRun):
         """The reference's evaluation."""
         return self.reference
 
-    def size(self) -> int:
+    def size(self) -> Disk:
         """A copy of the reference."""
-        return self.weights
+        return unchanging(self.models * BYTES * self.flow.get(Base).parameters())
 
 
 class OwnModelEvaluation(UntrainedRun):
@@ -144,9 +145,9 @@ class RewardModelAccount(RunKind):
     title = "reward model"
     table_file = "scores.parquet"
 
-    def size(self) -> int:
+    def size(self) -> Disk:
         """A copy of the reward model."""
-        return self.weights
+        return unchanging(self.models * BYTES * self.flow.get(Base).parameters())
 
     def work(self, trackers: Trackers, start: int, began: float) -> tuple[dict[str, Any], pd.DataFrame]:
         """Copy the stage's results."""

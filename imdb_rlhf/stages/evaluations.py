@@ -16,7 +16,7 @@ from imdb_rlhf.models.policy import Policy
 from imdb_rlhf.stages.reference import Reference, open_base
 from imdb_rlhf.stages.reviews import Reviews
 from imdb_rlhf.stages.sources import Base, ModelSource
-from imdb_rlhf.stages.stage import Flow, Stage
+from imdb_rlhf.stages.stage import Disk, Flow, Stage, unchanging
 from imdb_rlhf.stages.true_reward import TrueReward
 
 FILE = "evaluation.parquet"
@@ -62,10 +62,10 @@ class Evaluation(Stage):
         if self.runtime.rank == 0:
             frame.to_parquet(folder / FILE, index=False)
 
-    def size(self) -> int:
+    def size(self) -> Disk:
         """About 500 bytes per sample."""
         run = self.flow.run
-        return 500 * (run.data.prompts.test + run.data.prompts.validation) * run.evaluation.samples
+        return unchanging(500 * (run.data.prompts.test + run.data.prompts.validation) * run.evaluation.samples)
 
     def rows(self) -> pd.DataFrame:
         """The rows of its built artifact: `COLUMNS` and `TEXTS` of `evaluation.evaluate`."""

@@ -20,7 +20,7 @@ from imdb_rlhf.stages.reference import Reference
 from imdb_rlhf.stages.reviews import Reviews
 from imdb_rlhf.stages.samples import Sampler, report_of, summary_of
 from imdb_rlhf.stages.sources import encoder
-from imdb_rlhf.stages.stage import Flow, Stage
+from imdb_rlhf.stages.stage import Disk, Flow, Stage, unchanging
 from imdb_rlhf.stages.true_reward import TrueReward
 
 
@@ -137,6 +137,6 @@ class Groups(Stage):
             return summary_of(folder)
         return f"{report['pairs']} pairs over {report['completions']} completions"
 
-    def size(self) -> int:
+    def size(self) -> Disk:
         """About 1,000 bytes per completion."""
-        return 1000 * self.run.data.prompts.train * self.run.groups.k
+        return unchanging(1000 * self.run.data.prompts.train * self.run.groups.k)

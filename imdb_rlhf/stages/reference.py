@@ -16,8 +16,8 @@ from imdb_rlhf.models.card import card
 from imdb_rlhf.models.policy import Policy
 from imdb_rlhf.stages.reviews import Reviews
 from imdb_rlhf.stages.sources import Base
-from imdb_rlhf.stages.stage import Flow, Stage
-from imdb_rlhf.stages.training import CHECKPOINT, WEIGHTS, settings, train
+from imdb_rlhf.stages.stage import Disk, Flow, Stage
+from imdb_rlhf.stages.training import settings, train, training_disk
 from imdb_rlhf.training import checkpoint
 
 HELD_OUT_ROWS = 512  # SFT rows that its loss is measured on and that it does not train on
@@ -74,9 +74,9 @@ class TrainedReference(Stage):
         loss, speed = report["held_out_loss"], report["tokens_per_second"]
         return f"held-out loss {loss:.3f} nats per token, {speed:,.0f} tokens/s"
 
-    def size(self) -> int:
-        """Weights and a checkpoint."""
-        return (WEIGHTS + CHECKPOINT) * self.flow.get(Base).parameters()
+    def size(self) -> Disk:
+        """The model, and checkpoints on the way."""
+        return training_disk(self.flow, self.flow.run.sft.optim)
 
 
 # --- how base and reference are opened --------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from imdb_rlhf.stages.reference import Reference
 from imdb_rlhf.stages.reviews import Reviews
 from imdb_rlhf.stages.reward_model import TrainedRewardModel
 from imdb_rlhf.stages.samples import Sampler, report_of, summary_of
-from imdb_rlhf.stages.stage import Flow, Stage
+from imdb_rlhf.stages.stage import Disk, Flow, Stage, unchanging
 from imdb_rlhf.stages.true_reward import TrueReward
 
 FILE = "reservoir.parquet"
@@ -74,9 +74,9 @@ class Reservoir(Stage):
         """How many samples, and their rewards."""
         return summary_of(folder)
 
-    def size(self) -> int:
+    def size(self) -> Disk:
         """About 800 bytes per sample."""
-        return 800 * evaluation_prompt_count(self.run) * self.config.samples
+        return unchanging(800 * evaluation_prompt_count(self.run) * self.config.samples)
 
     @cached_property
     def rows(self) -> pd.DataFrame:
@@ -121,9 +121,9 @@ class LearnedScores(Stage):
         scores = learned.score_ids(list(rows["prompt_ids"]), list(rows["completion_ids"]))
         rows[KEYS].assign(learned=scores).to_parquet(folder / SCORES)
 
-    def size(self) -> int:
+    def size(self) -> Disk:
         """About 30 bytes per sample."""
-        return 30 * evaluation_prompt_count(self.run) * self.run.reservoir.samples
+        return unchanging(30 * evaluation_prompt_count(self.run) * self.run.reservoir.samples)
 
     def rows(self) -> pd.DataFrame:
         """The scores: column `learned` per split, prompt and sample."""

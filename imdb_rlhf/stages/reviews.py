@@ -12,12 +12,12 @@ from transformers import PreTrainedTokenizerBase
 from imdb_rlhf.artifacts.files import write_json
 from imdb_rlhf.config.places import without_places
 from imdb_rlhf.data import prompts
-from imdb_rlhf.data.reviews import dataset_of
+from imdb_rlhf.data.reviews import PROMPT_ROLES, content_of, dataset_of, divide_reviews
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.models import policy as policies
 from imdb_rlhf.rewards import kind_of
 from imdb_rlhf.stages.sources import Base, encoder
-from imdb_rlhf.stages.stage import Flow, Stage
+from imdb_rlhf.stages.stage import Disk, Flow, Stage, unchanging
 
 EVALUATED_SPLITS = ("validation", "test")
 # The text that a tokenizer is trained on: characters per review, and reviews.
@@ -46,7 +46,7 @@ class Reviews(Stage):
         model = base.scratch
         return {
             "config": data_config(self.flow)[0],
-            "content": dataset_of(run.data).content(),
+            "content": content_of(run.data),
             "tokenizer": base.identity
             if model is None
             else {"size": model.tokenizer_size, "vocabulary": model.vocabulary},
@@ -72,7 +72,7 @@ class Reviews(Stage):
         run, base = self.flow.run, self.flow.get(Base)
         if self.runtime.rank:
             return
-        reviews = dataset_of(run.data).divide(held_out=0)
+        reviews = divide_reviews(run.data, 0)
         if base.scratch is None:
             tokenizer: Any = self.tokenizer()
         else:
@@ -82,7 +82,7 @@ class Reviews(Stage):
         encode = encoder(tokenizer)
         prompt_ids = {
             role: prompts.encode_prompts(reviews.texts[role], role, run.data.prompts, run.data.seed, encode)
-            for role in prompts.PROMPT_ROLES
+            for role in PROMPT_ROLES
         }
         rows = prompts.encode_reviews(reviews.texts["sft"], run.sft.max_tokens, int(tokenizer.eos_token_id), encode)
         prompts.write(folder, reviews, prompt_ids, rows)
@@ -97,9 +97,9 @@ class Reviews(Stage):
             f"{duplicates} duplicate and {empty} empty reviews left out, {shared:.0%} of test prompts also in training"
         )
 
-    def size(self) -> int:
+    def size(self) -> Disk:
         """About 400 bytes per SFT review."""
-        return 400 * self.flow.run.data.sft_reviews
+        return unchanging(400 * self.flow.run.data.sft_reviews)
 
     # --- how it is opened ------------------------------------------------------------------------------------------
 
@@ -150,7 +150,7 @@ class Labelled(Stage):
         data, labels = data_config(self.flow)
         return {
             "config": data | labels,
-            "content": dataset_of(self.flow.run.data).content(),
+            "content": content_of(self.flow.run.data),
             "held_out": kind_of(self.flow.run.reward).held_out,
         }
 
@@ -167,7 +167,7 @@ class Labelled(Stage):
         """Keep the labelled reviews and the held-out ones."""
         if self.runtime.rank:
             return
-        reviews = dataset_of(self.flow.run.data).divide(kind_of(self.flow.run.reward).held_out)
+        reviews = divide_reviews(self.flow.run.data, kind_of(self.flow.run.reward).held_out)
         reviews.labelled.to_parquet(folder / "labelled.parquet", index=False)
         reviews.held_out.to_parquet(folder / "held_out.parquet", index=False)
         counts = {"labelled": len(reviews.labelled), "held_out": len(reviews.held_out)}
@@ -178,9 +178,9 @@ class Labelled(Stage):
         report = json.loads((folder / "report.json").read_text())
         return f"{report['labelled']} reviews with labels, {report['held_out']} held out"
 
-    def size(self) -> int:
+    def size(self) -> Disk:
         """The dataset's own estimate."""
-        return dataset_of(self.flow.run.data).labelled_bytes
+        return unchanging(dataset_of(self.flow.run.data).labelled_bytes)
 
     def reviews(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Labelled and held-out reviews: columns `text` and `label` (0 or 1)."""

@@ -23,9 +23,8 @@ from imdb_rlhf.rewards.learned import LearnedReward
 from imdb_rlhf.stages.evaluations import ReferenceEvaluation
 from imdb_rlhf.stages.groups import Groups
 from imdb_rlhf.stages.reference import identity_of, open_start
-from imdb_rlhf.stages.sources import Base
-from imdb_rlhf.stages.stage import Flow, Stage
-from imdb_rlhf.stages.training import CHECKPOINT, WEIGHTS, settings, train
+from imdb_rlhf.stages.stage import Disk, Flow, Stage
+from imdb_rlhf.stages.training import settings, train, training_disk
 from imdb_rlhf.training import checkpoint
 
 
@@ -181,9 +180,9 @@ class TrainedRewardModel(Stage):
         )
         return f"test pair accuracy {accuracy}, correlation with the true log-odds {pearson}"
 
-    def size(self) -> int:
-        """The weights that it starts from, the best ones and the last, and a checkpoint."""
-        return (3 * WEIGHTS + CHECKPOINT) * self.flow.get(Base).parameters()
+    def size(self) -> Disk:
+        """The reward model; the weights that it starts from, the best ones and checkpoints on the way."""
+        return training_disk(self.flow, self.config.optim, temporary=2)
 
     @cached_property
     def reward(self) -> LearnedReward:

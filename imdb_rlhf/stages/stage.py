@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar, cast
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar, cast
 
 from imdb_rlhf.artifacts.store import Artifact, Store
 from imdb_rlhf.config.run import Run
@@ -17,6 +17,27 @@ from imdb_rlhf.tracking.console import Console
 from imdb_rlhf.training.runtime import Runtime
 
 T = TypeVar("T")
+
+
+class Disk(NamedTuple):
+    """About how much disk a folder takes, in bytes.
+
+    Attributes:
+        final: when it is finished.
+        peak: the most while it is being made.
+    """
+
+    final: int
+    peak: int
+
+    def then(self, other: "Disk") -> "Disk":
+        """Return what this one and another that is made after it take."""
+        return Disk(self.final + other.final, max(self.peak, self.final + other.peak))
+
+
+def unchanging(size: int) -> Disk:
+    """Return the disk of a folder that takes no more while it is being made."""
+    return Disk(size, size)
 
 
 class Stage(ABC):
@@ -72,8 +93,8 @@ class Stage(ABC):
         return ""
 
     @abstractmethod
-    def size(self) -> int:
-        """Return about how many bytes of disk its artifact takes, checkpoints of its making included."""
+    def size(self) -> Disk:
+        """Return the disk that its artifact takes."""
 
     @property
     def path(self) -> Path:

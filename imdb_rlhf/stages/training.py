@@ -4,12 +4,30 @@ from collections.abc import Callable
 from pathlib import Path
 
 from imdb_rlhf.config.optim import OptimConfig
-from imdb_rlhf.stages.stage import Flow
+from imdb_rlhf.stages.sources import Base
+from imdb_rlhf.stages.stage import Disk, Flow
 from imdb_rlhf.tracking.jsonl import JsonlLog
 from imdb_rlhf.training import checkpoint, loop
 
-# Bytes of disk per parameter: float32 weights; and a checkpoint, with two moments of the optimizer.
-WEIGHTS, CHECKPOINT = 4, 12
+BYTES = 4  # of a weight, and of each number that an optimizer keeps of it
+
+
+def training_disk(flow: Flow, optim: OptimConfig, models: int = 1, temporary: int = 0, networks: int = 1) -> Disk:
+    """Return the disk that a training takes.
+
+    A new checkpoint is written before the previous one is removed, and the last one stays until the model is written.
+
+    Args:
+        flow: the model that is trained, and whether checkpoints are written.
+        optim: its optimizer.
+        models: how many models stay.
+        temporary: how many more there are on the way.
+        networks: how many networks are in a checkpoint.
+    """
+    weights = BYTES * flow.get(Base).parameters()
+    checkpoint_size = networks * weights * (1 + optim.moments) if flow.run.trainer.checkpoint_every else 0
+    final = models * weights
+    return Disk(final, temporary * weights + max(2 * checkpoint_size, checkpoint_size + final))
 
 
 def settings(flow: Flow, seed: int, optim: OptimConfig, evaluate_every: int | None = None) -> loop.Settings:

@@ -11,19 +11,19 @@ import numpy as np
 
 from imdb_rlhf.algos.ngram import ngram_accuracy
 from imdb_rlhf.algos.two_label import TwoLabel, crop
-from imdb_rlhf.artifacts.files import write_json
+from imdb_rlhf.artifacts.files import hash_of, write_json
 from imdb_rlhf.config.reward import Crop, TwoLabelReward
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.models import policy as policies
 from imdb_rlhf.models.label_head import make_head
 from imdb_rlhf.models.policy import decode
-from imdb_rlhf.rewards import Reward, kind_of
+from imdb_rlhf.rewards import CheckedReward, Reward, kind_of
 from imdb_rlhf.rewards.classifier import ClassifierReward
 from imdb_rlhf.stages.reference import identity_of, open_start
 from imdb_rlhf.stages.reviews import Labelled
-from imdb_rlhf.stages.sources import Base, encoder
-from imdb_rlhf.stages.stage import Flow, Stage
-from imdb_rlhf.stages.training import CHECKPOINT, WEIGHTS, settings, train
+from imdb_rlhf.stages.sources import encoder
+from imdb_rlhf.stages.stage import Disk, Flow, Stage
+from imdb_rlhf.stages.training import settings, train, training_disk
 from imdb_rlhf.training import checkpoint
 
 
@@ -101,9 +101,9 @@ class TrainedReward(Stage):
             f"{report['ngram_accuracy']:.1%}"
         )
 
-    def size(self) -> int:
-        """Weights and a checkpoint."""
-        return (WEIGHTS + CHECKPOINT) * self.flow.get(Base).parameters()
+    def size(self) -> Disk:
+        """The classifier; the weights that it starts from and checkpoints on the way."""
+        return training_disk(self.flow, self.config.optim, temporary=1)
 
 
 class TrueReward:
@@ -118,8 +118,17 @@ class TrueReward:
 
     @property
     def identity(self) -> Any:
-        """What it contributes to the keys of artifacts."""
-        return self.kind.identity(self.flow.key(TrainedReward) if self.kind.trained else None)
+        """What it contributes to the keys of artifacts.
+
+        Raises:
+            RunError: it cannot be hashed.
+        """
+        identity = self.kind.identity(self.flow.key(TrainedReward) if self.kind.trained else None)
+        try:
+            hash_of(identity)
+        except (TypeError, ValueError) as error:
+            raise RunError(f"{type(self.kind).__module__}.Kind.identity cannot be hashed: {error}") from error
+        return identity
 
     def check(self) -> None:
         """Refuse a reward that cannot be found or read, before any work."""
@@ -134,4 +143,4 @@ class TrueReward:
     def reward(self) -> Reward:
         """The reward, ready to score; where a stage trains it, that stage must be built."""
         artifact = self.flow.get(TrainedReward).path if self.kind.trained else None
-        return self.kind.open(self.flow.runtime.device, artifact)
+        return CheckedReward(self.kind.open(self.flow.runtime.device, artifact), self.kind)

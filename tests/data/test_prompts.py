@@ -11,7 +11,7 @@ import pytest
 
 from imdb_rlhf.config.data import EmbeddedData, PromptsConfig
 from imdb_rlhf.data import prompts
-from imdb_rlhf.data.reviews import dataset_of
+from imdb_rlhf.data.reviews import PROMPT_ROLES, dataset_of
 from imdb_rlhf.errors import RunError
 from tests import tiny
 
@@ -79,12 +79,10 @@ def test_sft_rows_begin_at_the_beginning_and_end_in_eos_if_they_fit():
 
 def test_write_and_read(tmp_path):
     reviews = dataset_of(embedded_config()).divide(6)
-    parts = {
-        role: prompts.encode_prompts(reviews.texts[role], role, LENGTHS, 0, encode) for role in prompts.PROMPT_ROLES
-    }
+    parts = {role: prompts.encode_prompts(reviews.texts[role], role, LENGTHS, 0, encode) for role in PROMPT_ROLES}
     rows = prompts.encode_reviews(reviews.texts["sft"], 12, 7, encode)
     prompts.write(tmp_path, reviews, parts, rows)
-    for role in prompts.PROMPT_ROLES:
+    for role in PROMPT_ROLES:
         assert prompts.read_prompts(tmp_path, role) == parts[role]
     assert [row.tolist() for row in prompts.read_rows(tmp_path)] == rows
     assert all(row.dtype == np.int32 for row in prompts.read_rows(tmp_path))

@@ -2,14 +2,15 @@
 
 import re
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from imdb_rlhf.config.data import DataConfig, EmbeddedData, ImdbData, PromptsConfig
-from imdb_rlhf.data.prompts import PROMPT_ROLES
-from imdb_rlhf.data.reviews import Reviews, dataset_of
+from imdb_rlhf.data.reviews import PROMPT_ROLES, Reviews, content_of, dataset_of, divide_reviews
 from imdb_rlhf.errors import RunError
 from tests import tiny
 from tests.data.tables import imdb_data, write_split
@@ -218,3 +219,40 @@ def test_more_reviews_for_sft_leave_the_prompts_alone(folder):
     few, many = (divide(imdb_config(sft_reviews=n), 0, folder).texts for n in (10, 40))
     assert all(few[role] == many[role] for role in PROMPT_ROLES)
     assert many["sft"][:10] == few["sft"]
+
+
+# --- a dataset that is not whole
+
+
+def refusal(call: Callable[..., Any], *arguments: Any) -> str:
+    with pytest.raises(RunError) as caught:
+        call(*arguments)
+    return str(caught.value)
+
+
+def test_a_use_without_reviews(monkeypatch):
+    config, kind = embedded_config(), type(dataset_of(embedded_config()))
+    whole = kind(config).divide(0)
+    for role in ("sft", *PROMPT_ROLES):
+        texts = {key: value for key, value in whole.texts.items() if key != role}
+        for left in (texts, texts | {role: []}):
+            monkeypatch.setattr(kind, "divide", lambda self, held_out, left=left: replace(whole, texts=left))
+            message = f"data={config.name}: imdb_rlhf.data.embedded.Kind.divide leaves {role} without reviews"
+            assert refusal(divide_reviews, config, 0) == message
+
+
+def test_labels_that_are_not_there(monkeypatch):
+    config, kind = embedded_config(), type(dataset_of(embedded_config()))
+    whole = kind(config).divide(0)
+    monkeypatch.setattr(kind, "divide", lambda self, held_out: whole)
+    assert divide_reviews(config, 0) is whole
+    assert refusal(divide_reviews, config, 5).endswith("Kind.divide leaves labelled without reviews")
+
+
+@pytest.mark.parametrize("content", [None, "", 3])
+def test_a_content_that_is_no_hash(monkeypatch, content):
+    config = embedded_config()
+    monkeypatch.setattr(type(dataset_of(config)), "content", lambda self: content)
+    assert refusal(content_of, config) == (
+        f"data={config.name}: imdb_rlhf.data.embedded.Kind.content returns {content!r}; return a hash"
+    )

@@ -36,6 +36,13 @@ def coin_reservoir() -> np.ndarray:
     return np.tile(np.repeat([0.0, 1.0], 64), (PROMPTS, 1))
 
 
+def test_a_reward_above_its_range_is_refused(write_run: Write) -> None:
+    steps, small = {5: (level(0.05), level(1.0))}, {"reward_range": [0.0, 0.5]}
+    run = write_run("dpo", ("beta", 0.1), steps, reservoir=coin_reservoir(), summary=small)
+    with pytest.raises(RunError, match=r"^a sample of the reference has reward 1, and the range .* ends at 0.5; mend "):
+        frontier_of(run)
+
+
 def coin_kl(reward: float) -> float:
     """KL of a policy that gets reward 1 that often, from one that gets it half of the time."""
     terms = [p * np.log(2 * p) for p in (reward, 1 - reward) if p > 0]

@@ -15,6 +15,7 @@ from imdb_rlhf.pipeline import Pipeline
 from imdb_rlhf.runs.folder import RunFolder
 from imdb_rlhf.runs.kinds import kind_of
 from imdb_rlhf.stages.sources import Base
+from imdb_rlhf.stages.stage import Disk
 from imdb_rlhf.tracking.console import Console
 from imdb_rlhf.tracking.jsonl import read
 from imdb_rlhf.training.runtime import Runtime
@@ -130,25 +131,34 @@ def test_the_model_of_a_method_loads_in_transformers(methods, name):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "bytes_per_parameter"),
-    [
-        (["algo=dpo"], 16),  # the model; a checkpoint with two moments
-        (["algo=dpo", "keep_model=none"], 12),
-        (["algo=dpo", "keep_model=best"], 20),
-        (["algo=ppo", "ppo.value=own"], 28),  # the value network and its moments
-        (["algo=ppo", "ppo.value=shared"], 16),
-        (["algo=sft"], 4),
-        (["algo=sft", "keep_model=none"], 0),
-        (["algo=reward_model"], 4),
-        (["algo=reward_model", "keep_model=none"], 0),
-        (["algo=best_of_n"], 0),
+    ("overrides", "final", "peak"),
+    [  # bytes per parameter: 4 of a weight, 4 of each moment; two checkpoints exist while one is written
+        (["algo=dpo"], 4, 2 * 8),  # RMSprop has one moment
+        (["algo=dpo", "optim@policy.optim=adamw"], 4, 2 * 12),
+        (["algo=dpo", "keep_model=none"], 0, 2 * 8),
+        (["algo=dpo", "keep_model=best"], 4, 2 * 8 + 4),
+        (["algo=dpo", "trainer.checkpoint_every=0"], 4, 4),
+        (["algo=ppo", "ppo.value=own"], 4, 2 * 2 * 12),  # the value network too
+        (["algo=ppo", "ppo.value=shared"], 4, 2 * 12),
+        (["algo=sft"], 4, 4),
+        (["algo=sft", "keep_model=none"], 0, 0),
+        (["algo=reward_model"], 4, 4),
+        (["algo=reward_model", "keep_model=none"], 0, 0),
+        (["algo=best_of_n"], 0, 0),
     ],
 )
-def test_the_size_of_a_run(tmp_path, overrides, bytes_per_parameter):
+def test_the_disk_of_a_run(tmp_path, overrides, final, peak):
     run = run_of("trainer.threads=1", f"paths.outputs={tmp_path}", *overrides)
     pipeline = Pipeline(run, Runtime(run.trainer), Console(quiet=True))
-    kind = kind_of(run)(RunFolder(pipeline, "", []))
-    assert kind.size() == bytes_per_parameter * pipeline.get(Base).parameters()
+    parameters = pipeline.get(Base).parameters()
+    assert kind_of(run)(RunFolder(pipeline, "", [])).size() == (final * parameters, peak * parameters)
+
+
+def test_disk_adds_up_to_its_peak():
+    first, second = Disk(final=10, peak=30), Disk(final=5, peak=25)
+    assert first.then(second) == (15, 35)  # 10 stay while the second takes 25
+    assert second.then(first) == (15, 35)
+    assert Disk(1, 50).then(second) == (6, 50)
 
 
 def test_a_plan_counts_what_is_not_there(methods):
