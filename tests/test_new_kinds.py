@@ -257,8 +257,9 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     copy = tmp_path_factory.mktemp("copy")
     for name in ("imdb_rlhf", "conf", "sweeps", "hydra_plugins", "benchmarks", "tests", "docs"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("train.py", "pyproject.toml", "README.md"):
-        shutil.copy(ROOT / name, copy)
+    for file in ROOT.iterdir():
+        if file.is_file():
+            shutil.copy(file, copy)
     package, tree = copy / "imdb_rlhf", copy / "docs" / "architecture.md"
     # 1. the algorithm
     append(package / "losses.py", LOSS)
@@ -352,9 +353,9 @@ def test_what_the_dataset_refuses(copy: Path, arguments: list[str], message: str
 
 
 # Tests that read conf/ and the package, and those of them that look at the additions.
-READERS = ["tests/test_conf.py", "tests/config", "tests/test_architecture.py"]
+READERS = ["tests/test_conf.py", "tests/config", "tests/test_architecture.py", "tests/test_readme.py"]
 LOOKING = "toy or word_count or lines or owners or sizes or tree or imports or circle or every_number or every_type"
-LOOKING += " or every_field or a_field or choice or section"
+LOOKING += " or every_field or a_field or choice or section or shown_refusal"
 
 
 def passes(copy: Path, *options: str) -> None:
