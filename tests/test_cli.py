@@ -88,6 +88,8 @@ def test_a_refusal_in_a_process_of_its_own(here, arguments, start):
         (["reward=own"], "reward.function has no value; set reward.function="),
         (["model=null"], "Config group override must be a string"),
         (["~beta"], "beta has no value; set beta="),
+        (["algo.foo=1"], "algo.foo=1: algo has no keys below it; an algorithm is"),
+        (["experiment.foo=1"], "experiment.foo=1: no such key"),
         (["beta"], "beta is not of the form key=value"),
         (["beta = 0.1"], "beta = 0.1 is not of the form key=value"),
         (["data.path=a(b)"], "data.path=a(b) is not of the form key=value"),
@@ -368,7 +370,7 @@ def test_a_knob_that_is_no_key(monkeypatch):
     one_line(
         train("plan=true"),
         2,
-        "refused: algo=dpo: gamma=1.0 is no key of it, neither gamma nor dpo.gamma; mend DPORun.knob\n",
+        "refused: algo=dpo: gamma=1.0 is no key of it, neither at the root nor in a section; mend DPORun.knob\n",
     )
 
 

@@ -40,6 +40,8 @@ def explain(error: BaseException) -> str:
     if match := re.search(r"In '([^']+)': Could not load 'schema/([^']+)'", text):
         return not_listed(match[1], match[2])
     if full_key and full_key[1] == "algo":
+        if match := re.search(r"Error merging override (\S+)", text):
+            return f"{match[1]}: algo has no keys below it; an algorithm is chosen with algo=dpo"
         line = "a line with its name: `algo: dpo` in dpo.yaml"
         missing = line if "issing" in last else "the first line `# @package _global_`"
         return f"the file that algo= chooses needs {missing}"

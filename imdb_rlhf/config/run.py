@@ -1,6 +1,6 @@
 """The configuration that every algorithm has."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Any, ClassVar
 
@@ -89,7 +89,7 @@ class Run:
 
     @property
     def knob(self) -> tuple[str, float] | None:
-        """Name and value of the key that a paper sweeps, at the root or in the algorithm's own section; or None."""
+        """Name and value of the key that a paper sweeps, at the root or in a section; or None."""
         return None
 
     def check_knob(self) -> None:
@@ -104,10 +104,10 @@ class Run:
             raise ConfigError(f"algo={self.algo}: {error}; mend {type(self).__name__}.knob") from error
         if knob is not None:
             name, value = knob
-            holders = (self, getattr(self, self.algo, None))
+            holders = (self, *(getattr(self, field.name) for field in fields(self)))
             if not any(getattr(holder, name, None) == value for holder in holders):
                 raise ConfigError(
-                    f"algo={self.algo}: {name}={value} is no key of it, neither {name} nor {self.algo}.{name}; "
+                    f"algo={self.algo}: {name}={value} is no key of it, neither at the root nor in a section; "
                     f"mend {type(self).__name__}.knob"
                 )
 

@@ -106,12 +106,13 @@ def divide_reviews(config: DataConfig, held_out: int) -> Reviews:
     """
     kind = dataset_of(config)
     reviews = kind.divide(held_out)
-    empty = [role for role in ("sft", *PROMPT_ROLES) if not reviews.texts.get(role)]
+    empty = [f"{role} without reviews" for role in ("sft", *PROMPT_ROLES) if not len(reviews.texts.get(role, ()))]
     if held_out:
         tables = {"labelled": reviews.labelled, "held_out": reviews.held_out}
-        empty += [role for role, table in tables.items() if table.empty or not {"text", "label"} <= set(table)]
+        missing = [role for role, table in tables.items() if not len(table) or not {"text", "label"} <= set(table)]
+        empty += [f"{role} without rows of text and label" for role in missing]
     if empty:
-        raise RunError(f"data={config.name}: {type(kind).__module__}.Kind.divide leaves {empty[0]} without reviews")
+        raise RunError(f"data={config.name}: {type(kind).__module__}.Kind.divide leaves {empty[0]}")
     return reviews
 
 

@@ -81,8 +81,11 @@ class FinishedRun:
 
     @property
     def knob_keys(self) -> tuple[str, ...]:
-        """The keys that may hold the knob: at the root, or in the algorithm's own section."""
-        return () if self.knob is None else (self.knob[0], f"{self.algo}.{self.knob[0]}")
+        """The keys that may hold the knob: the one at the root or, where there is none, those in a section."""
+        if self.knob is None:
+            return ()
+        name = self.knob[0]
+        return (name,) if name in self.flat else tuple(f"{section}.{name}" for section in self.config)
 
     @property
     def largest_reward(self) -> float:

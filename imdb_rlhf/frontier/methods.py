@@ -55,12 +55,13 @@ def method_names(runs: Sequence[FinishedRun]) -> dict[Path, str]:
 def _values(key: str, runs: Sequence[FinishedRun]) -> list[str]:
     """What runs have for a key, as names show it.
 
-    A preference file is what it holds: where files differ in content, though not in place, a hash tells them apart.
+    A preference file is what it holds, if all runs recorded that: where files differ in content, though not in place, a
+    hash tells them apart.
     """
     shown = [str(run.flat.get(key)) for run in runs]
-    if key != PREFERENCES:
+    if key != PREFERENCES or any(run.flat.get(key) and "preferences" not in run.summary for run in runs):
         return shown
-    contents = [str(run.summary.get("preferences", place)) for run, place in zip(runs, shown, strict=True)]
+    contents = [str(run.summary.get("preferences")) for run in runs]
     first = {content: shown[contents.index(content)] for content in dict.fromkeys(contents)}
     alike = [content for content, place in first.items() if list(first.values()).count(place) > 1]
     names = {content: f"{place}@{content[:8]}" if content in alike else place for content, place in first.items()}

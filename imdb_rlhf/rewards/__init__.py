@@ -110,7 +110,9 @@ class CheckedReward:
         Raises:
             RunError: another count of scores, or one that is not finite or out of range.
         """
-        scores = self.reward.score(texts)
+        scores: Any = self.reward.score(texts)
+        if not isinstance(scores, Scores):
+            raise RunError(f"{self.name} gave {type(scores).__name__} instead of Scores; return both scales")
         for scale in (scores.reward, scores.logit):
             if np.shape(scale) != (len(texts),):
                 raise RunError(f"{self.name} gave shape {np.shape(scale)} for {len(texts)} texts; return one per text")
@@ -135,8 +137,11 @@ def kind_of(config: RewardConfig) -> RewardKind[Any]:
     """
     kind = cast(RewardKind[Any], load_kind("imdb_rlhf.rewards", config, RewardKind))
     ends: Any = kind.range
-    if not (isinstance(ends, tuple) and len(ends) == 2 and ends[0] < ends[1]):
-        raise RunError(f"{type(kind).__module__}.Kind has range {ends}; give two numbers, the smaller one first")
+    numbers = isinstance(ends, tuple) and all(isinstance(end, int | float) for end in ends)
+    if not (numbers and len(ends) == 2 and ends[0] < ends[1]):
+        raise RunError(
+            f"{type(kind).__module__}.Kind has range {ends}; give two numbers, the smaller one first, math.inf for none"
+        )
     return kind
 
 

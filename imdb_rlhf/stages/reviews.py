@@ -28,9 +28,15 @@ def data_config(flow: Flow) -> tuple[dict[str, Any], dict[str, Any]]:
     """The keys of `data` that every stage depends on, and those that only labels depend on.
 
     Where the reviews are stored is in neither: their content is hashed instead.
+
+    Raises:
+        RunError: the dataset's `label_keys` names a key that it does not have.
     """
-    data = without_places(flow.run.data)
-    labels = {key: data.pop(key) for key in dataset_of(flow.run.data).label_keys}
+    data, dataset = without_places(flow.run.data), dataset_of(flow.run.data)
+    for key in dataset.label_keys:
+        if not hasattr(flow.run.data, key):
+            raise RunError(f"{type(dataset).__module__}.Kind has {key} among its label_keys, and data.{key} is no key")
+    labels = {key: data.pop(key) for key in dataset.label_keys if key in data}
     data.pop("preferences_eos")  # no review depends on a preference file
     return data, labels
 

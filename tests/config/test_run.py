@@ -1,8 +1,11 @@
 """Values of the wrong type, and values that do not go together."""
 
+from dataclasses import fields
+
 import pytest
 
-from tests.command import refusal
+from imdb_rlhf.config.algos import PPORun
+from tests.command import refusal, run_of
 
 TWO_LABEL = "reward=two_label"
 IMDB = "data=imdb"
@@ -178,3 +181,14 @@ def test_values_that_do_not_go_together(overrides, message):
 @pytest.mark.parametrize("key", ["prompt_splits", "test_splits", "sft_splits", "labelled_splits"])
 def test_no_split(key):
     assert refusal(IMDB, f"data.{key}=[]").startswith(f"data.{key}=[] names no split; give some of")
+
+
+def test_a_knob_in_the_section_of_another_algorithm():
+    class RLOORun(PPORun):
+        """Inherits PPO's section."""
+
+    run = run_of("algo=ppo", "target_kl=null", "ppo.kl_coefficient=0.1")
+    assert isinstance(run, PPORun)
+    other = RLOORun(**{field.name: getattr(run, field.name) for field in fields(run)} | {"algo": "rloo"})
+    assert other.knob == ("kl_coefficient", 0.1)
+    other.check_knob()

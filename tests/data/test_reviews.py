@@ -12,7 +12,12 @@ import pytest
 from imdb_rlhf.config.data import DataConfig, EmbeddedData, ImdbData, PromptsConfig
 from imdb_rlhf.data.reviews import PROMPT_ROLES, Reviews, content_of, dataset_of, divide_reviews
 from imdb_rlhf.errors import RunError
+from imdb_rlhf.stages.reviews import data_config
+from imdb_rlhf.stages.stage import Flow
+from imdb_rlhf.tracking.console import Console
+from imdb_rlhf.training.runtime import Runtime
 from tests import tiny
+from tests.command import run_of
 from tests.data.tables import imdb_data, write_split
 
 LENGTHS = PromptsConfig(train=20, validation=5, test=10, min_tokens=2, max_tokens=8)
@@ -246,7 +251,7 @@ def test_labels_that_are_not_there(monkeypatch):
     whole = kind(config).divide(0)
     monkeypatch.setattr(kind, "divide", lambda self, held_out: whole)
     assert divide_reviews(config, 0) is whole
-    assert refusal(divide_reviews, config, 5).endswith("Kind.divide leaves labelled without reviews")
+    assert refusal(divide_reviews, config, 5).endswith("Kind.divide leaves labelled without rows of text and label")
 
 
 @pytest.mark.parametrize("content", [None, "", 3])
@@ -256,3 +261,15 @@ def test_a_content_that_is_no_hash(monkeypatch, content):
     assert refusal(content_of, config) == (
         f"data={config.name}: imdb_rlhf.data.embedded.Kind.content returns {content!r}; return a hash"
     )
+
+
+def test_a_label_key_may_be_a_place_and_must_be_a_key(monkeypatch, tmp_path):
+    run = run_of("data=imdb", f"data.path={tmp_path}", f"paths.outputs={tmp_path}")
+    flow = Flow(run, Runtime(run.trainer), Console(quiet=True), ())
+    kind = type(dataset_of(run.data))
+    monkeypatch.setattr(kind, "label_keys", ("path", "labelled_splits"))
+    data, labels = data_config(flow)
+    assert labels == {"labelled_splits": ["train"]} and "path" not in data
+    monkeypatch.setattr(kind, "label_keys", ("labels",))
+    message = "imdb_rlhf.data.imdb.Kind has labels among its label_keys, and data.labels is no key"
+    assert refusal(data_config, flow) == message

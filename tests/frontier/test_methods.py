@@ -160,3 +160,11 @@ def test_a_model_that_was_named_is_one_with_the_model_whose_folder_has_that_name
     more = [{"own_model": {"path": "a/mine", "name": None}}, {"own_model": {"path": "b", "name": "mine"}}]
     runs = [write_run("own_model", None, FLAT, more=m, seed=s, summary={"variant": "mine"}) for s, m in enumerate(more)]
     assert names(runs_of(runs)) == ["mine", "mine"]
+
+
+def test_runs_from_before_the_content_was_recorded_are_told_apart_by_place(write_run: Write) -> None:
+    old = [
+        write_run("dpo", ("beta", 1), FLAT, more={"data.preferences": place}, seed=len(place)) for place in ("a", "bb")
+    ]
+    new = write_run("dpo", ("beta", 1), FLAT, more={"data.preferences": "a"}, seed=5, summary={"preferences": "1" * 64})
+    assert names(runs_of([*old, new])) == ["DPO (preferences=a)", "DPO (preferences=bb)", "DPO (preferences=a)"]

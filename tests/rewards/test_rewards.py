@@ -74,7 +74,15 @@ def test_what_is_no_reward(thing: Any) -> None:
         checked(thing)
 
 
-@pytest.mark.parametrize("ends", [300.0, (300.0, 0.0), (1.0, 1.0), (0.0, math.nan), (0.0,), None])
+def test_scores_on_one_scale_alone() -> None:
+    class Bare:
+        def score(self, texts: Sequence[str]) -> Any:
+            return np.zeros(len(texts))
+
+    assert refused(Bare()) == "reward=mine gave ndarray instead of Scores; return both scales"
+
+
+@pytest.mark.parametrize("ends", [3.0, (0, None), ("a", "b"), (3.0, 0.0), (1.0, 1.0), (0.0, math.nan), (0.0,), None])
 def test_a_range_that_is_none(monkeypatch: pytest.MonkeyPatch, ends: Any) -> None:
     monkeypatch.setattr(Kind, "range", ends)
     with pytest.raises(RunError, match=r"^imdb_rlhf.rewards.lexicon.Kind has range .*; give two numbers, the smaller"):
