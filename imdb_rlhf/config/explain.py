@@ -18,6 +18,26 @@ def _file(name: str) -> str:
     return f"{name.removesuffix(max(endings, key=len, default=''))}.yaml"
 
 
+def _unknown(key: str, schema: type | None, override: str | None) -> str:
+    """The answer to a key that does not exist.
+
+    Args:
+        key: with its place.
+        schema: the class that lacks it, if it is a class of the configuration.
+        override: what the command line says, if the key is from there; else a file of conf/ has it.
+    """
+    if key.endswith(".schema") and not override:
+        return f"the file that {key.partition('.')[0]}= chooses needs @_here_ after its /schema/... in `defaults:`"
+    if schema is Run:
+        return "the file that algo= chooses needs /schema/...@_global_, of its algorithm, in `defaults:`"
+    if key == "experiment" and not override:
+        return "the file that experiment= chooses needs the first line `# @package _global_`"
+    if schema is None:
+        return f"{override or key}: no such key; --cfg job lists them"
+    algo = next((name for name, algorithm in ALGORITHMS.items() if algorithm is schema), None)
+    return unknown_key(key, names_of(schema, key.rpartition(".")[0]), algo, shown=override or key)
+
+
 def explain(error: BaseException) -> str:
     """One line for an error that Hydra or OmegaConf describe in several: the key, the value and the way out."""
     chain = [error]
@@ -49,18 +69,7 @@ def explain(error: BaseException) -> str:
     if match := re.search(r"Key '([^']+)' (?:not in|is not in struct)(?: '(\w+)')?", last):
         key = full_key[1] if full_key else match[1]
         override = re.search(r"To append to your config use \+(.+)", text)
-        shown = override[1] if override else key
-        schema = CLASSES.get(match[2] or "")
-        if key.endswith(".schema") and not override:
-            return f"the file that {key.partition('.')[0]}= chooses needs @_here_ after its /schema/... in `defaults:`"
-        if schema is Run:
-            return "the file that algo= chooses needs /schema/...@_global_, of its algorithm, in `defaults:`"
-        if key == "experiment" and not override:
-            return "the file that experiment= chooses needs the first line `# @package _global_`"
-        if schema is None:
-            return f"{shown}: no such key; --cfg job lists them"
-        algo = next((name for name, algorithm in ALGORITHMS.items() if algorithm is schema), None)
-        return unknown_key(key, names_of(schema, key.rpartition(".")[0]), algo, shown=shown)
+        return _unknown(key, CLASSES.get(match[2] or ""), override[1] if override else None)
     # 4. a key without a value
     if match := re.search(r"[Mm]issing (?:mandatory value:|1 required positional argument:) '?([\w.]+)", text):
         key = full_key[1] if full_key and full_key[1].endswith(match[1]) else match[1]

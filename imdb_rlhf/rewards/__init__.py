@@ -110,9 +110,10 @@ class CheckedReward:
         Raises:
             RunError: another count of scores, or one that is not finite or out of range.
         """
-        scores: Any = self.reward.score(texts)
+        scores = self.reward.score(texts)
         if not isinstance(scores, Scores):
             raise RunError(f"{self.name} gave {type(scores).__name__} instead of Scores; return both scales")
+        scores = Scores(np.asarray(scores.reward, np.float64), np.asarray(scores.logit, np.float64))
         for scale in (scores.reward, scores.logit):
             if np.shape(scale) != (len(texts),):
                 raise RunError(f"{self.name} gave shape {np.shape(scale)} for {len(texts)} texts; return one per text")

@@ -23,7 +23,9 @@ from imdb_rlhf.stages.evaluations import BaseEvaluation, ReferenceEvaluation
 from imdb_rlhf.stages.groups import Groups
 from imdb_rlhf.stages.reference import Reference
 from imdb_rlhf.stages.reward_model import TrainedRewardModel
+from imdb_rlhf.stages.sources import Base
 from imdb_rlhf.stages.stage import Disk, unchanging
+from imdb_rlhf.stages.training import BYTES
 from imdb_rlhf.tracking import Trackers
 from imdb_rlhf.training import checkpoint
 
@@ -75,6 +77,11 @@ class RunKind(ABC):
     def models(self) -> int:
         """How many models stay in the folder."""
         return 0 if self.run.keep_model == KeepModel.none else 1
+
+    @property
+    def copied_model(self) -> Disk:
+        """The disk of a model that is copied into the folder."""
+        return unchanging(self.models * BYTES * self.flow.get(Base).parameters())
 
     def log_tables(self, trackers: Trackers, table: pd.DataFrame, result: Mapping[str, Any]) -> None:
         """Give the trackers the finished run's tables, histograms and summary."""

@@ -33,9 +33,8 @@ from imdb_rlhf.stages.evaluations import OwnModel
 from imdb_rlhf.stages.reference import Reference
 from imdb_rlhf.stages.reservoir import Reservoir
 from imdb_rlhf.stages.reward_model import TrainedRewardModel
-from imdb_rlhf.stages.sources import Base
-from imdb_rlhf.stages.stage import Disk, unchanging
-from imdb_rlhf.stages.training import BYTES, training_disk
+from imdb_rlhf.stages.stage import Disk
+from imdb_rlhf.stages.training import training_disk
 from imdb_rlhf.tracking import Trackers, jsonl
 
 
@@ -69,7 +68,7 @@ class ReferenceRun(UntrainedRun):
 
     def size(self) -> Disk:
         """A copy of the reference."""
-        return unchanging(self.models * BYTES * self.flow.get(Base).parameters())
+        return self.copied_model
 
 
 class OwnModelEvaluation(UntrainedRun):
@@ -147,7 +146,7 @@ class RewardModelAccount(RunKind):
 
     def size(self) -> Disk:
         """A copy of the reward model."""
-        return unchanging(self.models * BYTES * self.flow.get(Base).parameters())
+        return self.copied_model
 
     def work(self, trackers: Trackers, start: int, began: float) -> tuple[dict[str, Any], pd.DataFrame]:
         """Copy the stage's results."""

@@ -74,6 +74,16 @@ def test_what_is_no_reward(thing: Any) -> None:
         checked(thing)
 
 
+def test_scores_in_lists_are_scores() -> None:
+    class Lists:
+        def score(self, texts: Sequence[str]) -> Any:
+            return Scores([0.25, 1], [-1, 2])  # type: ignore[arg-type]
+
+    scores = checked(Lists()).score(TEXTS)
+    assert scores.reward.tolist() == [0.25, 1.0] and scores.logit.tolist() == [-1.0, 2.0]
+    assert scores.reward.dtype == scores.logit.dtype == np.float64
+
+
 def test_scores_on_one_scale_alone() -> None:
     class Bare:
         def score(self, texts: Sequence[str]) -> Any:
