@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from benchmarks.programs.program import Record, Setup
+from imdb_rlhf.models.blocks import OutputLayer
 from imdb_rlhf.models.kl import compare
 from imdb_rlhf.models.logprobs import Rows, token_logprobs
 from imdb_rlhf.models.policy import freeze
@@ -63,7 +64,7 @@ def _logprobs(setup: Setup, tokens: int, vocabulary: int, width: int) -> tuple[C
 
     def work() -> None:
         hidden.grad = weight.grad = None
-        token_logprobs(hidden, weight, None, targets).sum().backward()
+        token_logprobs(hidden, OutputLayer(weight), targets).sum().backward()
 
     return work, 4 * width * (tokens + vocabulary)
 

@@ -22,7 +22,7 @@ class ActorCritic(nn.Module):
         super().__init__()
         self.lm, self.temperature = lm, temperature
         self.critic = deepcopy(lm.base_model) if value == ValueNetwork.own else None
-        width = output_layer(lm)[0].shape[1]
+        width = output_layer(lm).weight.shape[1]
         self.head = nn.Linear(width, 1, device=lm.device)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
@@ -33,8 +33,8 @@ class ActorCritic(nn.Module):
         The value at a token is that of the state before it. Arguments as in `logprobs.Rows`.
         """
         mask = completion_mask(ids, starts, lengths)
-        states, weight, bias = states_and_layer(self.lm, ids, lengths, mask)
-        logprobs = token_logprobs(states, weight, bias, ids[mask], self.temperature)
+        states, layer = states_and_layer(self.lm, ids, lengths, mask)
+        logprobs = token_logprobs(states, layer, ids[mask], self.temperature)
         if self.critic is not None:
             states = states_before(self.critic, ids, lengths, mask)
         with torch.autocast(ids.device.type, enabled=False):

@@ -7,6 +7,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from imdb_rlhf.models.products import factor_dtype, float32_product, is_reduced
+
 # Logits held at once: few enough for a CPU's cache, enough to keep a GPU busy.
 CHUNK = {"cpu": 1 << 22, "cuda": 1 << 26}
 # Vocabulary entries per block of logits. A large vocabulary is cut so that many tokens share a block: the gradient of
@@ -14,45 +16,95 @@ CHUNK = {"cpu": 1 << 22, "cuda": 1 << 26}
 TILE = {"cpu": 1 << 10, "cuda": 1 << 14}
 
 
-class Blocks:
-    """Memory for one block of logits; each block overwrites the one before, so that the memory stays in the cache.
+@dataclass(frozen=True)
+class OutputLayer:
+    """How a model makes logits of its states: cap(scale * (weight @ state + bias)).
 
-    Args:
-        like: (n, width) states; products have their precision.
-        parts: blocks of tokens.
-        blocks: blocks of the vocabulary.
+    Attributes:
+        weight: (vocabulary, width).
+        bias: (vocabulary,) or None.
+        scale: multiplies the products, as in Cohere's and Granite's models.
+        cap: soft cap c of the logits, c tanh(logit / c), as in Gemma 2; None caps nothing.
     """
 
-    def __init__(self, like: Tensor, parts: list[slice], blocks: list[slice]) -> None:
-        largest = max((_size(part) for part in parts), default=0) * _size(blocks[0])
-        self.float32 = like.new_empty(largest, dtype=torch.float32)
-        self.raw = self.float32 if like.dtype == torch.float32 else like.new_empty(largest)
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+    cap: float | None = None
 
-    def logits(self, hidden: Tensor, layer: tuple[Tensor, Tensor | None], entries: slice, temperature: float) -> Tensor:
-        """Compute the logits of a block over the block before.
+    @property
+    def vocabulary(self) -> int:
+        """Number of tokens."""
+        return len(self.weight)
+
+    def finish(self, products: Tensor, bias: Tensor | None) -> Tensor:
+        """Make logits of float32 products with the weight, in place.
 
         Args:
-            hidden: (tokens, width) states.
-            layer: weight (vocabulary, width) and bias (vocabulary,) or None.
-            entries: block of the vocabulary.
-            temperature: divides the logits.
-
-        Returns:
-            (tokens, entries) float32.
+            products: (tokens, entries).
+            bias: (entries,) or None.
         """
-        weight, bias = layer
-        shape = len(hidden), _size(entries)
-        torch.mm(hidden, weight[entries].to(hidden.dtype).t(), out=_view(self.raw, shape))
-        logits = _view(self.float32, shape)
-        if self.raw is not self.float32:
-            logits.copy_(_view(self.raw, shape))
         if bias is not None:
-            logits += bias[entries].float()
-        return logits if temperature == 1 else logits.div_(temperature)
+            products += bias.float()
+        if self.scale != 1:
+            products *= self.scale
+        return products if self.cap is None else products.div_(self.cap).tanh_().mul_(self.cap)
 
-    def lowered(self, block: Tensor) -> Tensor:
-        """Cast a block of `logits`' shape to the states' precision, over the products it was computed from."""
-        return _view(self.raw, block.shape).copy_(block)
+    def slope(self, logits: Tensor) -> Tensor | None:
+        """The derivative of logits to scaled products, of the logits' shape; None where it is 1 everywhere."""
+        return None if self.cap is None else (logits / self.cap).square_().neg_().add_(1)
+
+
+class Blocks:
+    """Computes logits block by block in float32, each over the one before, so that the memory stays in the cache.
+
+    Args:
+        hidden: (n, width) states.
+        layer: the output layer.
+        parts: blocks of tokens.
+        blocks: blocks of the vocabulary.
+        temperature: divides the logits.
+    """
+
+    def __init__(
+        self, hidden: Tensor, layer: OutputLayer, parts: list[slice], blocks: list[slice], temperature: float = 1.0
+    ) -> None:
+        self.layer, self.temperature, self.rounded = layer, temperature, is_reduced(hidden)
+        self.hidden = hidden.to(factor_dtype(hidden))
+        self.largest = max((_size(part) for part in parts), default=0) * _size(blocks[0])
+        self.memory = hidden.new_empty(self.largest, dtype=torch.float32)
+        self.lower: Tensor | None = None
+
+    def logits(self, part: slice, entries: slice) -> Tensor:
+        """Compute (tokens, entries) float32 logits of a block of tokens and a block of the vocabulary."""
+        hidden = self.hidden[part]
+        products = _view(self.memory, (len(hidden), _size(entries)))
+        weight = self.layer.weight[entries].to(hidden.dtype)
+        float32_product(hidden, weight, products, rounded=self.rounded)
+        logits = self.layer.finish(products, None if self.layer.bias is None else self.layer.bias[entries])
+        return logits if self.temperature == 1 else logits.div_(self.temperature)
+
+    def slope(self, logits: Tensor) -> Tensor | None:
+        """`OutputLayer.slope` of a block that `logits` returned."""
+        return self.layer.slope(logits if self.temperature == 1 else logits * self.temperature)
+
+    def lowered(self, block: Tensor, dtype: torch.dtype) -> Tensor:
+        """Cast a block of `logits`' shape; each over the one before."""
+        if block.dtype == dtype:
+            return block
+        if self.lower is None:
+            self.lower = block.new_empty(self.largest, dtype=dtype)
+        return _view(self.lower, block.shape).copy_(block)
+
+
+def next_logits(states: Tensor, layer: OutputLayer) -> Tensor:
+    """(rows, vocabulary) float32 logits of (rows, width) states, without gradients."""
+    dtype = factor_dtype(states)
+    products = torch.empty(len(states), layer.vocabulary, dtype=torch.float32, device=states.device)
+    rounded = states.dtype != torch.float32
+    return layer.finish(
+        float32_product(states.to(dtype), layer.weight.to(dtype), products, rounded=rounded), layer.bias
+    )
 
 
 def _size(part: slice) -> int:

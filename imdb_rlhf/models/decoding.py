@@ -3,20 +3,24 @@
 `open_decoder` picks the GPT-2 decoder where it computes what the model would, and transformers' cache for other models.
 """
 
-from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from inspect import signature
+from typing import Any, Protocol, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, GPT2Model, PreTrainedModel
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
 from imdb_rlhf.models import gpt2
 from imdb_rlhf.models.attention import split_heads
+from imdb_rlhf.models.blocks import OutputLayer, next_logits
 from imdb_rlhf.models.logprobs import output_layer
-from imdb_rlhf.models.products import Product, laid_out
+from imdb_rlhf.models.products import Product, factor_dtype, fuses, laid_out
 
 # Numbers of each parameter that are summed plainly beside the sum of all squares, to notice a change of sign.
 SIGNED = 1 << 12
@@ -38,7 +42,7 @@ class Decoder(Protocol):
         """Read tokens: first those that `begin` returned, then (rows, 1) at a time.
 
         Returns:
-            (rows, vocabulary) logits of the next token.
+            (rows, vocabulary) float32 logits of the next token.
         """
         ...
 
@@ -57,14 +61,18 @@ def open_decoder(lm: PreTrainedModel, rows: int, time: int) -> Decoder:
     """
     if gpt2.is_plain(lm.base_model):
         return GPT2Decoder(lm, rows, time)
-    return CachedDecoder(lm)
+    return CachedDecoder(lm, rows)
 
 
 class CachedDecoder:
-    """Decodes any model by its own forward and transformers' growing cache."""
+    """Decodes any model by its own forward and transformers' growing cache, with its linear layers laid out once."""
 
-    def __init__(self, lm: PreTrainedModel) -> None:
-        self.lm, self.cache = lm, DynamicCache()
+    def __init__(self, lm: PreTrainedModel, rows: int) -> None:
+        self.cache, self.dtype = DynamicCache(), _precision(lm)
+        self.layout = _kept(lm, rows, self.dtype, _BaseLayout.of)
+        # transformers is renaming the argument
+        names = signature(self.layout.base.forward).parameters
+        self.arguments: dict[str, Any] = {"cache" if "cache" in names else "past_key_values": self.cache}
 
     def begin(self, prompts: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """As in `Decoder`; reads as many tokens as the shortest prompt has, so that no row is padded."""
@@ -72,15 +80,20 @@ class CachedDecoder:
 
     def read(self, ids: Tensor) -> Tensor:
         """As in `Decoder`."""
-        output = self.lm.base_model(input_ids=ids, past_key_values=self.cache, use_cache=True)
-        state = output.last_hidden_state[:, -1]
-        weight, bias = output_layer(self.lm)
-        logits = state @ weight.to(state.dtype).t()
-        return logits if bias is None else logits + bias
+        output = self.layout.base(input_ids=ids, use_cache=True, **self.arguments)
+        state = output.last_hidden_state[:, -1].to(self.dtype)
+        with torch.autocast(ids.device.type, enabled=False):
+            return next_logits(state, self.layout.output)
 
     def keep(self, rows: Tensor) -> None:
         """As in `Decoder`."""
         self.cache.batch_select_indices(rows)
+
+
+def _precision(lm: PreTrainedModel) -> torch.dtype:
+    """The precision of products: autocast's where autocast is on, else the weights'."""
+    kind = lm.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else lm.dtype
 
 
 class GPT2Decoder:
@@ -91,9 +104,7 @@ class GPT2Decoder:
 
     def __init__(self, lm: PreTrainedModel, rows: int, time: int) -> None:
         model = cast(GPT2Model, lm.base_model)
-        weight, bias = output_layer(lm)
-        kind = weight.device.type
-        self.dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+        weight, self.dtype = output_layer(lm).weight, _precision(lm)
         self.model, self.heads, self.column = model, model.config.n_head, 0
         self.lengths: Tensor | None = None  # (rows,) tokens of the prompts, until they are read
         self.shift: Tensor | None = None  # (rows, 1) columns before each prompt, if the prompts differ in length
@@ -101,8 +112,7 @@ class GPT2Decoder:
         width = weight.shape[1] // self.heads
         blank = torch.zeros(rows, self.heads, time, width, dtype=self.dtype, device=weight.device)
         self.cache = DynamicCache([(blank, blank) for _ in model.h])  # copies `blank`, so layers do not share it
-        with torch.autocast(kind, enabled=False):
-            self.layout = _layout(lm, rows, self.dtype)
+        self.layout = _kept(lm, rows, self.dtype, _GPT2Layout.of)
 
     def begin(self, prompts: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """As in `Decoder`."""
@@ -130,7 +140,7 @@ class GPT2Decoder:
             ends = self.lengths - 1 if self.lengths is not None else torch.zeros_like(ids[:, 0])
             self.lengths = None
             last = x.view(rows, time, -1)[torch.arange(rows, device=ids.device), ends]
-            return self.layout.output(gpt2.layer_norm(self.model.ln_f, last).to(self.dtype))
+            return next_logits(gpt2.layer_norm(self.model.ln_f, last).to(self.dtype), self.layout.output)
 
     def _step(self, index: int, block: GPT2Block, x: Tensor, rows: int) -> Tensor:
         products = self.layout.layers[index]
@@ -177,27 +187,85 @@ class _LayerProducts:
 
 
 @dataclass(frozen=True)
-class _Layout:
-    """A model's products with their weights laid out, and the fingerprint of the weights they were made from."""
+class _GPT2Layout:
+    """A GPT-2's products with their weights laid out."""
 
-    fingerprint: tuple[Any, ...]
-    output: Product
+    output: OutputLayer
     layers: list[_LayerProducts]
 
-
-# Sampling runs many batches with the same weights, so a layout is kept as long as its model lives.
-_LAYOUTS: WeakKeyDictionary[PreTrainedModel, _Layout] = WeakKeyDictionary()
-
-
-def _layout(lm: PreTrainedModel, rows: int, dtype: torch.dtype) -> _Layout:
-    """The layout of the model's present weights."""
-    fingerprint = (dtype, *_fingerprint(list(lm.parameters())))
-    layout = _LAYOUTS.get(lm)
-    if layout is None or layout.fingerprint != fingerprint:
-        weight, bias = output_layer(lm)
+    @staticmethod
+    def of(lm: PreTrainedModel, rows: int, dtype: torch.dtype) -> "_GPT2Layout":
+        """Lay out for about `rows` rows."""
         layers = [_layer_products(cast(GPT2Block, block), rows, dtype) for block in cast(GPT2Model, lm.base_model).h]
-        layout = _LAYOUTS[lm] = _Layout(fingerprint, laid_out(weight, bias, rows, dtype), layers)
-    return layout
+        return _GPT2Layout(_prepared(lm, dtype), layers)
+
+
+@dataclass(frozen=True)
+class _BaseLayout:
+    """Any model's layers, those that are plain linear with their weights laid out."""
+
+    output: OutputLayer
+    base: nn.Module
+
+    @staticmethod
+    def of(lm: PreTrainedModel, rows: int, dtype: torch.dtype) -> "_BaseLayout":
+        """Lay out for about `rows` rows; where no product gains from it, the model's own layers serve."""
+        base = cast(nn.Module, lm.base_model)
+        if fuses(torch.empty(0, dtype=dtype, device=lm.device)):
+            shared = {id(table): table for table in (*base.parameters(), *base.buffers())}
+            base = deepcopy(base, shared)
+            for parent in base.modules():
+                for name, child in parent.named_children():
+                    if type(child) is nn.Linear and not (child._forward_hooks or child._forward_pre_hooks):
+                        setattr(parent, name, _LaidOutLinear(child, rows, dtype))
+        return _BaseLayout(_prepared(lm, dtype), base)
+
+
+class _LaidOutLinear(nn.Module):
+    """A linear layer whose weight is cast and laid out once, and not for every token as under autocast."""
+
+    def __init__(self, layer: nn.Linear, rows: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.weight, self.bias, self.dtype = layer.weight, layer.bias, dtype
+        self.product = laid_out(layer.weight, layer.bias, rows, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., out) in the layout's precision, of (..., in)."""
+        return self.product(x.reshape(-1, self.in_features).to(self.dtype)).view(*x.shape[:-1], self.out_features)
+
+
+Layout = TypeVar("Layout")
+# Sampling runs many batches with the same weights, so a layout is kept as long as its model lives, with the fingerprint
+# of the weights that it was made from.
+_LAYOUTS: WeakKeyDictionary[PreTrainedModel, tuple[tuple[Any, ...], Any]] = WeakKeyDictionary()
+
+
+def _kept(
+    lm: PreTrainedModel, rows: int, dtype: torch.dtype, make: Callable[[PreTrainedModel, int, torch.dtype], Layout]
+) -> Layout:
+    """The layout of the model's present weights."""
+    with torch.autocast(lm.device.type, enabled=False):
+        fingerprint = (make, dtype, _state(lm), *_fingerprint(list(lm.parameters())))
+        kept = _LAYOUTS.get(lm)
+        if kept is None or kept[0] != fingerprint:
+            kept = _LAYOUTS[lm] = fingerprint, make(lm, rows, dtype)
+    return cast(Layout, kept[1])
+
+
+def _prepared(lm: PreTrainedModel, dtype: torch.dtype) -> OutputLayer:
+    """The output layer with its weight in the precision that its product reads, cast once."""
+    layer = output_layer(lm)
+    weight = layer.weight.detach()
+    return replace(layer, weight=weight.to(factor_dtype(weight.new_empty(0, dtype=dtype))))
+
+
+def _state(lm: PreTrainedModel) -> tuple[Any, ...]:
+    """What a copy of a model's layers takes along besides weights, to notice a change."""
+    return tuple(
+        (id(module), module.training, len(module._forward_hooks), len(module._forward_pre_hooks))
+        for module in lm.modules()
+    )
 
 
 def _fingerprint(parameters: list[Tensor]) -> tuple[Any, ...]:

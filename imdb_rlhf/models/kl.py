@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from imdb_rlhf.models.blocks import Blocks, Normaliser, indices_in, slices, tiles
+from imdb_rlhf.models.blocks import Blocks, Normaliser, OutputLayer, indices_in, slices, tiles
 from imdb_rlhf.models.logprobs import Rows, completion_mask, output_layer, states_before
 
 
@@ -50,26 +50,21 @@ def compare(policy: PreTrainedModel, reference: PreTrainedModel, rows: Rows, tem
     return Comparison(*sums.index_add_(1, owner, values))
 
 
-def _divergence(
-    states: list[Tensor], layers: list[tuple[Tensor, Tensor | None]], targets: Tensor, temperature: float
-) -> Tensor:
+def _divergence(states: list[Tensor], layers: list[OutputLayer], targets: Tensor, temperature: float) -> Tensor:
     """(3, n) float64: log-probs of the targets under policy and reference, and the KL of the steps.
 
     With l and m the logits of policy and reference, KL = E[l - m] - logsumexp(l) + logsumexp(m), where the expectation
     is under the policy. All three terms are accumulated block by block of the vocabulary.
     """
     tokens, device = len(targets), targets.device
-    policy_entries, reference_entries = (len(weight) for weight, _ in layers)
+    policy_entries, reference_entries = (layer.vocabulary for layer in layers)
     normalisers = [Normaliser.of(tokens, device) for _ in layers]
     chosen = torch.zeros(2, tokens, dtype=torch.float64, device=device)
     gap = torch.zeros(tokens, dtype=torch.float64, device=device)  # sum of exp(l - top) (l - m)
     parts, blocks = tiles(tokens, policy_entries, device.type)
-    memories = [Blocks(state, parts, blocks) for state in states]
+    memories = [Blocks(state, layer, parts, blocks, temperature) for state, layer in zip(states, layers, strict=True)]
     for entries, part in product(blocks, parts):
-        policy, reference = (
-            memory.logits(state[part], layer, entries, temperature)
-            for memory, state, layer in zip(memories, states, layers, strict=True)
-        )
+        policy, reference = (memory.logits(part, entries) for memory in memories)
         indices, inside = indices_in(targets[part], entries)
         for model, logits in enumerate((policy, reference)):
             chosen[model, part] += torch.where(inside, logits.gather(1, indices), 0.0)[:, 0]
@@ -79,7 +74,7 @@ def _divergence(
         normalisers[1].add(part, reference)
     # entries that the policy lacks, and so never samples, count in the reference's normaliser alone
     for entries, part in product(slices(reference_entries, blocks[0].stop, first=policy_entries), parts):
-        normalisers[1].add(part, memories[1].logits(states[1][part], layers[1], entries, temperature))
+        normalisers[1].add(part, memories[1].logits(part, entries))
     ends = torch.stack([normaliser.value() for normaliser in normalisers])
     kl = gap / normalisers[0].total - ends[0] + ends[1]
     return torch.cat([chosen - ends, kl[None]])

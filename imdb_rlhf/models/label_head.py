@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 
 from imdb_rlhf.config.reward import TwoLabelReward
 from imdb_rlhf.errors import RunError
-from imdb_rlhf.models.logprobs import completion_mask, located_states, token_logprobs
+from imdb_rlhf.models.logprobs import completion_mask, located_states, made_logits, token_logprobs
 
 # The names of dropout rates in transformers' configurations.
 DROPOUTS = ["resid_pdrop", "embd_pdrop", "attn_pdrop", "dropout", "attention_dropout", "hidden_dropout"]
@@ -39,12 +39,14 @@ class LabelHead(nn.Module):
         """
         states, indices = located_states(self.model.base_model, ids, lengths)
         inside = completion_mask(ids, torch.zeros_like(lengths), lengths)
-        logits = cast(Tensor, self.model.score(states))[torch.where(inside, indices, 0)]
+        with torch.autocast(ids.device.type, enabled=False):  # in float32, as RewardHead's scores
+            logits = cast(Tensor, self.model.score(states.float()))[torch.where(inside, indices, 0)]
         if not self.lm_weight:
             return logits, torch.zeros(len(ids), device=ids.device)
         mask = completion_mask(ids, torch.ones_like(lengths), lengths)
-        table = self.model.get_input_embeddings().weight  # tied to the output layer, as `make_head` ensures
-        values = token_logprobs(states.index_select(0, indices[mask] - 1), table, None, ids[mask])
+        # tied to the output layer, as `make_head` ensures
+        layer = made_logits(self.model.config, self.model.get_input_embeddings().weight)
+        values = token_logprobs(states.index_select(0, indices[mask] - 1), layer, ids[mask])
         owner = mask.nonzero()[:, 0]
         sums = torch.zeros(len(ids), device=ids.device).index_add(0, owner, values)
         return logits, sums / (lengths - 1).clamp(min=1)

@@ -6,7 +6,7 @@ again in the backward pass; log-softmax is computed in float32 whatever the prec
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, cast
 
@@ -17,9 +17,14 @@ from transformers import GPT2Model, PreTrainedModel
 
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.models import gpt2
-from imdb_rlhf.models.blocks import Blocks, Normaliser, indices_in, tiles
+from imdb_rlhf.models.blocks import Blocks, Normaliser, OutputLayer, indices_in, tiles
 from imdb_rlhf.models.embedding import TiedEmbedding
 from imdb_rlhf.models.products import outside_autocast, rounded_up
+
+# What configurations call a factor of the logits (Cohere; Falcon-H1), a divisor (Granite), and their soft cap (Gemma 2
+# and 3; RecurrentGemma).
+MULTIPLIERS, DIVISORS = ("logit_scale", "lm_head_multiplier"), ("logits_scaling",)
+CAPS = ("final_logit_softcapping", "logits_soft_cap")
 
 
 @dataclass(frozen=True)
@@ -50,11 +55,13 @@ class Rows:
         return Rows(self.ids.to(device), self.starts.to(device), self.lengths.to(device))
 
 
-def output_layer(lm: PreTrainedModel) -> tuple[Tensor, Tensor | None]:
-    """Weight (vocabulary, width) and bias (vocabulary,) or None of the layer that computes logits.
+def output_layer(lm: PreTrainedModel) -> OutputLayer:
+    """The layer that computes a model's logits.
+
+    What it does beyond a product is told by the model's configuration; `policy.load` checks it against the model.
 
     Raises:
-        RunError: the layer does more than multiply by a weight, for example because it is an adapter's.
+        RunError: its weight alone does not give the logits, for example because it is an adapter's.
     """
     layer = lm.get_output_embeddings()
     if type(layer) is not nn.Linear:
@@ -62,7 +69,19 @@ def output_layer(lm: PreTrainedModel) -> tuple[Tensor, Tensor | None]:
             f"the model's output layer is a {type(layer).__name__}, not a plain linear layer, so its weight alone does "
             "not give the logits; merge adapters into the model first"
         )
-    return layer.weight, layer.bias
+    return made_logits(lm.config, layer.weight, layer.bias)
+
+
+def made_logits(config: Any, weight: Tensor, bias: Tensor | None = None) -> OutputLayer:
+    """An output layer with the scale and the cap that a model's configuration states."""
+    scale, cap = 1.0, None
+    for key in MULTIPLIERS:
+        scale *= getattr(config, key, None) or 1.0
+    for key in DIVISORS:
+        scale /= getattr(config, key, None) or 1.0
+    for key in CAPS:
+        cap = getattr(config, key, None) or cap
+    return OutputLayer(weight, bias, scale, cap)
 
 
 def hidden_states(lm: PreTrainedModel, ids: Tensor) -> Tensor:
@@ -101,76 +120,84 @@ def located_states(
 
 
 class _TokenLogProbs(torch.autograd.Function):
-    """log softmax(hidden @ weight^T / temperature)[target], block by block, logits recomputed in backward."""
+    """log softmax(logits / temperature)[target], block by block, logits recomputed in backward."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        temperature: float,
+        scale: float,
+        cap: float | None,
     ) -> Tensor:
-        table = weight.to(hidden.dtype)
         chosen = hidden.new_zeros(len(hidden), dtype=torch.float32)
         normaliser = Normaliser.of(len(hidden), hidden.device)
         parts, blocks = tiles(len(hidden), len(weight), hidden.device.type)
-        memory = Blocks(hidden, parts, blocks)
+        memory = Blocks(hidden, OutputLayer(weight, bias, scale, cap), parts, blocks, temperature)
         for entries, part in product(blocks, parts):
-            logits = memory.logits(hidden[part], (table, bias), entries, temperature)
+            logits = memory.logits(part, entries)
             indices, inside = indices_in(targets[part], entries)
             chosen[part] += torch.where(inside, logits.gather(1, indices), 0.0)[:, 0]
             normaliser.add(part, logits)
         normalisers = normaliser.value().float()
-        ctx.save_for_backward(hidden, table, bias, targets, normalisers)
-        ctx.temperature, ctx.dtype = temperature, weight.dtype
+        ctx.save_for_backward(hidden, weight, bias, targets, normalisers)
+        ctx.temperature, ctx.scale, ctx.cap = temperature, scale, cap
         return chosen - normalisers
 
     @staticmethod
     @outside_autocast
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        hidden, table, bias, targets, normalisers = ctx.saved_tensors
-        scale = gradient.float()[:, None] / ctx.temperature
+        hidden, weight, bias, targets, normalisers = ctx.saved_tensors
+        scale = gradient.float()[:, None] * (ctx.scale / ctx.temperature)
         scaled = (hidden * -scale).to(hidden.dtype)
         grad_hidden = torch.zeros_like(hidden, dtype=torch.float32)
         # not zeroed, since the first block of tokens writes it: that saves a pass over a table of the vocabulary's size
         allocate = torch.empty_like if len(hidden) else torch.zeros_like
-        grad_weight = allocate(table, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        grad_weight = allocate(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         grad_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
-        parts, blocks = tiles(len(hidden), len(table), hidden.device.type)
-        memory = Blocks(hidden, parts, blocks)
-        for entries, part in product(blocks, parts):
-            logits = memory.logits(hidden[part], (table, bias), entries, ctx.temperature)
-            # -d logprob / d logits = softmax - onehot(target); the incoming gradient, one number per token, multiplies
-            # the factors of width columns, which are narrower than a block of the vocabulary
-            change = logits.sub_(normalisers[part, None]).exp_()
-            indices, inside = indices_in(targets[part], entries)
-            change.scatter_add_(1, indices, -inside.float())
-            if grad_bias is not None:
-                grad_bias[entries] -= (change * scale[part]).sum(0)
-            lowered = memory.lowered(change)
-            grad_hidden[part] += lowered @ table[entries]
-            if grad_weight is None:
-                continue
-            product_of_part = lowered.t() @ scaled[part]
-            if part.start:
-                grad_weight[entries] += product_of_part
-            else:
-                grad_weight[entries] = product_of_part
+        parts, blocks = tiles(len(hidden), len(weight), hidden.device.type)
+        layer = OutputLayer(weight, bias, ctx.scale, ctx.cap)
+        memory = Blocks(hidden, layer, parts, blocks, ctx.temperature)
+        for entries in blocks:
+            table = weight[entries].to(hidden.dtype)
+            for part in parts:
+                logits = memory.logits(part, entries)
+                slope = memory.slope(logits)
+                # -d logprob / d logits = softmax - onehot(target); the incoming gradient, one number per token,
+                # multiplies the factors of width columns, which are narrower than a block of the vocabulary
+                change = logits.sub_(normalisers[part, None]).exp_()
+                indices, inside = indices_in(targets[part], entries)
+                change.scatter_add_(1, indices, -inside.float())
+                if slope is not None:
+                    change *= slope
+                if grad_bias is not None:
+                    grad_bias[entries] -= (change * scale[part]).sum(0)
+                lowered = memory.lowered(change, hidden.dtype)
+                grad_hidden[part] += lowered @ table
+                if grad_weight is None:
+                    continue
+                product_of_part = lowered.t() @ scaled[part]
+                if part.start:
+                    grad_weight[entries] += product_of_part
+                else:
+                    grad_weight[entries] = product_of_part
         return (
             grad_hidden.mul_(-scale).to(hidden.dtype),
-            None if grad_weight is None else grad_weight.to(ctx.dtype),
+            None if grad_weight is None else grad_weight.to(weight.dtype),
             None if grad_bias is None else grad_bias.to(bias.dtype),
-            None,
-            None,
+            *[None] * 4,
         )
 
 
-def token_logprobs(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float = 1.0
-) -> Tensor:
-    """Compute log-probs of target tokens.
+def token_logprobs(hidden: Tensor, layer: OutputLayer, targets: Tensor, temperature: float = 1.0) -> Tensor:
+    """Compute log-probs of target tokens; logits are float32 whatever the precision of the factors.
 
     Args:
         hidden: (n, width) states; cast to autocast's precision where autocast is on.
-        weight: (vocabulary, width) output layer.
-        bias: (vocabulary,) or None.
+        layer: the output layer.
         targets: (n,) int64 tokens.
         temperature: divides the logits; above 0.
 
@@ -183,7 +210,8 @@ def token_logprobs(
     spare = rounded_up(tokens) - tokens
     with torch.autocast(kind, enabled=False):
         hidden, targets = F.pad(hidden.to(dtype), (0, 0, 0, spare)), F.pad(targets, (0, spare))
-        return cast(Tensor, _TokenLogProbs.apply(hidden, weight, bias, targets, temperature))[:tokens]
+        values = _TokenLogProbs.apply(hidden, layer.weight, layer.bias, targets, temperature, layer.scale, layer.cap)
+        return cast(Tensor, values)[:tokens]
 
 
 class LogProbs(nn.Module):
@@ -200,8 +228,8 @@ class LogProbs(nn.Module):
     def forward(self, ids: Tensor, starts: Tensor, lengths: Tensor) -> Tensor:
         """(rows, time) float32 log-probs; 0 outside the completions. Arguments as in `Rows`."""
         mask = completion_mask(ids, starts, lengths)
-        states, weight, bias = states_and_layer(self.lm, ids, lengths, mask)
-        values = token_logprobs(states, weight, bias, ids[mask], self.temperature)
+        states, layer = states_and_layer(self.lm, ids, lengths, mask)
+        values = token_logprobs(states, layer, ids[mask], self.temperature)
         return torch.zeros(ids.shape, dtype=values.dtype, device=ids.device).masked_scatter(mask, values)
 
 
@@ -235,16 +263,14 @@ def states_before(
     return states.index_select(0, indices[mask] - 1)
 
 
-def states_and_layer(
-    lm: PreTrainedModel, ids: Tensor, lengths: Tensor, mask: Tensor
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """`states_before` of a causal LM, with weight and bias of its output layer; gradients flow through all three."""
-    weight, bias = output_layer(lm)
-    tied = weight is cast(nn.Embedding, lm.get_input_embeddings()).weight
+def states_and_layer(lm: PreTrainedModel, ids: Tensor, lengths: Tensor, mask: Tensor) -> tuple[Tensor, OutputLayer]:
+    """`states_before` of a causal LM, with its output layer; gradients flow through both."""
+    layer = output_layer(lm)
+    tied = layer.weight is cast(nn.Embedding, lm.get_input_embeddings()).weight
     # on a CPU alone: a GPU adds gradients of one token in no fixed order, so its results would not repeat
-    embedding = TiedEmbedding(weight) if tied and weight.device.type == "cpu" else None
+    embedding = TiedEmbedding(layer.weight) if tied and layer.weight.device.type == "cpu" else None
     states = states_before(lm.base_model, ids, lengths, mask, embedding)
-    return states, weight if embedding is None else embedding.table, bias
+    return states, layer if embedding is None else replace(layer, weight=embedding.table)
 
 
 @torch.no_grad()

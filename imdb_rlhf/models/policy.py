@@ -7,7 +7,7 @@ from typing import cast
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -25,6 +25,8 @@ from imdb_rlhf.models.logprobs import hidden_states, output_layer
 EOS, PAD = "<|endoftext|>", "<|pad|>"
 # An embedding may have fewer than this many entries more than its tokenizer: models round its size up for speed.
 ROUNDING = 512
+# The largest logit that a model is checked with.
+LARGEST = 200.0
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 TOKENIZERS = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")
 
@@ -140,7 +142,7 @@ def load(folder: Path, attention: str, key: str = "model.path") -> Policy:
     if loaded["missing_keys"]:  # transformers would draw them at random
         missing = ", ".join(sorted(loaded["missing_keys"])[:3])
         raise RunError(f"{key}={folder} has no weights for {missing}; give a model that was saved as a causal LM")
-    check_vocabulary(len(output_layer(lm)[0]), tokenizer, folder, key)
+    check_vocabulary(output_layer(lm).vocabulary, tokenizer, folder, key)
     _check_output_layer(lm, key)
     return Policy(lm.eval(), tokenizer)
 
@@ -187,7 +189,7 @@ def drop_tokens(lm: PreTrainedModel, rows: int) -> int:
     Returns:
         The number of entries removed, 0 if it has at most `rows`.
     """
-    extra = len(output_layer(lm)[0]) - rows
+    extra = output_layer(lm).vocabulary - rows
     if extra > 0:
         lm.resize_token_embeddings(rows, mean_resizing=False)
     return max(extra, 0)
@@ -195,13 +197,32 @@ def drop_tokens(lm: PreTrainedModel, rows: int) -> int:
 
 @torch.no_grad()
 def _check_output_layer(lm: PreTrainedModel, key: str) -> None:
-    """Refuse a model that scales or caps its logits after the output layer: its log-probs would be silently wrong."""
-    ids = torch.arange(4)[None]
+    """Refuse a model that makes logits otherwise than `OutputLayer` does: its log-probs would be wrong in silence.
+
+    The model's own forward is run with the products replaced by known ones, as large as a trained model's: a soft cap
+    does next to nothing to small ones.
+    """
     lm.eval()
-    weight, bias = output_layer(lm)
-    logits = nn.functional.linear(hidden_states(lm, ids), weight, bias)
-    if not torch.allclose(logits, lm(input_ids=ids).logits, atol=1e-3, rtol=1e-3):
-        raise RunError(f"{key}: {type(lm).__name__} changes its logits after the output layer, which is not supported")
+    ids, layer = torch.arange(4)[None], output_layer(lm)
+    products = torch.linspace(-LARGEST, LARGEST, 4 * layer.vocabulary).view(1, 4, -1)
+    states: list[Tensor] = []
+
+    def replaced(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        states.append(inputs[0])
+        return products.clone()
+
+    hook = lm.get_output_embeddings().register_forward_hook(replaced)
+    try:
+        logits = lm(input_ids=ids).logits
+    finally:
+        hook.remove()
+    expected = layer.finish(products, None)
+    same = len(states) == 1 and torch.allclose(states[0], hidden_states(lm, ids), atol=1e-3, rtol=1e-3)
+    if not same or not torch.allclose(logits.float(), expected, atol=1e-3, rtol=1e-3):
+        raise RunError(
+            f"{key}: {type(lm).__name__} makes its logits in a way that is not supported (beyond a scale and a soft "
+            "cap); give another model"
+        )
 
 
 def scratch(config: ScratchModel, tokenizer: PreTrainedTokenizerBase) -> Policy:

@@ -1,10 +1,11 @@
-"""Matrix products that apply bias and tanh-GELU in the same pass.
+"""Matrix products that apply bias and tanh-GELU in the same pass, and products of bf16 factors with a float32 result.
 
 On a CPU with native bf16 products, the oneDNN operators that torch's compiler emits do all in one pass over the result;
 elsewhere, and in other precisions, plain operators do.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import wraps
 from typing import Any, cast
 
@@ -63,6 +64,48 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) 
         return _fused(x, weight, bias, gelu)
     out = F.linear(x, weight, bias)
     return F.gelu(out, approximate="tanh") if gelu else out
+
+
+def is_reduced(x: Tensor) -> bool:
+    """Whether a tensor has less than float32's precision."""
+    return x.dtype.itemsize < torch.float32.itemsize
+
+
+def factor_dtype(x: Tensor) -> torch.dtype:
+    """The precision that `float32_product` reads factors in: x's on a GPU, float32 on a CPU."""
+    return x.dtype if x.device.type == "cuda" else torch.float32
+
+
+def float32_product(x: Tensor, weight: Tensor, out: Tensor, *, rounded: bool) -> Tensor:
+    """Write x @ weight^T into `out` with a float32 sum and a float32 result, whatever the precision of the factors.
+
+    A bf16 result would be wrong by half a step of its largest entries: logits near -100, which softmax cannot tell from
+    logits near 0, have steps of half a nat.
+
+    Args:
+        x: (n, in), and
+        weight: (out, in), both of `factor_dtype`.
+        out: (n, out) float32.
+        rounded: whether the factors may be rounded to bf16 on the way, which processors with AMX do and gain from.
+    """
+    if x.dtype != torch.float32:
+        return torch.mm(x, weight.t(), out_dtype=torch.float32, out=out)
+    with bf16_factors() if rounded and x.device.type == "cpu" else nullcontext():
+        return torch.mm(x, weight.t(), out=out)
+
+
+@contextmanager
+def bf16_factors() -> Iterator[None]:
+    """Let oneDNN compute float32 products, with factors rounded to bf16 where the processor multiplies those faster.
+
+    Sums and results stay float32. Processors without AMX round nothing; AMD's multiply faster than with MKL even so.
+    """
+    matmul = cast(Any, torch.backends.mkldnn).matmul
+    before, matmul.fp32_precision = matmul.fp32_precision, "bf16"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
 
 
 def laid_out(weight: Tensor, bias: Tensor | None, rows: int, dtype: torch.dtype, gelu: bool = False) -> Product:

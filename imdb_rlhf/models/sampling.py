@@ -159,7 +159,7 @@ def sample(
     unfinished = torch.ones(rows, dtype=torch.bool, device=device)  # of the active rows
     decoder = open_decoder(lm, rows, longest + steps)
     ids, starts = decoder.begin(padded.ids, padded.lengths)
-    room = room_for(rows, len(output_layer(lm)[0]), device)
+    room = room_for(rows, output_layer(lm).vocabulary, device)
     for column in range(ids.shape[1], longest + steps):
         logits = decoder.read(ids)
         step = column - starts[active]  # index of the new token; below 0 while the prompt is read

@@ -150,7 +150,7 @@ class OwnModel(Evaluation):
         """Evaluate the model, without the entries of its vocabulary that the reference does not have."""
         own = policies.load(self.source.folder, self.source.attention, self.source.key)
         reference = self.flow.get(Reference).policy()
-        left_out = policies.drop_tokens(own.lm, len(output_layer(reference.lm)[0]))
+        left_out = policies.drop_tokens(own.lm, output_layer(reference.lm).vocabulary)
         own.lm.to(self.runtime.device)
         # the reference's tokenizer: both end a completion with the same token, and the reward reads the same texts
         self.evaluate(folder, Policy(own.lm, reference.tokenizer), reference)

@@ -1,6 +1,7 @@
 """The hardware's device, threads and native precision."""
 
 import os
+from typing import Any
 
 import torch
 
@@ -31,10 +32,41 @@ def resolve_precision(wanted: Precision, device: str) -> str:
 
 
 def _cpu_has_bf16() -> bool:
-    probe = getattr(torch.cpu, "_is_amx_tile_supported", None)  # private, so it may go
-    return bool(probe is not None and probe())
+    """Whether the processor multiplies bf16 natively: AMX, or AVX512-BF16 (AMD from Zen 4 on, Cooper Lake)."""
+    probes = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
+    return any(probe is not None and probe() for probe in probes)  # private, so they may go
+
+
+def choose_float32_products() -> None:
+    """Compute float32 products of AMD processors with AVX512 by oneDNN: MKL, which torch prefers, is slow on them.
+
+    Torch takes oneDNN for float32 products where it may round their factors to bf16. oneDNN does so with AMX alone,
+    which AMD's processors do not have; `is_exact` makes sure of it.
+    """
+    features = _cpu_features()
+    # sse4a: AMD alone has it
+    if not (features.get("sse4a") and features.get("avx512_bw")) or features.get("amx_tile"):
+        return
+    torch.set_float32_matmul_precision("medium")
+    if not is_exact():
+        torch.set_float32_matmul_precision("highest")
+
+
+def is_exact() -> bool:
+    """Whether float32 products keep all bits of their factors, which bf16 does not have."""
+    factor = 1 + 2.0**-20
+    table = torch.full((256, 256), factor)
+    return all(float((table[:rows] @ table)[0, 0] - 256) > 0 for rows in (1, 256))
+
+
+def _cpu_features() -> dict[str, Any]:
+    capabilities = getattr(torch.cpu, "get_capabilities", None)
+    return dict(capabilities()) if capabilities is not None else {}
 
 
 def resolve_threads(wanted: int | None) -> int:
     """Resolve the number of threads of a CPU run; None means one per core that this process may use."""
-    return wanted if wanted is not None else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    if wanted is not None:
+        return wanted
+    # macOS knows no affinity
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

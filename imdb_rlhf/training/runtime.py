@@ -14,7 +14,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
 from imdb_rlhf.config.machine import TrainerConfig, check_processes
-from imdb_rlhf.training.precision import resolve_device, resolve_precision, resolve_threads
+from imdb_rlhf.training.precision import choose_float32_products, resolve_device, resolve_precision, resolve_threads
 
 T = TypeVar("T")
 # From glibc's malloc.h: the largest number of blocks mapped separately, and how much free memory the heap may keep.
@@ -40,6 +40,7 @@ class Runtime:
         torch.set_num_threads(self.threads)
         if kind == "cpu":
             _keep_freed_memory()
+            choose_float32_products()
         _reset_accelerate()
         self.accelerator = Accelerator(
             cpu=kind == "cpu",

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from imdb_rlhf.models.blocks import Blocks, Normaliser, indices_in, slices
+from imdb_rlhf.models.blocks import Blocks, Normaliser, OutputLayer, indices_in, next_logits, slices
 
 NEVER = -torch.inf
 
@@ -18,34 +18,51 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_blocks_are_parts_of_the_logits(dtype: torch.dtype, offset: bool, temperature: float) -> None:
     hidden, weight = random(7, 5).to(dtype), random(11, 5, seed=1)
+    weight = weight.bfloat16().float()  # factors that bf16 holds exactly: then so must be the products
     bias = random(11, seed=2) if offset else None
-    truth = hidden.double() @ weight.to(dtype).double().t()
+    truth = hidden.double() @ weight.double().t()
     truth = (truth if bias is None else truth + bias) / temperature
     parts, entries = slices(7, 3), slices(11, 4)
-    memory = Blocks(hidden, parts, entries)
+    memory = Blocks(hidden, OutputLayer(weight, bias), parts, entries, temperature)
     for at in entries:
         for part in parts:
-            logits = memory.logits(hidden[part], (weight, bias), at, temperature)
+            logits = memory.logits(part, at)
             assert logits.dtype == torch.float32
-            error = 0.02 if dtype == torch.bfloat16 else 1e-6
-            torch.testing.assert_close(logits.double(), truth[part, at], atol=error, rtol=error)
-            lowered = memory.lowered(logits)
+            torch.testing.assert_close(logits.double(), truth[part, at], atol=1e-6, rtol=1e-6)
+            lowered = memory.lowered(logits, dtype)
             assert lowered.dtype == dtype
             assert torch.equal(lowered, logits.to(dtype))
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("cap", [None, 3.0])
+@pytest.mark.parametrize("scale", [1.0, 0.25])
+def test_logits_are_scaled_and_capped_as_the_model_does(scale: float, cap: float | None, temperature: float) -> None:
+    hidden, weight, bias = 3 * random(7, 5), random(11, 5, seed=1), random(11, seed=2)
+    products = (scale * (hidden.double() @ weight.double().t() + bias)).requires_grad_()
+    truth = products if cap is None else cap * (products / cap).tanh()
+    truth.sum().backward()
+    layer = OutputLayer(weight, bias, scale, cap)
+    memory = Blocks(hidden, layer, slices(7, 7), slices(11, 11), temperature)
+    logits = memory.logits(slice(0, 7), slice(0, 11))
+    torch.testing.assert_close(logits.double(), truth.detach() / temperature, atol=1e-5, rtol=1e-5)
+    slope = memory.slope(logits)
+    assert products.grad is not None
+    actual = torch.ones_like(products) if slope is None else slope.double()
+    torch.testing.assert_close(actual, products.grad, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(next_logits(hidden, layer).double(), truth.detach(), atol=1e-5, rtol=1e-5)
+
+
 def test_all_blocks_lie_in_the_same_memory() -> None:
     hidden, weight = random(6, 5).bfloat16(), random(9, 5)
-    memory = Blocks(hidden, slices(6, 2), slices(9, 4))
-    places = {
-        memory.logits(hidden[part], (weight, None), at, 1.0).data_ptr() for at in slices(9, 4) for part in slices(6, 2)
-    }
+    memory = Blocks(hidden, OutputLayer(weight), slices(6, 2), slices(9, 4))
+    places = {memory.logits(part, at).data_ptr() for at in slices(9, 4) for part in slices(6, 2)}
     assert len(places) == 1
-    assert memory.float32.numel() == 2 * 4
+    assert memory.memory.numel() == 2 * 4
 
 
 def test_there_may_be_no_tokens() -> None:
-    assert Blocks(random(0, 5), [], slices(9, 4)).float32.numel() == 0
+    assert Blocks(random(0, 5), OutputLayer(random(9, 5)), [], slices(9, 4)).memory.numel() == 0
 
 
 @pytest.mark.parametrize(

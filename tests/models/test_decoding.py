@@ -176,7 +176,7 @@ def test_bf16_errs_at_most_twice_as_much_as_transformers(lengths: list[int], par
             plain = [torch.stack([whole(lm, text) for text in texts]) for texts, _ in reads]
         for (texts, logits), plain_logits in zip(reads, plain, strict=True):
             truth = torch.stack([whole(double, text) for text in texts])
-            assert logits.dtype == plain_logits.dtype == torch.bfloat16
+            assert (logits.dtype, plain_logits.dtype) == (torch.float32, torch.bfloat16)
             errors["own"] += float((logits - truth).abs().sum())
             errors["transformers"] += float((plain_logits - truth).abs().sum())
     assert errors["own"] <= 2 * errors["transformers"]
@@ -247,9 +247,12 @@ def test_each_decoder_has_the_precision_that_it_is_opened_in() -> None:
     for dtype in (torch.float32, torch.bfloat16, torch.float32):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
             reads = list(replay(open_decoder(lm, 3, 8), [2, 5, 1], 3, 23))
-        assert {logits.dtype for _, logits in reads} == {dtype}
+        assert {logits.dtype for _, logits in reads} == {torch.float32}
+        texts, logits = reads[-1]
         if dtype == torch.float32:
-            assert_logits(lm, *reads[-1])
+            assert_logits(lm, texts, logits)
+        else:
+            assert (logits - torch.stack([whole(lm, text) for text in texts])).abs().max() > 1e-3  # bf16 it was
 
 
 # --- any other model's
@@ -299,7 +302,7 @@ def test_another_model_is_read_through_its_own_cache(kind: str, lengths: list[in
 
 def test_both_decoders_give_a_plain_gpt2_the_same_logits() -> None:
     lm, outputs = make(), []
-    for decoder in (open_decoder(lm, 7, 20), CachedDecoder(lm)):
+    for decoder in (open_decoder(lm, 7, 20), CachedDecoder(lm, 7)):
         reads = replay(decoder, RAGGED, 5, 23)
         outputs.append({tuple(text): row for texts, logits in reads for text, row in zip(texts, logits, strict=True)})
     own, cached = outputs

@@ -9,6 +9,7 @@ from transformers import GPT2LMHeadModel, GPTJConfig, GPTJForCausalLM, PreTraine
 
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.models import blocks
+from imdb_rlhf.models.blocks import OutputLayer
 from imdb_rlhf.models.kl import compare
 from imdb_rlhf.models.logprobs import LogProbs, Rows, completion_mask, sequence_logprobs, token_logprobs
 from tests import tiny
@@ -38,7 +39,7 @@ def test_values_and_gradients_equal_plain_ones(
     expected.backward(incoming.double())
 
     leaves = [tensor.clone().requires_grad_() for tensor in inputs]
-    actual = token_logprobs(leaves[0], leaves[1], leaves[2] if with_bias else None, targets, temperature)
+    actual = token_logprobs(leaves[0], OutputLayer(leaves[1], leaves[2] if with_bias else None), targets, temperature)
     actual.backward(incoming)
 
     assert actual.dtype == torch.float32
@@ -194,7 +195,7 @@ def test_no_block_changes_values_or_gradients(monkeypatch: pytest.MonkeyPatch, v
         expected = log_softmax.gather(1, targets[:, None])[:, 0]
         expected.backward(incoming.double())
         leaves = [tensor.clone().requires_grad_() for tensor in (hidden, weight, bias)]
-        actual = token_logprobs(leaves[0], leaves[1], leaves[2], targets, temperature)
+        actual = token_logprobs(leaves[0], OutputLayer(leaves[1], leaves[2]), targets, temperature)
         actual.backward(incoming)
 
         torch.testing.assert_close(actual.double(), expected, atol=1e-5, rtol=0)
@@ -210,7 +211,7 @@ def test_a_block_is_at_most_a_tile_wide_and_a_chunk_large(monkeypatch: pytest.Mo
     hidden, weight = (torch.randn(count, 4, generator=random).requires_grad_() for count in (23, vocabulary))
     targets = torch.randint(vocabulary, (23,), generator=random)
     with Largest(vocabulary) as whole, Largest(tile) as block:
-        token_logprobs(hidden, weight, None, targets).sum().backward()
+        token_logprobs(hidden, OutputLayer(weight), targets).sum().backward()
     assert whole.numbers == 0
     assert 0 < block.numbers <= chunk
     # 5 tiles of 37 for each token, forward and backward; the last is narrower
@@ -325,7 +326,7 @@ def test_bf16_products_err_at_most_twice_as_much_as_plain_ones(monkeypatch: pyte
         leaves = [tensor.to(kind, copy=True).requires_grad_() for tensor in (hidden, weight, bias)]
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype is not None):
             if fused:
-                values = token_logprobs(leaves[0], leaves[1], leaves[2], targets)
+                values = token_logprobs(leaves[0], OutputLayer(leaves[1], leaves[2]), targets)
             else:
                 logits = torch.nn.functional.linear(*leaves)
                 logits = logits.to(torch.promote_types(logits.dtype, torch.float32))

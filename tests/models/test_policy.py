@@ -3,18 +3,33 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, CohereConfig, CohereForCausalLM, GPT2Config
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    CohereConfig,
+    CohereForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GraniteConfig,
+    GraniteForCausalLM,
+)
+from transformers.modeling_outputs import CausalLMOutput
 
 from imdb_rlhf.config.model import Attention, ScratchModel
 from imdb_rlhf.errors import RunError
+from imdb_rlhf.models.logprobs import LogProbs, Rows
 from imdb_rlhf.models.policy import (
     EOS,
     PAD,
     Policy,
+    _check_output_layer,
     check_same_tokens,
     context_length,
     decode,
@@ -26,6 +41,8 @@ from imdb_rlhf.models.policy import (
     scratch,
     train_tokenizer,
 )
+from tests import tiny
+from tests.models.logits import full
 
 TEXTS = ["The film is good.", "The film is bad, naïve and dull — isn't it?", "A lovely film with a weak plot."]
 
@@ -208,16 +225,51 @@ def test_the_tokenizer_of_another_model_is_refused(copy: Path) -> None:
         load(copy, "eager")
 
 
-def test_a_model_that_scales_its_logits_is_refused(policy: Policy, tmp_path: Path) -> None:
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+SIZES = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+@pytest.mark.parametrize("name", ["Cohere", "Granite", "Gemma 2"])
+def test_logits_are_scaled_and_capped_as_the_configuration_says(policy: Policy, tmp_path: Path, name: str) -> None:
+    shape: dict[str, Any] = SIZES | {"vocab_size": 310, "initializer_range": 0.5, "pad_token_id": 0}
     torch.manual_seed(0)
-    lm = CohereForCausalLM(CohereConfig(vocab_size=310, logit_scale=0.5, initializer_range=0.5, **sizes))
+    lm = {
+        "Cohere": lambda: CohereForCausalLM(CohereConfig(logit_scale=0.25, **shape)),
+        "Granite": lambda: GraniteForCausalLM(GraniteConfig(logits_scaling=4.0, **shape)),
+        "Gemma 2": lambda: Gemma2ForCausalLM(
+            Gemma2Config(final_logit_softcapping=2.0, num_key_value_heads=1, head_dim=8, **shape)
+        ),
+    }[name]()
     lm.save_pretrained(tmp_path)
     policy.tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(RunError, match="CohereForCausalLM changes its logits"):
-        load(tmp_path, "eager")
-    CohereForCausalLM(CohereConfig(vocab_size=310, logit_scale=1.0, **sizes)).save_pretrained(tmp_path)
-    load(tmp_path, "eager")
+    lm = load(tmp_path, "eager").lm
+    ids = torch.arange(20).view(2, 10) + 5
+    batch = Rows(ids, torch.tensor([1, 4]), torch.tensor([10, 8]))
+    torch.testing.assert_close(
+        LogProbs(lm)(batch.ids, batch.starts, batch.lengths), full(lm, batch), atol=1e-5, rtol=1e-5
+    )
+
+
+class Cut(GPT2LMHeadModel):
+    """A model that limits its logits, of which its configuration says nothing."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        output = super().forward(*args, **kwargs)
+        output.logits = output.logits.clamp(max=30.0)
+        return output
+
+
+class Halved(GPT2LMHeadModel):
+    """A model whose output layer does not read its last states."""
+
+    def forward(self, input_ids: Any, **kwargs: Any) -> Any:
+        return CausalLMOutput(logits=self.lm_head(self.transformer(input_ids).last_hidden_state / 2))
+
+
+@pytest.mark.parametrize("kind", [Cut, Halved])
+def test_logits_that_are_made_otherwise_are_refused(kind: type[GPT2LMHeadModel]) -> None:
+    _check_output_layer(GPT2LMHeadModel(tiny.gpt2_config()), "model.path")
+    with pytest.raises(RunError, match=f"model.path: {kind.__name__} makes its logits in a way"):
+        _check_output_layer(kind(tiny.gpt2_config()), "model.path")
 
 
 # --- beside a reference
