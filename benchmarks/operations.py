@@ -22,6 +22,7 @@ from imdb_rlhf.algos.batches import steps_for
 from imdb_rlhf.config.stages import PairsConfig
 from imdb_rlhf.data.pairs import Pairs, load_pairs, shuffled
 from imdb_rlhf.stages.reference import HELD_OUT_ROWS
+from imdb_rlhf.training.loop import evaluation_due
 
 # The key of a stage's batch, by the stage or by the end of its name.
 BATCHES = {
@@ -151,15 +152,15 @@ class Planned:
         """Optimizer steps of the policy."""
         if "ppo" in self.config:
             config = self.config["ppo"]
-            return int(self.rounds * config["epochs"] * (config["batch_size"] // config["minibatch_size"]))
+            return int(config["episodes"] // config["batch_size"] * self.period)
         config = self.config["policy"]
         return int(config["steps"] or steps_for(len(self.pairs().rows), config["batch_size"], config["epochs"]))
 
     @property
-    def rounds(self) -> int:
-        """What `evaluation.every` counts: PPO's batches of episodes, other methods' steps."""
+    def period(self) -> int:
+        """Optimizer steps per batch of PPO's episodes; 1 in other methods."""
         config = self.config.get("ppo")
-        return self.steps if config is None else int(config["episodes"] // config["batch_size"])
+        return 1 if config is None else int(config["epochs"] * (config["batch_size"] // config["minibatch_size"]))
 
     def rows(self, stage: str) -> np.ndarray:
         """(rows, 2) lengths of prompt and completion in a stage."""
@@ -172,9 +173,12 @@ class Planned:
         elif stage in ("reservoir", "learned_scores"):
             count = held_out * config["reservoir"]["samples"]
         elif stage == "episodes":
-            count = self.rounds * config["ppo"]["batch_size"]
-        else:  # the last evaluation is at the end
-            points = -(-self.rounds // config["evaluation"]["every"]) if stage == "evaluations" else 1
+            count = self.steps // self.period * config["ppo"]["batch_size"]
+        else:
+            points, every = 1, config["evaluation"]["every"]
+            if stage == "evaluations":
+                ends = range(self.period, self.steps + 1, self.period)
+                points = sum(evaluation_due(done, every, self.steps, self.period) for done in ends)
             count = points * held_out * config["evaluation"]["samples"]
         lengths = np.resize(np.arange(prompts["min_tokens"], prompts["max_tokens"] + 1), count)
         return np.stack([lengths, np.full(count, config["generation"]["max_new_tokens"])], 1)

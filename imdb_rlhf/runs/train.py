@@ -78,7 +78,8 @@ def train_policy(folder: RunFolder, run: TrainedRun, policy: Policy, trackers: T
     def advance(values: dict[str, float]) -> None:
         progress.advance(1, **{SHOWN[key]: value for key, value in values.items() if key in SHOWN})
 
-    loop_settings = settings(flow, run.seed, run.optim, run.evaluation.every * algorithm.period)
+    loop_settings = settings(flow, run.seed, run.optim, run.evaluation.every)
+    loop_settings.period = algorithm.period
     loop_settings.log_every = algorithm.log_every(loop_settings.log_every)
     with console.progress(run.algo, algorithm.steps, start=start) as progress:
         hooks = loop.Hooks(trackers.log, advance, evaluate_at)

@@ -164,6 +164,33 @@ def test_evaluation_comes_at_its_interval_and_at_the_end(tmp_path: Path) -> None
     assert calls == [2, 4, 5]  # not wanted, not called
 
 
+@pytest.mark.parametrize(
+    ("every", "total", "period", "wanted"),
+    [
+        (2, 5, 1, [2, 4, 5]),
+        (4, 12, 4, [4, 8, 12]),
+        (6, 14, 2, [6, 12, 14]),
+        (6, 16, 4, [8, 12, 16]),  # 6, 12 and the last; 8 is the first end of a period past 6
+        (10, 24, 4, [12, 20, 24]),
+        (3, 12, 4, [4, 8, 12]),  # never closer than a period, though 4 to 8 holds one multiple and 8 to 12 two
+        (100, 512, 64, [128, 256, 320, 448, 512]),  # 100, 200, 300, 400, 500
+        (100, 12, 4, [12]),
+    ],
+)
+def test_evaluations_come_between_periods(
+    tmp_path: Path, every: int, total: int, period: int, wanted: list[int]
+) -> None:
+    calls: list[int] = []
+
+    def evaluate(step: int) -> dict[str, float]:
+        calls.append(step)
+        return {}
+
+    options = settings(evaluate_every=every, period=period, log_every=total)
+    train(Toy([[1.0]] * total), options, tmp_path, evaluate=evaluate)
+    assert calls == wanted
+
+
 # --- what an algorithm is asked
 
 
