@@ -221,7 +221,7 @@ def train(algorithm: Algorithm, settings: Settings, runtime: Runtime, folder: Pa
 
 
 def evaluation_due(done: int, every: int, total: int, period: int = 1) -> bool:
-    """Whether an evaluation follows a step: the first that ends a period at or after a multiple of `every`, or the last.
+    """Whether an evaluation follows a step: the first to end a period at or after a multiple of `every`, or the last.
 
     Args:
         done: steps done.
