@@ -28,11 +28,11 @@ from imdb_rlhf.training.loop import evaluation_due
 BATCHES = {
     **dict.fromkeys(("sft", "groups", "reward_model", "reservoir"), "{}.batch_size"),
     **dict.fromkeys(("reference", "base", "evaluations"), "evaluation.batch_size"),
-    "learned_scores": "groups.batch_size",
+    **dict.fromkeys(("learned_scores", "rescored"), "groups.batch_size"),
     "ppo: training": "ppo.minibatch_size",
     "training": "policy.batch_size",
 }
-SAMPLED = ("groups", "reservoir", "learned_scores", "reference", "base", "own_model", "evaluations")
+SAMPLED = ("groups", "rescored", "reservoir", "learned_scores", "reference", "base", "own_model", "evaluations")
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class Finished:
             prompts = known.drop_duplicates(["split", "prompt_id"]).set_index(["split", "prompt_id"])["prompt_ids"]
             frame = pd.read_parquet(self.run / "evaluations.parquet").set_index(["split", "prompt_id"])
             return np.stack([prompts.map(len)[frame.index], frame["length"]], 1)
-        stage = "reservoir" if stage == "learned_scores" else stage
+        stage = {"learned_scores": "reservoir", "rescored": "groups"}.get(stage, stage)
         file = f"{stage if stage in ('groups', 'reservoir') else 'evaluation'}.parquet"
         table = pd.read_parquet(self.folders[stage] / file)
         return np.stack([table["prompt_ids"].map(len), table["completion_ids"].map(len)], 1)
@@ -168,7 +168,7 @@ class Planned:
         if stage == "sft":
             return np.tile([1, config["sft"]["max_tokens"] - 1], (config["data"]["sft_reviews"], 1))
         held_out = prompts["validation"] + prompts["test"]
-        if stage == "groups":
+        if stage in ("groups", "rescored"):
             count = prompts["train"] * config["groups"]["k"]
         elif stage in ("reservoir", "learned_scores"):
             count = held_out * config["reservoir"]["samples"]
@@ -209,6 +209,8 @@ def of_stage(stage: str, source: Source, sizes: Sizes) -> Work:
     count = len(rows)
     if part == "learned_scores":
         return Work(count, "completions", float(bare(sizes, rows).sum()))
+    if part == "rescored":
+        return Work(count, "completions", float(scored(sizes, rows).sum()))
     drawn, read = float(sampled(sizes, rows).sum()), float(scored(sizes, rows).sum())
     if part in ("groups", "reservoir"):
         external = part == "groups" and source.config["data"].get("preferences") is not None

@@ -42,8 +42,8 @@ def train_policy(folder: RunFolder, run: TrainedRun, policy: Policy, trackers: T
     Returns:
         What the algorithm reports of its training, for `summary.json`.
     """
-    flow, runtime, console = folder.pipeline, folder.runtime, folder.console
-    inputs = RunInputs(flow, policy)
+    flow, runtime, console = folder.pipeline, folder.runtime.at(run.precision), folder.console
+    inputs = RunInputs(flow, policy, runtime)
     algorithm = ALGOS[run.algo].from_inputs(inputs, run)
     resumed = f"; resumed at step {start}" if start else ""
     console.note(f"{run.algo:<{STAGE_WIDTH}} {algorithm.summary_line()}{resumed}")

@@ -187,7 +187,7 @@ def train(algorithm: Algorithm, settings: Settings, runtime: Runtime, folder: Pa
     algorithm.module.to(runtime.device)
     optimizer = optim.make(settings.optim, algorithm.module.parameters())
     start, sums = _restore(algorithm, optimizer, runtime, folder)
-    module, prepared = runtime.accelerator.prepare(algorithm.module, optimizer)
+    module, prepared = runtime.prepare(algorithm.module, optimizer)
     began = time.perf_counter()
     with _Signals() as signals:
         for step, batch in zip(range(start, algorithm.steps), algorithm.batches(start), strict=False):

@@ -17,7 +17,7 @@ from imdb_rlhf.algos.batches import share
 from imdb_rlhf.algos.dpo import DPO
 from imdb_rlhf.algos.sft import SFT
 from imdb_rlhf.config.algos import DPORun
-from imdb_rlhf.config.machine import Precision
+from imdb_rlhf.config.machine import PolicyPrecision, Precision
 from imdb_rlhf.config.optim import OptimConfig, Schedule
 from imdb_rlhf.data.pairs import Pairs
 from imdb_rlhf.errors import RunError, Stopped
@@ -491,3 +491,22 @@ def test_bf16_trains_float32_weights(tmp_path: Path) -> None:
     losses, expected = ([row["train/loss"] for row in table] for table in (rows, exact))
     assert losses == pytest.approx(expected, rel=0.02)
     assert losses[0] != expected[0]  # bf16 it was
+
+
+@pytest.mark.parametrize("make", [make_sft, make_dpo])
+@pytest.mark.parametrize(
+    ("trainer", "wanted"),
+    [(Precision.bf16, PolicyPrecision.float32), (Precision.float32, PolicyPrecision.bf16)],
+)
+def test_a_training_may_have_a_precision_of_its_own(
+    make: Callable[[Policy], Any], trainer: Precision, wanted: PolicyPrecision, tmp_path: Path
+) -> None:
+    rows, after = train(make(make_policy()), settings(adamw()), tmp_path / "a", tiny.runtime(Precision(wanted)))
+    machine = tiny.runtime(trainer)
+    own = machine.at(wanted)
+    same_rows, same = train(make(make_policy()), settings(adamw()), tmp_path / "b", own)
+    assert same_rows == rows and torch.equal(same, after)
+    other, _ = train(make(make_policy()), settings(adamw()), tmp_path / "c", machine)
+    assert [row["train/loss"] for row in other] != [row["train/loss"] for row in rows]
+    assert (machine.precision, own.precision, own.facts()["precision"]) == (trainer, wanted, wanted)
+    assert machine.at(None) is machine and machine.at(PolicyPrecision(trainer)) is machine
