@@ -119,8 +119,8 @@ class _Run:
             return [_part(f"{self.algo}: training and evaluations", loop), rest]
         # the policy is trained as the artifacts of training were,
         machine = next((m for m in map(self.machine, ("sft", "groups", "reward_model")) if m), {})
-        config = self.source.config.get("policy") or self.source.config.get("ppo") or {}
-        own = {"precision": config["precision"]} if config.get("precision") else {}  # unless it has one of its own
+        section = self.source.config.get("policy") or self.source.config.get("ppo") or {}
+        own = {"precision": section["precision"]} if section.get("precision") else {}  # unless it has one of its own
         training = self.part(f"{self.algo}: training", loop - evaluations, machine | own)
         return [training, self.part(f"{self.algo}: evaluations", evaluations, machine | {"precision": "float32"}), rest]
 

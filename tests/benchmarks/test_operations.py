@@ -119,6 +119,7 @@ def test_planned_artifacts_by_hand() -> None:
     # 2 rows are held out; 18 make 4 batches of 5
     assert of_stage("sft", source, SIZES) == Work(120, "tokens", (3 * 20 + 2) * read(6, 5))
     assert of_stage("groups", source, SIZES) == Work(21, "completions", 21 * (DRAWN + SCORED), 21)
+    assert of_stage("rescored", source, SIZES) == Work(21, "completions", 21 * SCORED)
     assert of_stage("reference", source, SIZES) == Work(20, "samples", 20 * (DRAWN + 2 * SCORED), 20)
     assert of_stage("learned_scores", source, SIZES) == Work(40, "completions", 40 * BARE)
     # two passes over three quarters of 21 completions; the rest is read at 3 evaluations and twice for the scale
