@@ -23,7 +23,7 @@ from imdb_rlhf.artifacts.store import INPUTS
 # The console of a command: its wall seconds, and its lines [seconds, text].
 CONSOLE = "console.json"
 # Artifacts in the order of the data flow.
-FLOW = ["data", "sft", "labelled", "two_label", "groups", "reference", "base", "own_model"]
+FLOW = ["data", "sft", "labelled", "two_label", "groups", "rescored", "reference", "base", "own_model"]
 FLOW += ["reward_model", "reservoir", "learned_scores"]
 NO_WORK = Work()
 JOB = r"\s*\d+/\d+\s+"  # how a sweep's console begins a job's line
@@ -117,9 +117,11 @@ class _Run:
         rest = _part(f"{self.algo}: loading and results", whole - loop)
         if evaluations is None:
             return [_part(f"{self.algo}: training and evaluations", loop), rest]
-        # the policy is trained as the artifacts of training were
+        # the policy is trained as the artifacts of training were,
         machine = next((m for m in map(self.machine, ("sft", "groups", "reward_model")) if m), {})
-        training = self.part(f"{self.algo}: training", loop - evaluations, machine)
+        section = self.source.config.get("policy") or self.source.config.get("ppo") or {}
+        own = {"precision": section["precision"]} if section.get("precision") else {}  # unless it has one of its own
+        training = self.part(f"{self.algo}: training", loop - evaluations, machine | own)
         return [training, self.part(f"{self.algo}: evaluations", evaluations, machine | {"precision": "float32"}), rest]
 
 

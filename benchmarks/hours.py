@@ -46,7 +46,7 @@ COMMON = (
     "evaluation.samples=4 trainer.micro_batch=16 data.sft_reviews=12800 data.prompts.train=1024 data.prompts.test=248"
 )
 MEASURING = (
-    "algo=dpo policy.steps=200",
+    "algo=dpo policy.steps=200 policy.precision=float32",
     "algo=ppo ppo.episodes=2048 ppo.batch_size=1024 ppo.minibatch_size=1024 ppo.rollout_batch_size=512 "
     "reward_model.batch_size=192",
     "algo=ppo ppo=trl_2023 ppo.reward=ground_truth ppo.episodes=768 ppo.batch_size=256 ppo.minibatch_size=16 "
@@ -80,10 +80,13 @@ class Measured:
     commands: list[str]
     parts: pd.DataFrame
 
-    def rate(self, stage: str, batch: int | None = None, value: str | None = None) -> Rate | None:
+    def rate(
+        self, stage: str, batch: int | None = None, value: str | None = None, precision: str | None = None
+    ) -> Rate | None:
         """The rate of a stage, of the nearest measurements; None where neither it nor its like was measured.
 
-        Nearest is PPO with the same value network, then the batch of the nearest ratio.
+        Nearest is a training in the same precision, PPO with the same value network, then the batch of the nearest
+        ratio.
         """
         timed = self.parts[(self.parts["seconds"] > 0) & self.parts["operations"].notna()]
         for name in (stage, *ALIKE.get(stage, ())):
@@ -91,11 +94,15 @@ class Measured:
             if rows.empty:
                 continue
             ratio = rows["batch"].astype(float).div(batch).map(math.log).abs().fillna(math.inf) if batch else 0.0
-            rows = rows.assign(other=(rows["value"] != value) & (value is not None), ratio=ratio)
-            rows = rows.sort_values(["other", "ratio"])
-            near = rows[(rows["other"] == rows["other"].iloc[0]) & (rows["ratio"] == rows["ratio"].iloc[0])]
+            wanted = {"precision": precision, "value": value}
+            unlike = {f"other_{key}": (rows[key] != want) & (want is not None) for key, want in wanted.items()}
+            order = [*unlike, "ratio"]
+            rows = rows.assign(**unlike, ratio=ratio).sort_values(order)
+            near = rows[(rows[order] == rows[order].iloc[0]).all(axis=1)]
+            arithmetic = near["precision"].iloc[0]
             size, network, seconds = near["batch"].iloc[0], near["value"].iloc[0], float(near["seconds"].sum())
             notes = [f"batches of {size:,.0f}, here {batch:,}"] if batch not in (None, size) else []
+            notes += [f"in {arithmetic}, here {precision}"] if precision not in (None, arithmetic) else []
             notes += [f"ppo.value={network}, here {value}"] if value not in (None, network) else []
             return Rate(name, float(near["operations"].sum()) / seconds, seconds, "; ".join(notes))
         return None
@@ -135,6 +142,12 @@ def read(paths: Sequence[Path]) -> Measured:
                 f"different {name}: {', '.join(map(str, dict.fromkeys(values)))}; results must agree in it"
             )
     return Measured({name: values[0] for name, values in facts.items()}, commands, pd.DataFrame(parts))
+
+
+def precision_of(stage: str, config: Mapping[str, Any]) -> str | None:
+    """The precision that a policy's training has of its own; None where it is the trainer's."""
+    precision = (config.get("policy") or config.get("ppo") or {}).get("precision")
+    return str(precision) if precision is not None and stage.endswith(": training") else None
 
 
 def _classifies(reward: Mapping[str, Any]) -> bool:
@@ -182,7 +195,7 @@ def lines(runs: Sequence[Run], shared: Sequence[tuple[str, Run]], measured: Meas
             table.append(Line(label, stage, len(configs), None, None, len(configs) * measured.each(stage)))
             continue
         value = str(configs[0]["ppo"]["value"]) if stage == "ppo: training" else None
-        rate = measured.rate(stage, batch_of(stage, configs[0]), value)
+        rate = measured.rate(stage, batch_of(stage, configs[0]), value, precision_of(stage, configs[0]))
         table.append(_line(label, stage, [of_stage(stage, Planned(config), sizes) for config in configs], rate))
     texts = sum(line.work.texts for line in table if line.work is not None)
     if _classifies(asdict(runs[0])["reward"]) and not measured.facts["classifier"]:

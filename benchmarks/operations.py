@@ -22,16 +22,17 @@ from imdb_rlhf.algos.batches import steps_for
 from imdb_rlhf.config.stages import PairsConfig
 from imdb_rlhf.data.pairs import Pairs, load_pairs, shuffled
 from imdb_rlhf.stages.reference import HELD_OUT_ROWS
+from imdb_rlhf.training.loop import evaluation_due
 
 # The key of a stage's batch, by the stage or by the end of its name.
 BATCHES = {
     **dict.fromkeys(("sft", "groups", "reward_model", "reservoir"), "{}.batch_size"),
     **dict.fromkeys(("reference", "base", "evaluations"), "evaluation.batch_size"),
-    "learned_scores": "groups.batch_size",
+    **dict.fromkeys(("learned_scores", "rescored"), "groups.batch_size"),
     "ppo: training": "ppo.minibatch_size",
     "training": "policy.batch_size",
 }
-SAMPLED = ("groups", "reservoir", "learned_scores", "reference", "base", "own_model", "evaluations")
+SAMPLED = ("groups", "rescored", "reservoir", "learned_scores", "reference", "base", "own_model", "evaluations")
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ class Finished:
             prompts = known.drop_duplicates(["split", "prompt_id"]).set_index(["split", "prompt_id"])["prompt_ids"]
             frame = pd.read_parquet(self.run / "evaluations.parquet").set_index(["split", "prompt_id"])
             return np.stack([prompts.map(len)[frame.index], frame["length"]], 1)
-        stage = "reservoir" if stage == "learned_scores" else stage
+        stage = {"learned_scores": "reservoir", "rescored": "groups"}.get(stage, stage)
         file = f"{stage if stage in ('groups', 'reservoir') else 'evaluation'}.parquet"
         table = pd.read_parquet(self.folders[stage] / file)
         return np.stack([table["prompt_ids"].map(len), table["completion_ids"].map(len)], 1)
@@ -151,15 +152,15 @@ class Planned:
         """Optimizer steps of the policy."""
         if "ppo" in self.config:
             config = self.config["ppo"]
-            return int(self.rounds * config["epochs"] * (config["batch_size"] // config["minibatch_size"]))
+            return int(config["episodes"] // config["batch_size"] * self.period)
         config = self.config["policy"]
         return int(config["steps"] or steps_for(len(self.pairs().rows), config["batch_size"], config["epochs"]))
 
     @property
-    def rounds(self) -> int:
-        """What `evaluation.every` counts: PPO's batches of episodes, other methods' steps."""
+    def period(self) -> int:
+        """Optimizer steps per batch of PPO's episodes; 1 in other methods."""
         config = self.config.get("ppo")
-        return self.steps if config is None else int(config["episodes"] // config["batch_size"])
+        return 1 if config is None else int(config["epochs"] * (config["batch_size"] // config["minibatch_size"]))
 
     def rows(self, stage: str) -> np.ndarray:
         """(rows, 2) lengths of prompt and completion in a stage."""
@@ -167,14 +168,17 @@ class Planned:
         if stage == "sft":
             return np.tile([1, config["sft"]["max_tokens"] - 1], (config["data"]["sft_reviews"], 1))
         held_out = prompts["validation"] + prompts["test"]
-        if stage == "groups":
+        if stage in ("groups", "rescored"):
             count = prompts["train"] * config["groups"]["k"]
         elif stage in ("reservoir", "learned_scores"):
             count = held_out * config["reservoir"]["samples"]
         elif stage == "episodes":
-            count = self.rounds * config["ppo"]["batch_size"]
-        else:  # the last evaluation is at the end
-            points = -(-self.rounds // config["evaluation"]["every"]) if stage == "evaluations" else 1
+            count = self.steps // self.period * config["ppo"]["batch_size"]
+        else:
+            points, every = 1, config["evaluation"]["every"]
+            if stage == "evaluations":
+                ends = range(self.period, self.steps + 1, self.period)
+                points = sum(evaluation_due(done, every, self.steps, self.period) for done in ends)
             count = points * held_out * config["evaluation"]["samples"]
         lengths = np.resize(np.arange(prompts["min_tokens"], prompts["max_tokens"] + 1), count)
         return np.stack([lengths, np.full(count, config["generation"]["max_new_tokens"])], 1)
@@ -205,6 +209,8 @@ def of_stage(stage: str, source: Source, sizes: Sizes) -> Work:
     count = len(rows)
     if part == "learned_scores":
         return Work(count, "completions", float(bare(sizes, rows).sum()))
+    if part == "rescored":
+        return Work(count, "completions", float(scored(sizes, rows).sum()))
     drawn, read = float(sampled(sizes, rows).sum()), float(scored(sizes, rows).sum())
     if part in ("groups", "reservoir"):
         external = part == "groups" and source.config["data"].get("preferences") is not None

@@ -1,6 +1,7 @@
 """THE DATA FLOW, stage by stage.
 
-    reviews -> data -> sft -> (two_label) -> groups -> reference -> (reward_model) -> (reservoir) -> policy
+    reviews -> data -> sft -> (two_label) -> groups -> (rescored) -> reference -> (reward_model) -> (reservoir)
+            -> policy
 
 Every stage but the last makes an artifact named by the hash of its inputs, so it is made once and reused by every run
 that needs the same. A stage's file in `stages/` says what its key hashes and how it is made; the policy is trained and
@@ -11,7 +12,7 @@ import time
 
 from imdb_rlhf.config.run import Run
 from imdb_rlhf.stages.evaluations import BaseEvaluation, OwnModel, ReferenceEvaluation
-from imdb_rlhf.stages.groups import Groups
+from imdb_rlhf.stages.groups import Groups, RescoredGroups
 from imdb_rlhf.stages.reference import TrainedReference
 from imdb_rlhf.stages.reservoir import LearnedScores, Reservoir
 from imdb_rlhf.stages.reviews import Labelled, Reviews
@@ -28,6 +29,7 @@ STAGES: tuple[type[Stage], ...] = (
     Labelled,  # labelled: reviews for a true reward that is trained
     TrainedReward,  # two_label: that reward
     Groups,  # groups: K completions per training prompt, scored
+    RescoredGroups,  # rescored: their log-probs again, where the policy is trained in another precision
     ReferenceEvaluation,  # reference: where every policy starts
     BaseEvaluation,  # base: the pretrained model before SFT
     OwnModel,  # own_model: a model that exists

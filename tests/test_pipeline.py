@@ -1,6 +1,7 @@
 """The stages of a run: made, reused, made again; and every failure as one line."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from imdb_rlhf.tracking.jsonl import read
 from tests.command import train
 from tests.experiments import (
     PLAIN,
+    PPO,
     STEPS,
     files,
     keys_of,
@@ -159,6 +161,67 @@ def test_the_batch_size_of_preferences_is_in_the_key_of_their_log_probs(beside, 
         well(beside(f"data.preferences={tmp_path}/own.parquet", f"groups.batch_size={size}", "keep_model=none"))
         keys |= {keys_of(path)["groups"] for path in runs(beside.outputs, "dpo-")}
     assert len(keys) == 3  # the first run's, and two of the file's
+
+
+# --- a policy that is trained in a precision of its own
+
+BF16 = ["trainer.precision=bf16", "policy.optim.warmup_steps=1", "keep_model=none"]
+
+
+def at_first(folder: Path) -> list[float]:
+    """The first step's loss minus ln 2, and its log-ratios: all 0 but for rounding, as the policy is the reference."""
+    row = next(row for row in rows_of(folder) if row.get("step") == 1)
+    return [row["train/loss"] - math.log(2), row["train/chosen_log_ratio"], row["train/rejected_log_ratio"]]
+
+
+def test_groups_are_shared_and_their_log_probs_are_those_of_the_training(beside):
+    """In float32 the first loss is ln 2 within 1e-4 of beta, though the groups were sampled and scored in bf16."""
+    plain = well(beside(*BF16))
+    (in_bf16,) = [path for path in runs(beside.outputs, "dpo-") if path != beside.folder]
+    assert "rescored" not in stages_made(plain)
+    answer = well(beside(*BF16, "policy.precision=float32", "beta=1"))
+    made = stages_made(answer)
+    assert made == {"data": False, "sft": False, "groups": False, "rescored": True, "reference": False}
+    (in_float32,) = runs(beside.outputs, "dpo-beta1-")
+    assert max(map(abs, at_first(in_float32))) < 2e-5
+    keys = keys_of(in_float32)
+    assert keys["groups"] == keys_of(in_bf16)["groups"]
+    groups, again = (
+        pd.read_parquet(beside.outputs / "artifacts" / name / keys[name] / "groups.parquet")
+        for name in ("groups", "rescored")
+    )
+    pd.testing.assert_frame_equal(groups.drop(columns="ref_logprob"), again.drop(columns="ref_logprob"))
+    rounding = (groups["ref_logprob"] - again["ref_logprob"]).abs()
+    assert rounding.mean() > 2e-4  # what would be a log-ratio
+    # another method shares both
+    answer = well(beside(*BF16, "policy.precision=float32", algo="unlikelihood"))
+    assert not any(stages_made(answer).values()) and "rescored" in stages_made(answer)
+
+
+def test_preferences_of_a_file_are_rescored_too(beside, tmp_path):
+    pd.read_parquet(preferences(beside)).to_parquet(tmp_path / "own.parquet")
+    words = [f"data.preferences={tmp_path}/own.parquet", *BF16, "policy.precision=float32", "beta=1"]
+    assert stages_made(well(beside(*words)))["rescored"]
+    (folder,) = runs(beside.outputs, "dpo-beta1-")
+    assert max(map(abs, at_first(folder))) < 2e-5
+
+
+def test_ppo_samples_scores_and_trains_in_its_own_precision(beside):
+    """The groups, which it does not use here, are not rescored; its numbers are not those of bf16."""
+    words = [*PPO, "ppo.reward=ground_truth", "trainer.precision=bf16", "keep_model=none"]
+    well(beside(*words, algo="ppo"))
+    (in_bf16,) = runs(beside.outputs, "ppo-")
+    made = stages_made(well(beside(*words, "ppo.precision=float32", algo="ppo")))
+    assert made == dict.fromkeys(("data", "sft", "reference", "reservoir"), False)
+    (in_float32,) = set(runs(beside.outputs, "ppo-")) - {in_bf16}
+    ratios = [next(row["ppo/approx_kl"] for row in rows_of(path) if row["step"] == 4) for path in (in_bf16, in_float32)]
+    assert ratios[0] != ratios[1]
+
+
+def test_the_trainers_own_precision_needs_no_other_log_probs(beside):
+    answer = well(beside("policy.precision=float32", "plan=true"))
+    assert "rescored" not in answer.out
+    assert beside.folder.name not in answer.out  # a run of its own, as any key that is set makes one
 
 
 # --- preferences and references that exist

@@ -241,7 +241,9 @@ def pairs(**changes: Any) -> PairsConfig:
 
 def steps(**changes: Any) -> PolicyConfig:
     """The policy's training: epochs, or a number of steps."""
-    return PolicyConfig(**{"epochs": 1.0, "steps": None, "batch_size": 6, "optim": adamw(), **changes})
+    return PolicyConfig(
+        **{"epochs": 1.0, "steps": None, "batch_size": 6, "precision": None, "optim": adamw(), **changes}
+    )
 
 
 def evaluation(**changes: Any) -> EvaluationConfig:
@@ -289,6 +291,7 @@ def ppo(**changes: Any) -> PPOConfig:
         "coefficient_range": 6.0,
         "missing_eos_penalty": 0.0,
         "early_stop_kl": None,
+        "precision": None,
         "optim": adamw(),
     }
     return PPOConfig(**{**values, **changes})

@@ -15,7 +15,7 @@ class PolicyMethod(Algorithm, Protocol):
         title: its display name in figures and tables.
         colours: name of a method of this algorithm, as `method_name` gives it -> its place in the palette. A method
             without a place gets a free colour.
-        period: optimizer steps per batch of fresh episodes, 1 where there are none; `evaluation.every` counts these.
+        period: optimizer steps per batch of fresh episodes, 1 where there are none; evaluations come between batches.
     """
 
     title: ClassVar[str]

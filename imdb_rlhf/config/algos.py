@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import Annotated, Any
 
 from imdb_rlhf.config.families import LearnedRun, PreferenceRun, ReservoirRun, TrainedRun
+from imdb_rlhf.config.machine import PolicyPrecision
 from imdb_rlhf.config.optim import OptimConfig
 from imdb_rlhf.config.places import Place
 from imdb_rlhf.config.ppo import PPOConfig, Scale, ValueNetwork
@@ -226,6 +227,11 @@ class PPORun(ReservoirRun, TrainedRun):
     def optim(self) -> OptimConfig:
         """The optimizer of the policy and of the value network."""
         return self.ppo.optim
+
+    @property
+    def precision(self) -> PolicyPrecision | None:
+        """As configured."""
+        return self.ppo.precision
 
     @property
     def networks(self) -> int:

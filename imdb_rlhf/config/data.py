@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, ClassVar
 
-from imdb_rlhf.config.places import Place
+from imdb_rlhf.config.places import LATER, Place
 from imdb_rlhf.config.ranges import Prompts, Range, Seed, Tokens
 from imdb_rlhf.errors import ConfigError
 
@@ -65,6 +65,7 @@ class ImdbData(DataConfig):
     revision: Place
     path: Place | None
     br: Br
+    min_characters: Annotated[int | None, Range(1, 10**6), LATER]
     prompt_splits: list[str]
     test_splits: list[str]
     sft_splits: list[str]

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from imdb_rlhf.config.machine import PolicyPrecision
 from imdb_rlhf.config.optim import OptimConfig
 from imdb_rlhf.config.reward import Init, Objective, RewardModelConfig
 from imdb_rlhf.config.run import Run
@@ -17,6 +18,11 @@ class TrainedRun(Run):
     def optim(self) -> OptimConfig:
         """The optimizer of the policy."""
         raise NotImplementedError
+
+    @property
+    def precision(self) -> PolicyPrecision | None:
+        """The arithmetic of the policy's training, where it is not the trainer's."""
+        return None
 
     @property
     def networks(self) -> int:
@@ -70,6 +76,11 @@ class PreferenceRun(GroupsRun, TrainedRun):
     def optim(self) -> OptimConfig:
         """The optimizer of the policy."""
         return self.policy.optim
+
+    @property
+    def precision(self) -> PolicyPrecision | None:
+        """As configured."""
+        return self.policy.precision
 
 
 @dataclass

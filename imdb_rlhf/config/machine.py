@@ -25,6 +25,13 @@ class Precision(StrEnum):
     float32 = "float32"
 
 
+class PolicyPrecision(StrEnum):
+    """Arithmetic of the policy's training, where it is not the trainer's."""
+
+    bf16 = "bf16"
+    float32 = "float32"
+
+
 @dataclass
 class TrainerConfig:
     """The machine."""

@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated
 
+from imdb_rlhf.config.machine import PolicyPrecision
 from imdb_rlhf.config.optim import OptimConfig
+from imdb_rlhf.config.places import LATER
 from imdb_rlhf.config.ranges import BatchSize, Coefficient, PositiveCoefficient, Range, Share
 from imdb_rlhf.config.reward import RewardSource
 from imdb_rlhf.errors import ConfigError
@@ -60,6 +62,7 @@ class PPOConfig:
     coefficient_range: Annotated[float, Range(0, 100, above=True)]
     missing_eos_penalty: Coefficient
     early_stop_kl: Annotated[float | None, Range(0, 10**12, above=True)]
+    precision: Annotated[PolicyPrecision | None, LATER]
     optim: OptimConfig
 
     @property

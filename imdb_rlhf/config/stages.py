@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated
 
+from imdb_rlhf.config.machine import PolicyPrecision
 from imdb_rlhf.config.optim import OptimConfig
-from imdb_rlhf.config.places import Place
+from imdb_rlhf.config.places import LATER, Place
 from imdb_rlhf.config.ranges import BatchSize, Epochs, Range, Seed, Steps, Tokens, out_of_range
 from imdb_rlhf.errors import ConfigError
 
@@ -112,6 +113,7 @@ class PolicyConfig:
     epochs: Epochs
     steps: Steps | None
     batch_size: BatchSize
+    precision: Annotated[PolicyPrecision | None, LATER]
     optim: OptimConfig
 
 

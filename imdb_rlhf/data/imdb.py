@@ -45,7 +45,8 @@ def read_split(folder: Path, split: str, br: Br, *, labels: bool, key: str = "da
         key: config key that messages name.
 
     Returns:
-        A frame with columns `text` and `label`, and the number of null or empty texts that were skipped.
+        A frame with columns `text`, `label` and `characters` (of the text as the file has it), and the number of null
+        or empty texts that were skipped.
 
     Raises:
         RunError: a column is missing, or a label is outside {0, 1} (and -1), naming file and row.
@@ -71,7 +72,9 @@ def read_split(folder: Path, split: str, br: Br, *, labels: bool, key: str = "da
             raise RunError(f"{path} row {int(wrong[0])}: text is not a string; mend the file")
         frames.append(frame)
     reviews = pd.concat(frames, ignore_index=True)
-    text = reviews["text"].astype(object).where(reviews["text"].notna(), "").astype(str).str.strip()
+    text = reviews["text"].astype(object).where(reviews["text"].notna(), "").astype(str)
+    reviews["characters"] = text.map(len)
+    text = text.str.strip()
     if br == Br.newline:
         text = text.str.replace(r"(?:\s*<br\s*/?>\s*)+", "\n", regex=True).str.strip()
     reviews["text"] = text
@@ -157,19 +160,22 @@ def divide(config: ImdbData, held_out: int, folder: Path) -> Reviews:
 
 
 def _read_pools(config: ImdbData, held_out: int, folder: Path) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
-    """Each split, shuffled, without texts that are in it twice or also in an earlier split (test first)."""
+    """Each split, shuffled, without short texts and those that are in it twice or in an earlier split (test first)."""
     splits = list(dict.fromkeys([*config.test_splits, *config.prompt_splits, *config.sft_splits]))
     needs_labels = {*config.labelled_splits, *config.test_splits} if held_out else set()
     splits += [split for split in config.labelled_splits if held_out and split not in splits]
     pools: dict[str, pd.DataFrame] = {}
     seen: set[str] = set()
-    report: dict[str, Any] = {"empty_texts_skipped": {}, "duplicates_removed": {}}
+    report: dict[str, Any] = {"empty_texts_skipped": {}, "short_texts_skipped": {}, "duplicates_removed": {}}
     for split in splits:
         frame, skipped = read_split(folder, split, config.br, labels=split in needs_labels)
+        short = frame["characters"] < (config.min_characters or 0)
+        frame = frame[~short]
         key = frame["text"].str.replace("<br />", " ").str.lower().str.split().str.join(" ")
         within, across = key.duplicated(), key.isin(seen)
         seen.update(key)
         report["empty_texts_skipped"][split] = skipped
+        report["short_texts_skipped"][split] = int(short.sum())
         report["duplicates_removed"][split] = {
             "within": int(within.sum()),
             "also in an earlier split": int((across & ~within).sum()),

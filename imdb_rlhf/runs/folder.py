@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 from imdb_rlhf.artifacts.files import MANIFEST, check_manifest, hash_of, in_use, write_json, write_manifest
-from imdb_rlhf.config.places import without_places
+from imdb_rlhf.config.places import hashed
 from imdb_rlhf.config.run import NOT_IN_HASH
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.pipeline import Pipeline
@@ -42,7 +42,7 @@ class RunFolder:
     def config_hash(self) -> str:
         """The hash of everything that the run's numbers depend on."""
         # what is stored in a place is hashed in the artifacts' keys
-        config = {key: value for key, value in without_places(self.run).items() if key not in NOT_IN_HASH}
+        config = {key: value for key, value in hashed(self.run).items() if key not in NOT_IN_HASH}
         config |= self.run.hashed_instead
         config["trainer"].pop("checkpoint_every")
         parts = {"config": config, "artifacts": self.pipeline.keys(), "machine": self.runtime.facts()}

@@ -12,13 +12,14 @@ from imdb_rlhf.errors import RunError
 from imdb_rlhf.evaluation import optimum, reservoir
 from imdb_rlhf.models import policy as policies
 from imdb_rlhf.models.policy import Policy
-from imdb_rlhf.stages.groups import Groups
+from imdb_rlhf.stages.groups import Groups, RescoredGroups
 from imdb_rlhf.stages.reference import Reference
 from imdb_rlhf.stages.reservoir import Reservoir
 from imdb_rlhf.stages.reviews import Reviews
 from imdb_rlhf.stages.reward_model import TrainedRewardModel
 from imdb_rlhf.stages.stage import Flow
 from imdb_rlhf.stages.true_reward import TrueReward
+from imdb_rlhf.training.runtime import Runtime
 
 # The column of a table of samples that holds the true reward on a scale.
 COLUMNS = {Scale.reward: "reward", Scale.logit: "reward_logit"}
@@ -30,17 +31,17 @@ class RunInputs:
     Attributes:
         policy: a fresh copy of the reference, to be trained.
         reference: frozen.
-        runtime: device, precision and processes.
+        runtime: device, the precision of the policy's training, and processes.
     """
 
-    def __init__(self, flow: Flow, policy: Policy) -> None:
-        self.flow, self.policy, self.runtime = flow, policy, flow.runtime
+    def __init__(self, flow: Flow, policy: Policy, runtime: Runtime) -> None:
+        self.flow, self.policy, self.runtime = flow, policy, runtime
         self.reference = policies.freeze(flow.get(Reference).policy().lm)
 
     @property
     def groups(self) -> Path:
-        """The folder of the artifact of groups."""
-        return self.flow.get(Groups).path
+        """The folder of the artifact of groups, whose log-probs are in the precision of the policy's training."""
+        return self.flow.get(RescoredGroups if self.flow.has(RescoredGroups) else Groups).path
 
     @cached_property
     def prompts(self) -> list[list[int]]:

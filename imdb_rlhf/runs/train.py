@@ -42,8 +42,8 @@ def train_policy(folder: RunFolder, run: TrainedRun, policy: Policy, trackers: T
     Returns:
         What the algorithm reports of its training, for `summary.json`.
     """
-    flow, runtime, console = folder.pipeline, folder.runtime, folder.console
-    inputs = RunInputs(flow, policy)
+    flow, runtime, console = folder.pipeline, folder.runtime.at(run.precision), folder.console
+    inputs = RunInputs(flow, policy, runtime)
     algorithm = ALGOS[run.algo].from_inputs(inputs, run)
     resumed = f"; resumed at step {start}" if start else ""
     console.note(f"{run.algo:<{STAGE_WIDTH}} {algorithm.summary_line()}{resumed}")
@@ -78,7 +78,8 @@ def train_policy(folder: RunFolder, run: TrainedRun, policy: Policy, trackers: T
     def advance(values: dict[str, float]) -> None:
         progress.advance(1, **{SHOWN[key]: value for key, value in values.items() if key in SHOWN})
 
-    loop_settings = settings(flow, run.seed, run.optim, run.evaluation.every * algorithm.period)
+    loop_settings = settings(flow, run.seed, run.optim, run.evaluation.every)
+    loop_settings.period = algorithm.period
     loop_settings.log_every = algorithm.log_every(loop_settings.log_every)
     with console.progress(run.algo, algorithm.steps, start=start) as progress:
         hooks = loop.Hooks(trackers.log, advance, evaluate_at)

@@ -1,6 +1,12 @@
-"""Stage `groups`: K completions of the reference per training prompt, or the preferences of a file."""
+"""Stages `groups` and `rescored`.
+
+Groups are K completions of the reference per training prompt, or the preferences of a file, with the reference's
+log-probs. Where the policy is trained in another precision, those log-probs are computed in it again: two roundings of
+one policy differ, and a loss must not take that for a change of the policy. All methods still share the groups.
+"""
 
 import json
+import shutil
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -8,20 +14,21 @@ from typing import Any, Self
 
 import numpy as np
 import pandas as pd
-import torch
 
 from imdb_rlhf.artifacts.files import hash_file, write_json
-from imdb_rlhf.config.families import GroupsRun
-from imdb_rlhf.data import preferences
+from imdb_rlhf.config.families import GroupsRun, PreferenceRun
+from imdb_rlhf.data import groups, preferences
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.models import policy as policies
 from imdb_rlhf.models.logprobs import Rows, sequence_logprobs
+from imdb_rlhf.models.policy import Policy
 from imdb_rlhf.stages.reference import Reference
 from imdb_rlhf.stages.reviews import Reviews
 from imdb_rlhf.stages.samples import Sampler, report_of, summary_of
 from imdb_rlhf.stages.sources import encoder
 from imdb_rlhf.stages.stage import Disk, Flow, Stage, unchanging
 from imdb_rlhf.stages.true_reward import TrueReward
+from imdb_rlhf.training.runtime import Runtime
 
 
 class Groups(Stage):
@@ -91,17 +98,14 @@ class Groups(Stage):
             frame = sampler.table(policy, reward, prompts, "groups", progress)
         if self.runtime.rank:
             return
-        self._write(folder, frame)
+        _write(folder, frame)
         exported = preferences.to_trl(frame)
         exported.to_parquet(folder / "preferences.parquet", index=False)
         write_json(folder / "report.json", report_of(frame) | {"pairs": len(exported)})
 
     def _score_preferences(self, folder: Path, file: Path) -> None:
         """The pairs of a file as groups, with the reference's log-probs."""
-        policy, batch_size = self.flow.get(Reference).policy(), self.run.groups.batch_size
-        policies.freeze(policy.lm)
-        if self.runtime.rank:
-            return
+        policy = self.flow.get(Reference).policy()
         table, pairs = preferences.from_preferences(
             file,
             encoder(policy.tokenizer),
@@ -109,26 +113,14 @@ class Groups(Stage):
             append_eos=self.run.data.preferences_eos,
             context=policy.context,
         )
-        logprobs = np.zeros(len(table))
-        lengths = table["prompt_ids"].map(len) + table["completion_ids"].map(len)
-        order = np.argsort(lengths.to_numpy(), kind="stable")
-        with self.console.progress("groups", len(table), "completion") as progress, self.runtime.autocast():
-            for at in range(0, len(order), batch_size):
-                part = table.iloc[order[at : at + batch_size]]
-                rows = Rows.of(list(part["prompt_ids"]), list(part["completion_ids"]))
-                sums = sequence_logprobs(policy.lm, rows, self.run.generation.temperature)
-                logprobs[part.index] = sums.cpu().numpy()
-                progress.advance(len(part))
+        logprobs = _reference_logprobs(self, self.runtime, self.run, policy, table)
+        if self.runtime.rank:
+            return
         table["ref_logprob"] = logprobs
-        self._write(folder, table)
+        _write(folder, table)
         np.savez(folder / "pairs.npz", rows=pairs.rows, prompts=pairs.prompts)
         report = {"prompts": int(table["prompt_id"].nunique()), "completions": len(table), "pairs": len(pairs.rows)}
         write_json(folder / "report.json", report | {"dropped": pairs.dropped})
-
-    def _write(self, folder: Path, frame: pd.DataFrame) -> None:
-        if not torch.isfinite(torch.tensor(frame["ref_logprob"].to_numpy())).all():
-            raise RunError("groups: a reference log-prob is not finite; set trainer.precision=float32")
-        frame.to_parquet(folder / "groups.parquet", index=False)
 
     def summary_line(self, folder: Path) -> str:
         """How many completions, and their rewards or pairs."""
@@ -140,3 +132,91 @@ class Groups(Stage):
     def size(self) -> Disk:
         """About 1,000 bytes per completion."""
         return unchanging(1000 * self.run.data.prompts.train * self.run.groups.k)
+
+
+class RescoredGroups(Stage):
+    """The groups with the reference's log-probs in the precision in which the policy is trained."""
+
+    name = "rescored"
+
+    def __init__(self, flow: Flow, run: PreferenceRun) -> None:
+        super().__init__(flow)
+        self.run, self.trained = run, flow.runtime.at(run.precision)
+
+    @classmethod
+    def of(cls, flow: Flow) -> Self | None:
+        """Only where that is another precision than the groups'."""
+        run = flow.run
+        if not isinstance(run, PreferenceRun) or not run.uses_groups:
+            return None
+        stage = cls(flow, run)
+        return stage if stage.trained.precision != flow.runtime.precision else None
+
+    def inputs(self) -> dict[str, Any]:
+        """The groups and the precision; the batch is one of the groups' own inputs."""
+        return {"groups": self.flow.key(Groups), "machine": self.trained.facts()}
+
+    def make(self, folder: Path) -> None:
+        """Score the completions again; everything else is as the groups have it."""
+        source = self.flow.get(Groups).path
+        table = groups.read(source)
+        logprobs = _reference_logprobs(self, self.trained, self.run, self.flow.get(Reference).policy(), table)
+        if self.runtime.rank:
+            return
+        difference = float(np.abs(logprobs - table["ref_logprob"]).mean())
+        _write(folder, table.assign(ref_logprob=logprobs))
+        if (source / "pairs.npz").exists():
+            shutil.copy(source / "pairs.npz", folder)
+        report = json.loads((source / "report.json").read_text()) | {"logprob_difference": difference}
+        write_json(folder / "report.json", report)
+
+    def summary_line(self, folder: Path) -> str:
+        """How far the log-probs are from the groups'."""
+        difference = json.loads((folder / "report.json").read_text())["logprob_difference"]
+        return f"log-probs in {self.trained.precision}, {difference:.2g} nats per completion from the groups'"
+
+    def size(self) -> Disk:
+        """As much as the groups."""
+        return self.flow.get(Groups).size()
+
+
+def _reference_logprobs(
+    stage: Stage, runtime: Runtime, run: GroupsRun, policy: Policy, table: pd.DataFrame
+) -> np.ndarray:
+    """(completions,) log-probs of a group table under the reference, nats, on every rank; batches are of like length.
+
+    Args:
+        stage: shows its progress.
+        runtime: the precision, and the processes that share the batches out whole.
+        run: size of a batch, and temperature.
+        policy: the reference; it is frozen.
+        table: with `prompt_ids` and `completion_ids`.
+    """
+    policies.freeze(policy.lm)
+    found: list[tuple[int, float]] = []
+    lengths = table["prompt_ids"].map(len) + table["completion_ids"].map(len)
+    order, size = np.argsort(lengths.to_numpy(), kind="stable"), run.groups.batch_size
+    with stage.console.progress(stage.name, len(table), "completion") as progress, runtime.autocast():
+        for number, at in enumerate(range(0, len(order), size)):
+            if number % runtime.world != runtime.rank:
+                continue
+            part = table.iloc[order[at : at + size]]
+            rows = Rows.of([list(ids) for ids in part["prompt_ids"]], [list(ids) for ids in part["completion_ids"]])
+            sums = sequence_logprobs(policy.lm, rows, run.generation.temperature)
+            found += zip(order[at : at + size].tolist(), sums.tolist(), strict=True)
+            progress.advance(len(part) * runtime.world)
+    logprobs = np.zeros(len(table))
+    for row, value in runtime.gather(found):
+        logprobs[row] = value
+    return logprobs
+
+
+def _write(folder: Path, frame: pd.DataFrame) -> None:
+    """Write a group table.
+
+    Raises:
+        RunError: a log-prob is not finite.
+    """
+    if not np.isfinite(frame["ref_logprob"].to_numpy()).all():
+        raise RunError("groups: a reference log-prob is not finite; set trainer.precision=float32")
+    frame.to_parquet(folder / "groups.parquet", index=False)

@@ -10,7 +10,7 @@ import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
 from imdb_rlhf.artifacts.files import write_json
-from imdb_rlhf.config.places import without_places
+from imdb_rlhf.config.places import hashed
 from imdb_rlhf.data import prompts
 from imdb_rlhf.data.reviews import PROMPT_ROLES, content_of, dataset_of, divide_reviews
 from imdb_rlhf.errors import RunError
@@ -32,7 +32,7 @@ def data_config(flow: Flow) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises:
         RunError: the dataset's `label_keys` names a key that it does not have.
     """
-    data, dataset = without_places(flow.run.data), dataset_of(flow.run.data)
+    data, dataset = hashed(flow.run.data), dataset_of(flow.run.data)
     for key in dataset.label_keys:
         if not hasattr(flow.run.data, key):
             raise RunError(f"{type(dataset).__module__}.Kind has {key} among its label_keys, and data.{key} is no key")
@@ -98,10 +98,10 @@ class Reviews(Stage):
         report = json.loads((folder / "report.json").read_text())
         duplicates = sum(sum(counts.values()) for counts in report.get("duplicates_removed", {}).values())
         empty = sum(report.get("empty_texts_skipped", {}).values())
+        short = sum(report.get("short_texts_skipped", {}).values())
         shared = report["test_prompts_also_training_prompts"]
-        return (
-            f"{duplicates} duplicate and {empty} empty reviews left out, {shared:.0%} of test prompts also in training"
-        )
+        left_out = f"{duplicates} duplicate, {short} short" if short else f"{duplicates} duplicate"
+        return f"{left_out} and {empty} empty reviews left out, {shared:.0%} of test prompts also in training"
 
     def size(self) -> Disk:
         """About 400 bytes per SFT review."""

@@ -91,7 +91,11 @@ class Algorithm(Protocol):
 
 
 class Plain:
-    """An algorithm whose batches are a function of the step alone; `period` is the number of steps per fresh data."""
+    """An algorithm whose batches are a function of the step alone.
+
+    Attributes:
+        period: steps on the same data; evaluations come between such periods.
+    """
 
     period = 1
 
@@ -112,7 +116,12 @@ class Plain:
 
 @dataclass
 class Settings:
-    """The part of a stage's configuration that the loop reads; intervals are in steps."""
+    """The part of a stage's configuration that the loop reads.
+
+    Attributes:
+        checkpoint_every, log_every, evaluate_every: intervals in steps.
+        period: evaluations come after a multiple of so many steps.
+    """
 
     seed: int
     optim: OptimConfig
@@ -120,6 +129,7 @@ class Settings:
     checkpoint_every: int
     log_every: int
     evaluate_every: int | None = None
+    period: int = 1
 
 
 @dataclass
@@ -177,7 +187,7 @@ def train(algorithm: Algorithm, settings: Settings, runtime: Runtime, folder: Pa
     algorithm.module.to(runtime.device)
     optimizer = optim.make(settings.optim, algorithm.module.parameters())
     start, sums = _restore(algorithm, optimizer, runtime, folder)
-    module, prepared = runtime.accelerator.prepare(algorithm.module, optimizer)
+    module, prepared = runtime.prepare(algorithm.module, optimizer)
     began = time.perf_counter()
     with _Signals() as signals:
         for step, batch in zip(range(start, algorithm.steps), algorithm.batches(start), strict=False):
@@ -190,7 +200,8 @@ def train(algorithm: Algorithm, settings: Settings, runtime: Runtime, folder: Pa
             # a step that changed nothing has no metrics and does not count in the means
             sums["steps"] += bool(values)
             evaluated: dict[str, float] = {}
-            if hooks.evaluate and settings.evaluate_every and _due(done, settings.evaluate_every, algorithm.steps):
+            every = settings.evaluate_every
+            if hooks.evaluate and every and evaluation_due(done, every, algorithm.steps, settings.period):
                 evaluated = hooks.evaluate(done)
             if (sums["steps"] and _due(done, settings.log_every, algorithm.steps)) or evaluated:
                 count = max(sums.pop("steps"), 1.0)
@@ -207,6 +218,18 @@ def train(algorithm: Algorithm, settings: Settings, runtime: Runtime, folder: Pa
             if stop and done < algorithm.steps:
                 raise Stopped(f"{algorithm.stage} at step {done} of {algorithm.steps}; run the same command to go on")
     runtime.accelerator.free_memory()
+
+
+def evaluation_due(done: int, every: int, total: int, period: int = 1) -> bool:
+    """Whether an evaluation follows a step: the first to end a period at or after a multiple of `every`, or the last.
+
+    Args:
+        done: steps done.
+        every: steps between evaluations; if a period is longer, each is followed by one evaluation.
+        total: all steps.
+        period: steps on the same data, between which no evaluation comes.
+    """
+    return done == total or (done % period == 0 and done // every > (done - period) // every)
 
 
 def _due(done: int, every: int, total: int) -> bool:

@@ -1,5 +1,6 @@
 """A run's processes and device: accelerate behind the few methods that the package needs."""
 
+import copy
 import ctypes
 import os
 import sys
@@ -11,9 +12,10 @@ from typing import Any, TypeVar, cast
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list, convert_outputs_to_fp32, gather_object
+from torch import nn
 
-from imdb_rlhf.config.machine import TrainerConfig, check_processes
+from imdb_rlhf.config.machine import PolicyPrecision, TrainerConfig, check_processes
 from imdb_rlhf.training.precision import choose_float32_products, resolve_device, resolve_precision, resolve_threads
 
 T = TypeVar("T")
@@ -44,13 +46,32 @@ class Runtime:
         _reset_accelerate()
         self.accelerator = Accelerator(
             cpu=kind == "cpu",
-            mixed_precision="bf16" if self.precision == "bf16" else "no",
+            mixed_precision="no",  # it has one for all trainings of a process; see `prepare`
             # rank 0 may wait hours for another run that is making the same artifact
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=24))],
         )
         self.device = self.accelerator.device
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         torch.manual_seed(0)
+
+    def at(self, precision: PolicyPrecision | None) -> "Runtime":
+        """The same device and processes in another precision; this runtime for None."""
+        if precision is None or str(precision) == self.precision:
+            return self
+        other = copy.copy(self)
+        other.precision = str(precision)
+        return other
+
+    def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
+        """A module and its optimizer for training in this precision on all processes; the module's outputs are float32.
+
+        In bf16 the module's own forward is replaced for good: it autocasts from now on, and is trained once.
+        """
+        if self.precision == "bf16":
+            forward = torch.autocast(self.device.type, dtype=torch.bfloat16)(module.forward)
+            module.forward = convert_outputs_to_fp32(forward)
+        prepared: tuple[nn.Module, Any] = self.accelerator.prepare(module, optimizer)
+        return prepared
 
     def facts(self) -> dict[str, Any]:
         """The machine's part of an artifact's key: the last bits of numbers depend on it."""

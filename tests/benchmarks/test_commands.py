@@ -12,6 +12,7 @@ from benchmarks.compare import agreement, cases
 from benchmarks.programs.__main__ import run as program
 from benchmarks.runs import runs_of
 from benchmarks.workload import SHAPES, Data, make
+from imdb_rlhf.config.families import PreferenceRun
 
 
 def test_programs_of_one_case_compute_the_same(tmp_path: Path) -> None:
@@ -62,6 +63,8 @@ def test_what_measures_the_rates_is_the_papers_configuration() -> None:
         (run,) = runs_of([*hours.COMMON.split(), *words.split()])
         (paper,) = runs_of(["experiment=paper", "model=gpt2-large-random", f"algo={run.algo}"])
         assert (run.model, run.trainer.micro_batch) == (paper.model, paper.trainer.micro_batch)
+        if isinstance(run, PreferenceRun) and isinstance(paper, PreferenceRun):
+            assert run.policy.precision == paper.policy.precision == "float32"
 
 
 def test_a_failed_program_is_exit_code_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

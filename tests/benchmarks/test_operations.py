@@ -119,6 +119,7 @@ def test_planned_artifacts_by_hand() -> None:
     # 2 rows are held out; 18 make 4 batches of 5
     assert of_stage("sft", source, SIZES) == Work(120, "tokens", (3 * 20 + 2) * read(6, 5))
     assert of_stage("groups", source, SIZES) == Work(21, "completions", 21 * (DRAWN + SCORED), 21)
+    assert of_stage("rescored", source, SIZES) == Work(21, "completions", 21 * SCORED)
     assert of_stage("reference", source, SIZES) == Work(20, "samples", 20 * (DRAWN + 2 * SCORED), 20)
     assert of_stage("learned_scores", source, SIZES) == Work(40, "completions", 40 * BARE)
     # two passes over three quarters of 21 completions; the rest is read at 3 evaluations and twice for the scale
@@ -136,9 +137,10 @@ def test_planned_policies_by_hand() -> None:
     winners = of_stage("preferred_ft: training", planned("algo=preferred_ft", *words), SIZES)
     assert winners.operations == 3 * 14 * 3 * SCORED
     assert of_stage("dpo: training", planned("dpo.loss=plackett_luce"), SIZES).operations is None
-    # 3 batches of 16; sampled, scored twice, valued, trained on twice; evaluated after 2 batches and at the end
+    # 3 batches of 16; sampled, scored twice, valued, trained on twice in 4 steps; evaluated after step 8, the
+    # first end of a batch past 6, and at the end
     words = ["algo=ppo", "ppo.episodes=50", "ppo.batch_size=16", "ppo.minibatch_size=8", "ppo.epochs=2"]
-    source = planned(*words, "ppo.reward=ground_truth", "ppo.value=own", "evaluation.every=2")
+    source = planned(*words, "ppo.reward=ground_truth", "ppo.value=own", "evaluation.every=6")
     expected = 48 * (DRAWN + 2 * SCORED + BARE + 2 * 3 * (SCORED + BARE))
     assert of_stage("ppo: training", source, SIZES) == Work(12, "steps", expected, 48)
     assert of_stage("ppo: evaluations", source, SIZES).amount == 2 * 20

@@ -1,6 +1,6 @@
 """Medians, ratios, shares, slopes and rates of numbers made by hand."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pandas as pd
@@ -155,4 +155,10 @@ def test_rates_are_of_the_nearest_measurements() -> None:
     assert own == hours.Rate("ppo: training", 4.0, 2.0, "batches of 64, here 1,024")
     assert measured.rate("ppo: training", 1024, "shared") == hours.Rate("ppo: training", 2.0, 4.0, "")
     assert measured.rate("preferred_ft: training") == hours.Rate("dpo: training", 4.0, 2.0, "")  # its like
+    other = measured.rate("dpo: training", precision="float32")
+    assert other == hours.Rate("dpo: training", 4.0, 2.0, "in bf16, here float32")
+    both = [*parts, part("dpo: training", 4.0, 8.0, precision="float32", batch=8)]
+    measured = replace(measured, parts=pd.DataFrame([*both, part("data", 3.0)]))
+    exact = measured.rate("dpo: training", 64, precision="float32")  # the precision counts for more than the batch
+    assert exact == hours.Rate("dpo: training", 2.0, 4.0, "batches of 8, here 64")
     assert measured.rate("reward_model") is None and measured.each("data") == 3.0

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from imdb_rlhf.config.keys import CLASSES, PLACES
-from imdb_rlhf.config.places import places_of, without_places
+from imdb_rlhf.config.places import hashed, places_of
 from tests.command import run_of
 
 
@@ -37,13 +37,19 @@ def test_places_of_sections_that_several_kinds_fill() -> None:
 def test_a_configuration_without_places_is_the_same_wherever_things_are(overrides: list[str], key: str) -> None:
     here, there = (run_of(*overrides, f"{key}={place}") for place in ("a/b/c", "d/e/f"))
     assert here != there
-    assert without_places(here) == without_places(there)
+    assert hashed(here) == hashed(there)
     section, _, name = key.partition(".")
-    assert name not in without_places(here)[section]
+    assert name not in hashed(here)[section]
 
 
 def test_what_is_left_is_everything_else() -> None:
-    left = without_places(run_of("experiment=imdb_cpu", "data.path=reviews"))
+    left = hashed(run_of("experiment=imdb_cpu", "data.path=reviews"))
     assert (left["algo"], left["data"]["prompts"]["min_tokens"], left["data"]["br"]) == ("dpo", 2, "newline")
     assert left["policy"]["optim"]["lr"] == run_of("experiment=imdb_cpu").policy.optim.lr  # type: ignore[attr-defined]
     assert Path(left["paths"]["outputs"]).name == "outputs"
+
+
+def test_a_later_key_that_is_null_is_left_out() -> None:
+    assert "min_characters" not in hashed(run_of("data=imdb"))["data"]
+    assert hashed(run_of("data=imdb", "data.min_characters=201"))["data"]["min_characters"] == 201
+    assert hashed(run_of())["policy"]["steps"] is None  # other keys stay, null or not

@@ -144,6 +144,7 @@ def test_every_number_has_a_range_and_every_seed_the_same():
         ("data.prompts.test=-1", AT_LEAST_1, []),
         ("data.prompts.min_tokens=0", AT_LEAST_1, []),
         ("data.sft_reviews=-3", AT_LEAST_1, [IMDB]),
+        ("data.min_characters=0", AT_LEAST_1, [IMDB]),
         ("model.layers=0", AT_LEAST_1, []),
         ("model.heads=0", AT_LEAST_1, []),
         ("model.width=0", AT_LEAST_1, []),

@@ -30,7 +30,7 @@ def imdb_data(**changes: Any) -> ImdbData:
     source = {"preferences_eos": True, "hub_id": "stanfordnlp/imdb", "revision": "main", "path": None}
     splits = {"prompt_splits": ["train", "unsupervised"], "test_splits": ["test"], "labelled_splits": ["train"]}
     splits["sft_splits"] = ["unsupervised", "train"]
-    return ImdbData(**{**values, **source, "br": Br.newline, **splits, **changes})
+    return ImdbData(**{**values, **source, "br": Br.newline, "min_characters": None, **splits, **changes})
 
 
 def write_split(

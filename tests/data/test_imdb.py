@@ -71,6 +71,12 @@ def test_empty_and_null_texts_are_skipped_and_counted(tmp_path):
     assert imdb.read_split(tmp_path, "train", Br.keep, labels=True)[1] == 3  # here `<br />` is text
 
 
+def test_characters_are_those_of_the_file(tmp_path):
+    write_split(tmp_path, "train", ["  one\n", "a<br /><br />b", None, "caf\u00e9"])
+    frame, _ = imdb.read_split(tmp_path, "train", Br.newline, labels=True)
+    assert dict(zip(frame["text"], frame["characters"], strict=True)) == {"one": 6, "a\nb": 14, "caf\u00e9": 4}
+
+
 def test_a_split_of_nothing_but_nulls(tmp_path):
     write_split(tmp_path, "train", [None, None], [0, 1])
     assert imdb.read_split(tmp_path, "train", Br.newline, labels=True)[1] == 2
@@ -193,3 +199,13 @@ def test_the_real_dataset_divided():
     assert len(set(texts)) == 7300
     validation = 100  # of the train split; its training prompts' labels may be used
     assert len(reviews_by_role.labelled) + sum(removed["train"].values()) + validation == 25_000
+
+
+@pytest.mark.skipif(not (REAL / "plain_text").is_dir(), reason=f"no IMDb parquet in {REAL}")
+def test_the_reviews_that_trls_example_keeps():
+    """`len(x["review"]) > 200`, of the texts as they are."""
+    texts = pd.concat(pd.read_parquet(path) for path in imdb.split_files(REAL, "train"))["text"]
+    kept = sum(len(text) > 200 for text in texts)
+    frame, _ = imdb.read_split(REAL, "train", Br.newline, labels=True)
+    assert int((frame["characters"] >= 201).sum()) == kept
+    assert 24_000 < kept < 25_000

@@ -159,6 +159,27 @@ def test_empty_texts_and_short_ones_are_counted(folder):
     assert 200 < reviews.report["too_short_for_a_prompt"] <= 300
 
 
+def test_short_reviews_are_used_for_nothing_and_counted(tmp_path):
+    """10 words in 20 to 24 characters; the shortest that is used has 22, `<br />` included."""
+    words = " ".join("abcdefghij")  # 19 characters
+    texts = [f"{words}{'.' * more}{number}" for number, more in enumerate([0, 1, 2, 3, 4])]  # 20 to 24
+    for split in ("train", "test"):
+        write_split(tmp_path, split, [f"{split[1]}{text[1:]}" for text in texts])
+    write_split(tmp_path, "unsupervised", [f"u{text[1:]}" for text in texts] + [words[:-3] + "<br />"], [-1] * 6)
+    wanted = PromptsConfig(train=2, validation=1, test=3, min_tokens=2, max_tokens=8)
+    config = imdb_config(prompts=wanted, sft_reviews=4, min_characters=22)
+    reviews = divide(config, 0, tmp_path)
+    assert reviews.report["short_texts_skipped"] == {"test": 2, "train": 2, "unsupervised": 2}
+    used = [text for role in ("sft", *PROMPT_ROLES) for text in reviews.texts[role]]
+    assert len(used) == 10 and all(len(text) >= 22 or text == words[:-3].strip() for text in used)
+    kept = divide(imdb_config(prompts=wanted, sft_reviews=4), 0, tmp_path)
+    assert kept.report["short_texts_skipped"] == {"test": 0, "train": 0, "unsupervised": 0}
+    with pytest.raises(
+        RunError, match=r"^data.sft_reviews=5 is more than the 4 usable reviews left in .*; ask for fewer"
+    ):
+        divide(imdb_config(prompts=wanted, sft_reviews=5, min_characters=22), 0, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("changes", "held_out", "key"),
     [

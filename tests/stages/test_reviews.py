@@ -34,12 +34,12 @@ def reviews(tmp_path) -> Path:
     for split in ("train", "test", "unsupervised"):
         texts = [review(split, number) for number in range(80)]
         labels = [-1] * 80 if split == "unsupervised" else [number % 2 for number in range(80)]
-        frame = pd.DataFrame({"text": [*texts, texts[0], ""], "label": [*labels, labels[0], labels[0]]})
+        frame = pd.DataFrame({"text": [*texts, texts[0], "", "A film."], "label": [*labels, *labels[:1] * 3]})
         frame.to_parquet(folder / "plain_text" / f"{split}-00000-of-00001.parquet")
     return folder
 
 
-REAL = [*PLAIN, "data=imdb", "data.sft_reviews=60"]
+REAL = [*PLAIN, "data=imdb", "data.sft_reviews=60", "data.min_characters=8"]
 
 
 def test_real_reviews_and_a_two_label_reward(reviews, tmp_path):
@@ -48,7 +48,7 @@ def test_real_reviews_and_a_two_label_reward(reviews, tmp_path):
     answer = well(train(*values))
     stages = ["data", "sft", "labelled", "two_label", "groups", "reference"]
     assert list(stages_made(answer).items()) == [(name, True) for name in stages]
-    assert "3 duplicate and 3 empty reviews left out" in answer.out
+    assert "3 duplicate, 3 short and 3 empty reviews left out" in answer.out
     (folder,) = runs(tmp_path / "outputs")
     assert check_manifest(folder) is None
     keys = json.loads((folder / "artifacts.json").read_text())

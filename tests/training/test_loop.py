@@ -17,7 +17,7 @@ from imdb_rlhf.algos.batches import share
 from imdb_rlhf.algos.dpo import DPO
 from imdb_rlhf.algos.sft import SFT
 from imdb_rlhf.config.algos import DPORun
-from imdb_rlhf.config.machine import Precision
+from imdb_rlhf.config.machine import PolicyPrecision, Precision
 from imdb_rlhf.config.optim import OptimConfig, Schedule
 from imdb_rlhf.data.pairs import Pairs
 from imdb_rlhf.errors import RunError, Stopped
@@ -162,6 +162,33 @@ def test_evaluation_comes_at_its_interval_and_at_the_end(tmp_path: Path) -> None
     assert [(row["step"], row.get("eval/reward")) for row in rows] == [(2, 2.0), (3, None), (4, 4.0), (5, 5.0)]
     rows, _ = train(Toy([[1.0]] * 5), settings(log_every=5), tmp_path, evaluate=evaluate)
     assert calls == [2, 4, 5]  # not wanted, not called
+
+
+@pytest.mark.parametrize(
+    ("every", "total", "period", "wanted"),
+    [
+        (2, 5, 1, [2, 4, 5]),
+        (4, 12, 4, [4, 8, 12]),
+        (6, 14, 2, [6, 12, 14]),
+        (6, 16, 4, [8, 12, 16]),  # 6, 12 and the last; 8 is the first end of a period past 6
+        (10, 24, 4, [12, 20, 24]),
+        (3, 12, 4, [4, 8, 12]),  # never closer than a period, though 4 to 8 holds one multiple and 8 to 12 two
+        (100, 512, 64, [128, 256, 320, 448, 512]),  # 100, 200, 300, 400, 500
+        (100, 12, 4, [12]),
+    ],
+)
+def test_evaluations_come_between_periods(
+    tmp_path: Path, every: int, total: int, period: int, wanted: list[int]
+) -> None:
+    calls: list[int] = []
+
+    def evaluate(step: int) -> dict[str, float]:
+        calls.append(step)
+        return {}
+
+    options = settings(evaluate_every=every, period=period, log_every=total)
+    train(Toy([[1.0]] * total), options, tmp_path, evaluate=evaluate)
+    assert calls == wanted
 
 
 # --- what an algorithm is asked
@@ -464,3 +491,22 @@ def test_bf16_trains_float32_weights(tmp_path: Path) -> None:
     losses, expected = ([row["train/loss"] for row in table] for table in (rows, exact))
     assert losses == pytest.approx(expected, rel=0.02)
     assert losses[0] != expected[0]  # bf16 it was
+
+
+@pytest.mark.parametrize("make", [make_sft, make_dpo])
+@pytest.mark.parametrize(
+    ("trainer", "wanted"),
+    [(Precision.bf16, PolicyPrecision.float32), (Precision.float32, PolicyPrecision.bf16)],
+)
+def test_a_training_may_have_a_precision_of_its_own(
+    make: Callable[[Policy], Any], trainer: Precision, wanted: PolicyPrecision, tmp_path: Path
+) -> None:
+    rows, after = train(make(make_policy()), settings(adamw()), tmp_path / "a", tiny.runtime(Precision(wanted)))
+    machine = tiny.runtime(trainer)
+    own = machine.at(wanted)
+    same_rows, same = train(make(make_policy()), settings(adamw()), tmp_path / "b", own)
+    assert same_rows == rows and torch.equal(same, after)
+    other, _ = train(make(make_policy()), settings(adamw()), tmp_path / "c", machine)
+    assert [row["train/loss"] for row in other] != [row["train/loss"] for row in rows]
+    assert (machine.precision, own.precision, own.facts()["precision"]) == (trainer, wanted, wanted)
+    assert machine.at(None) is machine and machine.at(PolicyPrecision(trainer)) is machine
