@@ -77,10 +77,12 @@ def cases(measurements: Sequence[str], shapes: Sequence[str]) -> list[list[Progr
 
     Args:
         measurements: some of MEASUREMENTS.
-        shapes: names of SHAPES; SFT is of `small`, the shape that is trained from scratch.
+        shapes: names of SHAPES; SFT is of `small`, the shape that is trained from scratch, and PPO of GPT-2s.
     """
     small = list(dict.fromkeys("toy" if shape == "toy" else "small" for shape in shapes))
     chosen = [("peak", shapes[0]), *((m, s) for s in shapes for m in ("dpo", "generate", "ppo"))]
+    # the transformers of PPO's peer is of 2024 and reads today's Llama configurations otherwise
+    chosen = [case for case in chosen if case != ("ppo", "llama")]
     return [_programs(*case) for case in (*chosen, *(("sft", s) for s in small)) if case[0] in measurements]
 
 
@@ -189,7 +191,7 @@ def main(words: Sequence[str]) -> int:
     """Measure, print the table, save it; returns the exit code."""
     parser = results.parser_of("", __doc__)
     parser.add_argument("measurements", nargs="*", help=f"some of {', '.join(MEASUREMENTS)}; none means all")
-    parser.add_argument("--shapes", nargs="+", default=["mini", "gpt2"], choices=list(workload.SHAPES))
+    parser.add_argument("--shapes", nargs="+", default=["mini", "gpt2", "llama"], choices=list(workload.SHAPES))
     parser.add_argument("--rounds", type=results.positive, default=3, help="fresh processes of each program")
     parser.add_argument("--no-peers", action="store_true", help="ours alone")
     results.add_machine(parser)

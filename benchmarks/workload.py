@@ -1,6 +1,6 @@
 """The input of every measured program: two models and data of random tokens, the same bytes for all programs.
 
-A folder holds `reference/` and `policy/` (GPT-2 with random weights, float32, with a tokenizer; the policy is the
+A folder holds `reference/` and `policy/` (GPT-2 or Llama with random weights, float32, with a tokenizer; the policy is the
 reference with noise, so that no loss is log 2), and a folder per data set with `data.json`:
 `prompts` and `completions` (tokens; completion i belongs to prompt i // 4), `pairs` (winner and loser, as indices of
 completions: `prefix` those of the first groups, `shuffled` as many of all groups), `rows` (tokens, for SFT), `shape`.
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from imdb_rlhf.artifacts.files import atomic_write
 from imdb_rlhf.models.policy import train_tokenizer
@@ -25,19 +25,23 @@ SEED = 0
 K = 4  # completions per prompt
 GROUPS, PROMPTS, ROWS = 64, 512, 1024  # at least so many
 ROW = 96  # tokens of an SFT row
-GPT2_VOCABULARY = 50_257
+GPT2_VOCABULARY, LLAMA_VOCABULARY = 50_257, 128_256
 FIRST = 2  # tokens below are special
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a GPT-2, as in GPT2Config."""
+    """The sizes of a model, named as in GPT2Config, and its family.
+
+    A Llama's heads share keys and values in threes, and its inner layer is as wide as gives it the weights of a GPT-2.
+    """
 
     layers: int
     width: int
     heads: int
     vocabulary: int
     context: int
+    family: str = "gpt2"
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,7 @@ SHAPES = {
     "mini": Shape(4, 256, 4, GPT2_VOCABULARY, 128),
     "gpt2": Shape(12, 768, 12, GPT2_VOCABULARY, 1024),
     "gpt2-large": Shape(36, 1280, 20, GPT2_VOCABULARY, 1024),
+    "llama": Shape(12, 768, 12, LLAMA_VOCABULARY, 1024, "llama"),
 }
 
 
@@ -111,15 +116,33 @@ def pairs(groups: int, count: int) -> dict[str, list[list[int]]]:
 def _write_models(shape: Shape, folder: Path) -> None:
     tokenizer = train_tokenizer(["every token of the data is a random number"], 300, shape.vocabulary)
     eos = int(tokenizer.eos_token_id)
-    sizes = {"vocab_size": shape.vocabulary, "n_positions": shape.context, "n_embd": shape.width}
-    sizes |= {"n_layer": shape.layers, "n_head": shape.heads, "bos_token_id": eos, "eos_token_id": eos}
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(SEED)
-        # without dropout: no program times another's random numbers
-        lm = GPT2LMHeadModel(GPT2Config(**sizes, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)).eval()
+        lm = _model(shape, eos).eval()
         for name in ("reference", "policy"):
             lm.save_pretrained(folder / name)
             tokenizer.save_pretrained(folder / name)
             for parameter in lm.parameters():  # noise as large as the weights: log-ratios far above bf16's rounding
                 if parameter.ndim >= 2:
                     parameter.add_(torch.randn(parameter.shape), alpha=0.02)
+
+
+def _model(shape: Shape, eos: int) -> PreTrainedModel:
+    if shape.family == "llama":
+        config = LlamaConfig(
+            vocab_size=shape.vocabulary,
+            max_position_embeddings=shape.context,
+            hidden_size=shape.width,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            num_key_value_heads=shape.heads // 3,
+            intermediate_size=shape.width * 28 // 9,
+            tie_word_embeddings=True,
+            bos_token_id=eos,
+            eos_token_id=eos,
+        )
+        return LlamaForCausalLM(config)
+    sizes = {"vocab_size": shape.vocabulary, "n_positions": shape.context, "n_embd": shape.width}
+    sizes |= {"n_layer": shape.layers, "n_head": shape.heads, "bos_token_id": eos, "eos_token_id": eos}
+    # without dropout: no program times another's random numbers
+    return GPT2LMHeadModel(GPT2Config(**sizes, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0))
