@@ -1,7 +1,7 @@
 """The input of every measured program: two models and data of random tokens, the same bytes for all programs.
 
-A folder holds `reference/` and `policy/` (GPT-2 or Llama with random weights, float32, with a tokenizer; the policy is the
-reference with noise, so that no loss is log 2), and a folder per data set with `data.json`:
+A folder holds `reference/` and `policy/` (a GPT-2 or a Llama with random weights, float32, with a tokenizer; the policy
+is the reference with noise, so that no loss is log 2), and a folder per data set with `data.json`:
 `prompts` and `completions` (tokens; completion i belongs to prompt i // 4), `pairs` (winner and loser, as indices of
 completions: `prefix` those of the first groups, `shuffled` as many of all groups), `rows` (tokens, for SFT), `shape`.
 """

@@ -11,3 +11,9 @@ class RunError(RuntimeError):
 
 class Stopped(Exception):
     """A signal stopped the run after a checkpoint, from which the same command goes on; exit code 75."""
+
+
+def first_line(error: Exception) -> str:
+    """The first line of another library's message, or the error's name if it has none."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -216,6 +216,8 @@ prompts:
   max_tokens: 8
 # A parquet of preferences instead of sampled groups.
 preferences: null
+# Whether rows begin with BOS.
+bos: auto
 # Whether its completions end in EOS.
 preferences_eos: true
 """

@@ -24,7 +24,7 @@ from transformers import (
 
 from imdb_rlhf.algos.inputs import Score
 from imdb_rlhf.config.algos import BestOfNConfig, DPOConfig, DPOLoss, OwnModelConfig
-from imdb_rlhf.config.data import EmbeddedData, PromptsConfig
+from imdb_rlhf.config.data import Bos, EmbeddedData, PromptsConfig
 from imdb_rlhf.config.machine import Device, LauncherConfig, NoLogger, PathsConfig, Precision, TrainerConfig
 from imdb_rlhf.config.model import Attention, ScratchModel
 from imdb_rlhf.config.optim import AdamWConfig, RMSpropConfig, Schedule
@@ -210,7 +210,8 @@ def prompts(**changes: int) -> PromptsConfig:
 
 def data(**changes: Any) -> EmbeddedData:
     values = {"name": "embedded", "seed": 0, "sft_reviews": 1, "prompts": prompts(), "preferences": None}
-    return EmbeddedData(**{**values, "preferences_eos": False, "labelled_reviews": 2, **changes})
+    rows = {"bos": Bos.auto, "preferences_eos": False, "labelled_reviews": 2}
+    return EmbeddedData(**{**values, **rows, **changes})
 
 
 def two_label(**changes: Any) -> TwoLabelReward:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from imdb_rlhf.algos.batches import Stream, share, steps_for
 from imdb_rlhf.config.data import PromptsConfig
 from imdb_rlhf.config.reward import Crop, Positions, TwoLabelReward
+from imdb_rlhf.data.prompts import beginning
 from imdb_rlhf.losses import two_label_cross_entropy
 from imdb_rlhf.models.label_head import LabelHead
 from imdb_rlhf.seeds import generator
@@ -105,10 +106,11 @@ class TwoLabel(Plain):
         config: TwoLabelReward,
         prompts: PromptsConfig,
         new_tokens: int,
+        bos_id: int | None,
     ) -> None:
         self.module: nn.Module = head.train()
         self.reviews, self.labels = reviews, np.asarray(labels, dtype=np.int64)
-        self.config, self.prompts, self.new_tokens = config, prompts, new_tokens
+        self.config, self.sizes, self.bos_id = config, (prompts, new_tokens), bos_id
         self.steps = steps_for(len(reviews), config.batch_size, config.epochs)
         self.stream = Stream(
             len(reviews),
@@ -117,9 +119,10 @@ class TwoLabel(Plain):
         )
 
     def crop_of(self, index: int, epoch: int) -> list[int]:
-        """The crop of a review in a pass."""
+        """The crop of a review in a pass, after BOS if rows begin with it."""
         names = ("crop", epoch, int(index))
-        return crop(self.reviews[index], self.config.crop, self.prompts, self.new_tokens, self.config.seed, *names)
+        piece = crop(self.reviews[index], self.config.crop, *self.sizes, self.config.seed, *names)
+        return [*beginning(self.bos_id), *piece]
 
     def batches(self, first: int) -> Iterator[LabelledBatch]:
         """The batch of each step from `first` on."""

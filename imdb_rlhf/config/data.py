@@ -9,6 +9,14 @@ from imdb_rlhf.config.ranges import Prompts, Range, Seed, Tokens
 from imdb_rlhf.errors import ConfigError
 
 
+class Bos(StrEnum):
+    """Whether rows of tokens begin with BOS; auto is as tokenizer and model were trained."""
+
+    auto = "auto"
+    always = "always"
+    never = "never"
+
+
 class Br(StrEnum):
     """What becomes of `<br />` in real reviews."""
 
@@ -44,6 +52,7 @@ class DataConfig:
     seed: Seed
     sft_reviews: Annotated[int, Range(1, 10**8)]
     prompts: PromptsConfig
+    bos: Bos
     preferences: Place | None
     preferences_eos: bool
 

@@ -4,9 +4,9 @@ from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Any, ClassVar
 
-from imdb_rlhf.config.data import DataConfig
+from imdb_rlhf.config.data import Bos, DataConfig
 from imdb_rlhf.config.machine import LauncherConfig, LoggerConfig, PathsConfig, TrainerConfig
-from imdb_rlhf.config.model import ModelConfig
+from imdb_rlhf.config.model import ModelConfig, ScratchModel
 from imdb_rlhf.config.ranges import Seed, check
 from imdb_rlhf.config.reward import Init, RewardConfig
 from imdb_rlhf.config.stages import EvaluationConfig, GenerationConfig, SFTConfig
@@ -62,6 +62,11 @@ class Run:
                     f"sft.max_tokens={self.sft.max_tokens} is longer than model.context={context}; "
                     "shorten it or raise model.context"
                 )
+        if self.data.bos == Bos.always and self.sft.path is None and isinstance(self.model, ScratchModel):
+            raise ConfigError(
+                f"data.bos=always: the tokenizer that is trained for model={self.model.name} has no BOS token; "
+                "use data.bos=auto or never"
+            )
         if self.sft.path is None and self.sft.revision is not None:
             raise ConfigError(
                 f"sft.revision={self.sft.revision} is used with sft.path alone; set sft.path or model.revision"

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from imdb_rlhf.data.groups import COLUMNS
 from imdb_rlhf.data.pairs import Pairs
-from imdb_rlhf.data.prompts import Encode
+from imdb_rlhf.data.prompts import Encode, beginning
 from imdb_rlhf.errors import RunError
 
 TEXTS = ["prompt", "chosen", "rejected"]
@@ -57,14 +57,15 @@ def check_preferences(path: Path) -> None:
 
 
 def from_preferences(
-    path: Path, encode: Encode, eos_id: int, *, append_eos: bool, context: int
+    path: Path, encode: Encode, eos_id: int, bos_id: int | None, *, append_eos: bool, context: int
 ) -> tuple[pd.DataFrame, Pairs]:
     """A preference parquet in TRL's format as a group table without rewards of its own, and its pairs.
 
     Args:
         path: columns `prompt`, `chosen`, `rejected` (strings).
-        encode: the policy's tokenizer.
+        encode: the policy's tokenizer; gives no special token.
         eos_id: the token that ends a completion.
+        bos_id: the token that rows begin with, if any.
         append_eos: whether completions end in EOS.
         context: pairs longer than this many tokens are skipped and counted.
 
@@ -83,14 +84,13 @@ def from_preferences(
     pairs, prompts, wins = [], [], []
     dropped = {"same completion": 0, "empty": 0, "longer than the context": 0}
     for index, (prompt, *texts) in enumerate(frame.itertuples(index=False, name=None)):
-        prompt_ids = tokens["prompt"][index]
+        prompt_ids = [*beginning(bos_id), *tokens["prompt"][index]]
         completion_ids = [
-            [*ids, eos_id] if append_eos and ids[-1:] != [eos_id] else ids
-            for ids in (tokens[name][index] for name in ("chosen", "rejected"))
+            [*ids, eos_id] if append_eos else ids for ids in (tokens[name][index] for name in ("chosen", "rejected"))
         ]
         if texts[0] == texts[1]:
             dropped["same completion"] += 1
-        elif not prompt_ids or not all(completion_ids):
+        elif not tokens["prompt"][index] or not all(completion_ids):
             dropped["empty"] += 1
         elif len(prompt_ids) + max(map(len, completion_ids)) > context:
             dropped["longer than the context"] += 1
@@ -102,7 +102,7 @@ def from_preferences(
                     wins.append(0)
                     rows.append(
                         {"prompt_id": owner, "prompt_ids": prompt_ids, "completion_ids": ids, "prompt": prompt}
-                        | {"completion": text, "finished": ids[-1] == eos_id}
+                        | {"completion": text, "finished": append_eos}
                     )
             winner, loser = (rows_by_text[owner, text] for text in texts)
             wins[winner] += 1

@@ -15,11 +15,18 @@ from imdb_rlhf.data.reviews import PROMPT_ROLES, Reviews
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.seeds import generator
 
-Encode = Callable[[list[str]], list[list[int]]]  # texts to tokens, no special ones
+Encode = Callable[[list[str]], list[list[int]]]  # texts to tokens, none of them special
 
 
-def encode_prompts(texts: list[str], role: str, config: PromptsConfig, seed: int, encode: Encode) -> list[list[int]]:
-    """Prefixes of 2 to 8 tokens, the length drawn evenly from (seed, role, index).
+def beginning(bos_id: int | None) -> list[int]:
+    """What every row begins with: BOS, or nothing."""
+    return [] if bos_id is None else [bos_id]
+
+
+def encode_prompts(
+    texts: list[str], role: str, config: PromptsConfig, seed: int, encode: Encode, bos_id: int | None
+) -> list[list[int]]:
+    """Prefixes of 2 to 8 tokens after BOS, if rows begin with it; the length is drawn evenly from (seed, role, index).
 
     Raises:
         RunError: a review has fewer tokens than its prompt.
@@ -31,20 +38,25 @@ def encode_prompts(texts: list[str], role: str, config: PromptsConfig, seed: int
             raise RunError(
                 f"a {role} review has {len(tokens)} tokens, fewer than its prompt's {length}; lower data.prompts"
             )
-        prompts.append(tokens[:length])
+        prompts.append([*beginning(bos_id), *tokens[:length]])
     return prompts
 
 
-def encode_reviews(texts: list[str], max_tokens: int, eos_id: int, encode: Encode) -> list[list[int]]:
-    """The first `max_tokens` tokens of each review; one that is shorter ends in EOS."""
+def encode_reviews(
+    texts: list[str], max_tokens: int, eos_id: int, encode: Encode, bos_id: int | None
+) -> list[list[int]]:
+    """The first `max_tokens` tokens of each review, BOS included; one that is shorter ends in EOS."""
     rows = []
     for tokens in encode([text[: 64 * max_tokens] for text in texts]):
-        rows.append([*tokens, eos_id] if len(tokens) < max_tokens else tokens[:max_tokens])
+        row = [*beginning(bos_id), *tokens]
+        rows.append([*row, eos_id] if len(row) < max_tokens else row[:max_tokens])
     return rows
 
 
-def write(folder: Path, reviews: Reviews, prompts: dict[str, list[list[int]]], rows: list[list[int]]) -> None:
-    """Leave the data for the stages after: `sft.npz`, `prompts.parquet`, `report.json`."""
+def write(
+    folder: Path, reviews: Reviews, prompts: dict[str, list[list[int]]], rows: list[list[int]], bos: str | None
+) -> None:
+    """Leave the data for the stages after: `sft.npz`, `prompts.parquet`, `report.json`; `bos` is the first token."""
     lengths = np.array([len(row) for row in rows])
     np.savez(folder / "sft.npz", ids=np.concatenate(rows).astype(np.int32), lengths=lengths.astype(np.int32))
     frame = pd.DataFrame(
@@ -57,6 +69,7 @@ def write(folder: Path, reviews: Reviews, prompts: dict[str, list[list[int]]], r
     frame.to_parquet(folder / "prompts.parquet", index=False)
     training = {tuple(ids) for ids in prompts["train"]}
     report = reviews.report | {
+        "bos": bos,
         "sft_tokens": int(lengths.sum()),
         "test_prompts_also_training_prompts": float(np.mean([tuple(ids) in training for ids in prompts["test"]])),
     }

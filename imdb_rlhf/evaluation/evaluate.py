@@ -17,8 +17,9 @@ from imdb_rlhf.errors import RunError
 from imdb_rlhf.evaluation.stats import bootstrap_mean, distinct_n, prompt_means
 from imdb_rlhf.models.kl import compare
 from imdb_rlhf.models.logprobs import Rows
-from imdb_rlhf.models.policy import Policy, decode
+from imdb_rlhf.models.policy import Policy
 from imdb_rlhf.models.sampling import batches_by_length, limits, sample, uniforms
+from imdb_rlhf.models.tokens import decode
 from imdb_rlhf.rewards import Reward
 from imdb_rlhf.training.runtime import Runtime
 

@@ -5,12 +5,13 @@ from typing import Any
 from imdb_rlhf.config.run import Run
 
 
-def card(run: Run, result: dict[str, Any] | None) -> str:
+def card(run: Run, result: dict[str, Any] | None, bos: str | None) -> str:
     """Write the model card of a run's policy.
 
     Args:
         run: the run that trained it.
         result: the keys of `summary.json`, or None if the policy was not evaluated.
+        bos: the token that rows begin with, if any.
     """
     lines = ["---", "library_name: transformers", "pipeline_tag: text-generation", "---", f"# {run.algo} policy", ""]
     lines += [f"Trained by imdb_rlhf with `algo={run.algo}`, data `{run.data.name}`, true reward `{run.reward.name}`."]
@@ -29,6 +30,7 @@ def card(run: Run, result: dict[str, Any] | None) -> str:
         "",
         f"Sample at temperature {run.generation.temperature:g} without top-k or top-p, at most "
         f"{run.generation.max_new_tokens} new tokens, after prompts of {run.data.prompts.min_tokens} to "
-        f"{run.data.prompts.max_tokens} tokens. Right-pad; add no special tokens in front.",
+        f"{run.data.prompts.max_tokens} tokens. Right-pad; "
+        + ("add no special tokens in front." if bos is None else f"begin with `{bos}`."),
     ]
     return "\n".join(lines) + "\n"

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     GPT2Config,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -19,16 +18,14 @@ from transformers import (
 )
 
 from imdb_rlhf.config.model import ScratchModel
-from imdb_rlhf.errors import RunError
+from imdb_rlhf.errors import RunError, first_line
 from imdb_rlhf.models.logprobs import hidden_states, output_layer
+from imdb_rlhf.models.tokens import check_vocabulary, load_tokenizer
 
 EOS, PAD = "<|endoftext|>", "<|pad|>"
-# An embedding may have fewer than this many entries more than its tokenizer: models round its size up for speed.
-ROUNDING = 512
 # The largest logit that a model is checked with.
 LARGEST = 200.0
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
-TOKENIZERS = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")
 
 
 @dataclass(frozen=True)
@@ -88,23 +85,6 @@ def train_tokenizer(texts: Iterable[str], size: int, vocabulary: int) -> PreTrai
     )
 
 
-def load_tokenizer(folder: Path, key: str) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a model folder.
-
-    Raises:
-        RunError: there is none, it cannot be loaded, or it has no EOS.
-    """
-    if not any((folder / name).exists() for name in TOKENIZERS):
-        raise RunError(f"{key}={folder} holds no tokenizer (one of {', '.join(TOKENIZERS)}); save it beside the model")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except Exception as error:
-        raise RunError(f"{key}={folder}: its tokenizer cannot be loaded: {_first_line(error)}") from error
-    if tokenizer.eos_token_id is None:
-        raise RunError(f"{key}={folder}: its tokenizer has no EOS token; add eos_token to its tokenizer_config.json")
-    return cast(PreTrainedTokenizerBase, tokenizer)
-
-
 def check_folder(folder: Path, key: str) -> None:
     """Refuse a model folder without configuration or weights before anything is loaded.
 
@@ -128,8 +108,8 @@ def load(folder: Path, attention: str, key: str = "model.path") -> Policy:
         key: config key that messages name.
 
     Raises:
-        RunError: weights or tokenizer are missing, their vocabularies differ, or the model changes its logits after the
-            output layer.
+        RunError: weights or tokenizer are missing, a weight is not finite, the vocabularies do not fit, or the model
+            changes its logits after the output layer.
     """
     check_folder(folder, key)
     tokenizer = load_tokenizer(folder, key)
@@ -138,49 +118,28 @@ def load(folder: Path, attention: str, key: str = "model.path") -> Policy:
             folder, dtype=torch.float32, attn_implementation=attention, output_loading_info=True
         )
     except Exception as error:
-        raise RunError(f"{key}={folder}: its weights cannot be loaded: {_first_line(error)}") from error
+        raise RunError(f"{key}={folder}: its weights cannot be loaded: {first_line(error)}") from error
     if loaded["missing_keys"]:  # transformers would draw them at random
         missing = ", ".join(sorted(loaded["missing_keys"])[:3])
         raise RunError(f"{key}={folder} has no weights for {missing}; give a model that was saved as a causal LM")
+    check_finite(lm, folder, key)
     check_vocabulary(output_layer(lm).vocabulary, tokenizer, folder, key)
     _check_output_layer(lm, key)
     return Policy(lm.eval(), tokenizer)
 
 
-def check_vocabulary(rows: int, tokenizer: PreTrainedTokenizerBase, folder: Path, key: str) -> None:
-    """Refuse a tokenizer whose size does not fit a model of `rows` embedding rows.
+def check_finite(lm: PreTrainedModel, folder: Path, key: str) -> None:
+    """Refuse a model with a stored number that is nan or infinite.
 
     Raises:
-        RunError: naming both sizes.
+        RunError: naming the first such tensor.
     """
-    if not 0 <= rows - len(tokenizer) < ROUNDING:
-        raise RunError(
-            f"{key}={folder}: the model has {rows} entries and its tokenizer {len(tokenizer)}; "
-            "give the tokenizer that the model was trained with"
-        )
-
-
-def check_same_tokens(
-    tokenizer: PreTrainedTokenizerBase, reference: PreTrainedTokenizerBase, folder: Path, key: str
-) -> None:
-    """Refuse a tokenizer in which one of the reference's ids is another token, or whose EOS is another token.
-
-    Raises:
-        RunError: naming the first id whose token differs.
-    """
-    tokens = {number: token for token, number in tokenizer.get_vocab().items()}
-    for number, token in sorted((number, token) for token, number in reference.get_vocab().items()):
-        if tokens.get(number) != token:
-            other = repr(tokens[number]) if number in tokens else "missing"
+    for name, tensor in lm.state_dict().items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            kind = "nan" if torch.isnan(tensor).any() else "infinite"
             raise RunError(
-                f"{key}={folder} has another tokenizer than the reference: token {number} is {other}, but {token!r} "
-                "in the reference's; give a model with the reference's tokenizer"
+                f"{key}={folder}: {name} holds weights that are {kind}; give a model whose weights are finite"
             )
-    if tokenizer.eos_token_id != reference.eos_token_id:
-        raise RunError(
-            f"{key}={folder} ends a completion with {tokenizer.eos_token!r}, but the reference with "
-            f"{reference.eos_token!r}; give a model with the reference's EOS"
-        )
 
 
 def drop_tokens(lm: PreTrainedModel, rows: int) -> int:
@@ -272,13 +231,3 @@ def save(policy: Policy, folder: Path, card: str, temperature: float) -> None:
     policy.lm.save_pretrained(folder)
     policy.tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(card)
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
-
-
-def decode(tokenizer: PreTrainedTokenizerBase, rows: Iterable[list[int]]) -> list[str]:
-    """Decode token rows into the texts that a reward scores, without special tokens."""
-    return cast(list[str], tokenizer.batch_decode(list(rows), skip_special_tokens=True))

@@ -8,11 +8,14 @@ import numpy as np
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from imdb_rlhf.config.data import Bos
 from imdb_rlhf.config.reward import ClassifierReward as ClassifierConfig
 from imdb_rlhf.config.reward import Ranking
 from imdb_rlhf.data import hub
-from imdb_rlhf.errors import RunError
+from imdb_rlhf.data.prompts import beginning
+from imdb_rlhf.errors import RunError, first_line
 from imdb_rlhf.models import policy as policies
+from imdb_rlhf.models.tokens import check_vocabulary, encoder, template
 from imdb_rlhf.rewards import Reward, RewardKind, Scores, sigmoid
 
 
@@ -55,26 +58,44 @@ class ClassifierReward:
         device: torch.device,
         key: str = "reward.path",
         ranking: Ranking = Ranking.log_odds,
+        bos: Bos = Bos.auto,
     ) -> None:
+        """Load the classifier of a folder.
+
+        Args:
+            folder: written by `save_pretrained`, tokenizer included.
+            positive_label: the name of the positive label, or None to find it.
+            batch_size: texts scored at once.
+            device: where the model goes.
+            key: config key that messages name.
+            ranking: which logits rank texts.
+            bos: what a text stands behind; auto is in the tokenizer's own template of special tokens.
+
+        Raises:
+            RunError: it cannot be loaded, or model and tokenizer cannot be used together.
+        """
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(folder)
             self.model, loaded = AutoModelForSequenceClassification.from_pretrained(
                 folder, dtype=torch.float32, output_loading_info=True
             )
         except Exception as error:
-            reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            reason = first_line(error)
             raise RunError(f"{key}={folder} cannot be loaded as a sequence classifier: {reason}") from error
         if loaded["missing_keys"]:  # transformers would draw them at random
             raise RunError(
                 f"{key}={folder} has no weights for {', '.join(sorted(loaded['missing_keys'])[:3])}; "
                 "give a model that was trained as a sequence classifier"
             )
-        rows = self.model.get_input_embeddings().num_embeddings
-        if len(self.tokenizer) > rows:
-            raise RunError(
-                f"{key}={folder}: the model has {rows} entries and its tokenizer {len(self.tokenizer)}; "
-                "give the tokenizer that the model was trained with"
-            )
+        policies.check_finite(self.model, folder, key)
+        check_vocabulary(self.model.get_input_embeddings().num_embeddings, self.tokenizer, folder, key, spare=True)
+        try:
+            self.before, self.after = template(self.tokenizer)
+        except ValueError as error:
+            raise RunError(f"{key}={folder}: {error}; give a model with another tokenizer") from error
+        if bos != Bos.auto:
+            self.before, self.after = beginning(self.tokenizer.bos_token_id if bos == Bos.always else None), []
+        self.encode = encoder(self.tokenizer)
         self.ranking = ranking
         self.positive = positive_index(self.model.config.id2label, positive_label, key)
         if self.tokenizer.pad_token_id is None:
@@ -92,7 +113,9 @@ class ClassifierReward:
     @torch.no_grad()
     def score(self, texts: Sequence[str]) -> Scores:
         """Score texts, sorted by length and batched so that little is padded."""
-        rows = self.tokenizer(list(texts), truncation=True, max_length=self.limit)["input_ids"] if texts else []
+        longest = self.limit - len(self.before) - len(self.after)
+        cut = slice(-longest, None) if self.tokenizer.truncation_side == "left" else slice(longest)
+        rows = [[*self.before, *row[cut], *self.after] for row in self.encode(list(texts))]
         # an empty text has no token that a head could read
         rows = [row or [self.tokenizer.pad_token_id] for row in rows]
         logits = np.zeros((len(rows), 2), dtype=np.float64)  # of the positive label, of the other

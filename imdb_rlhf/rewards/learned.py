@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from imdb_rlhf.errors import RunError
+from imdb_rlhf.errors import RunError, first_line
 from imdb_rlhf.models.heads import RewardHead, score_rows
 
 
@@ -63,8 +63,8 @@ def _classifier(folder: Path) -> PreTrainedModel:
             folder, dtype=torch.float32, output_loading_info=True
         )
     except Exception as error:
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise RunError(f"reward_model: {folder} cannot be loaded as a sequence classifier: {reason}") from error
+        message = f"reward_model: {folder} cannot be loaded as a sequence classifier: {first_line(error)}"
+        raise RunError(message) from error
     if loaded["missing_keys"]:  # transformers draws these at random instead of refusing
         missing = ", ".join(sorted(loaded["missing_keys"])[:3])
         raise RunError(f"reward_model: {folder} has no weights for {missing}; make the reward model again")

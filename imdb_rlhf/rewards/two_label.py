@@ -1,10 +1,12 @@
 """The two-label reward: a classifier that stage `two_label` trains on labelled reviews."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from imdb_rlhf.config.data import Bos
 from imdb_rlhf.config.reward import TwoLabelReward
 from imdb_rlhf.rewards import Reward, RewardKind
 from imdb_rlhf.rewards.classifier import ClassifierReward
@@ -27,4 +29,6 @@ class Kind(RewardKind[TwoLabelReward]):
     def open(self, device: torch.device, artifact: Path | None) -> Reward:
         """Load the trained classifier."""
         assert artifact is not None  # a trained reward has one
-        return ClassifierReward(artifact / "model", None, self.config.score_batch_size, device, "two_label")
+        # texts are read as they were in training
+        bos = Bos(json.loads((artifact / "report.json").read_text()).get("bos", Bos.never))
+        return ClassifierReward(artifact / "model", None, self.config.score_batch_size, device, "two_label", bos=bos)

@@ -45,6 +45,7 @@ class RunFolder:
         config = {key: value for key, value in hashed(self.run).items() if key not in NOT_IN_HASH}
         config |= self.run.hashed_instead
         config["trainer"].pop("checkpoint_every")
+        config["data"].pop("bos")  # what rows begin with is in the artifacts' keys
         parts = {"config": config, "artifacts": self.pipeline.keys(), "machine": self.runtime.facts()}
         return hash_of(parts | {"reward_range": reward_range(self.run)}, 32)
 

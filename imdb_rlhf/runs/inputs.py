@@ -12,6 +12,7 @@ from imdb_rlhf.errors import RunError
 from imdb_rlhf.evaluation import optimum, reservoir
 from imdb_rlhf.models import policy as policies
 from imdb_rlhf.models.policy import Policy
+from imdb_rlhf.models.tokens import decode
 from imdb_rlhf.stages.groups import Groups, RescoredGroups
 from imdb_rlhf.stages.reference import Reference
 from imdb_rlhf.stages.reservoir import Reservoir
@@ -67,7 +68,7 @@ class RunInputs:
 
         def true_scores(prompt_ids: list[list[int]], completion_ids: list[list[int]]) -> np.ndarray:
             rows = [prompt + completion for prompt, completion in zip(prompt_ids, completion_ids, strict=True)]
-            values: np.ndarray = getattr(true.score(policies.decode(tokenizer, rows)), str(config.scale))
+            values: np.ndarray = getattr(true.score(decode(tokenizer, rows)), str(config.scale))
             return (values - mean) / std
 
         return true_scores

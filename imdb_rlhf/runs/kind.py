@@ -22,6 +22,7 @@ from imdb_rlhf.runs.folder import RunFolder
 from imdb_rlhf.stages.evaluations import BaseEvaluation, ReferenceEvaluation
 from imdb_rlhf.stages.groups import Groups
 from imdb_rlhf.stages.reference import Reference
+from imdb_rlhf.stages.reviews import Reviews
 from imdb_rlhf.stages.reward_model import TrainedRewardModel
 from imdb_rlhf.stages.sources import Base
 from imdb_rlhf.stages.stage import Disk, unchanging
@@ -173,13 +174,13 @@ class PolicyRun(RunKind):
 
     def leave_model(self, path: Path, policy: Policy | None, result: dict[str, Any]) -> None:
         """Write `model/`: the last policy, or the one with the best validation reward."""
-        run = self.run
+        run, model_card = self.run, card(self.run, result, self.flow.get(Reviews).bos)
         if run.keep_model == KeepModel.best and (path / "best").exists():
             shutil.copytree(path / "best", path / "model")
-            (path / "model" / "README.md").write_text(card(run, result))
+            (path / "model" / "README.md").write_text(model_card)
         elif run.keep_model != KeepModel.none:
             exported = policy or self.flow.get(Reference).policy()
-            policies.save(exported, path / "model", card(run, result), run.generation.temperature)
+            policies.save(exported, path / "model", model_card, run.generation.temperature)
 
 
 class UntrainedRun(PolicyRun):

@@ -11,6 +11,7 @@ from imdb_rlhf.artifacts.files import write_json
 from imdb_rlhf.config.algos import OwnModelRun
 from imdb_rlhf.evaluation.evaluate import COLUMNS, TEXTS, evaluate
 from imdb_rlhf.models import policy as policies
+from imdb_rlhf.models import tokens
 from imdb_rlhf.models.logprobs import output_layer
 from imdb_rlhf.models.policy import Policy
 from imdb_rlhf.stages.reference import Reference, open_base
@@ -127,11 +128,16 @@ class OwnModel(Evaluation):
 
     def check(self) -> None:
         """Refuse a local folder that cannot be used."""
-        self.source.check(self.flow.run, trained=False)
+        self.source.check()
+        if self.source.is_local:
+            base = self.flow.get(Base)
+            bos_id = base.bos_id if base.is_here else None  # else the lengths are checked again once it is
+            self.source.check_lengths(self.flow.run, bos_id, trained=False)
 
     def fetch(self) -> None:
         """Download the model, and compare its tokenizer with the reference's if that is known."""
-        self.source.fetch(self.flow.run, trained=False)
+        self.source.fetch()
+        self.source.check_lengths(self.flow.run, self.flow.get(Base).bos_id, trained=False)
         self._compare_tokenizers()
 
     def check_after(self, built: Stage) -> None:
@@ -143,7 +149,8 @@ class OwnModel(Evaluation):
         reference = None if self.compared else self.flow.get(Reviews).known_tokenizer()
         if reference is not None:
             own = self.source.tokenizer()
-            policies.check_same_tokens(own, reference, self.source.folder, self.source.key)
+            bos_id = self.flow.get(Base).bos_id
+            tokens.check_same_tokens(own, reference, bos_id, self.source.folder, self.source.key)
             self.compared = True
 
     def make(self, folder: Path) -> None:

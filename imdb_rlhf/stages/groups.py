@@ -22,10 +22,11 @@ from imdb_rlhf.errors import RunError
 from imdb_rlhf.models import policy as policies
 from imdb_rlhf.models.logprobs import Rows, sequence_logprobs
 from imdb_rlhf.models.policy import Policy
+from imdb_rlhf.models.tokens import encoder
 from imdb_rlhf.stages.reference import Reference
 from imdb_rlhf.stages.reviews import Reviews
 from imdb_rlhf.stages.samples import Sampler, report_of, summary_of
-from imdb_rlhf.stages.sources import encoder
+from imdb_rlhf.stages.sources import Base
 from imdb_rlhf.stages.stage import Disk, Flow, Stage, unchanging
 from imdb_rlhf.stages.true_reward import TrueReward
 from imdb_rlhf.training.runtime import Runtime
@@ -68,7 +69,7 @@ class Groups(Stage):
         else:
             # rounding depends on the batch
             source = {"file": self.preferences_hash, "eos": self.run.data.preferences_eos}
-            source |= {"batch_size": self.run.groups.batch_size}
+            source |= {"batch_size": self.run.groups.batch_size} | self.flow.get(Base).bos_identity
         return {
             "source": source,
             "reference": self.flow.get(Reference).identity,
@@ -110,6 +111,7 @@ class Groups(Stage):
             file,
             encoder(policy.tokenizer),
             policy.eos_id,
+            self.flow.get(Base).bos_id,
             append_eos=self.run.data.preferences_eos,
             context=policy.context,
         )

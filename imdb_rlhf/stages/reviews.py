@@ -10,13 +10,15 @@ import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
 from imdb_rlhf.artifacts.files import write_json
+from imdb_rlhf.config.data import Bos
 from imdb_rlhf.config.places import hashed
 from imdb_rlhf.data import prompts
 from imdb_rlhf.data.reviews import PROMPT_ROLES, content_of, dataset_of, divide_reviews
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.models import policy as policies
+from imdb_rlhf.models.tokens import encoder, load_tokenizer
 from imdb_rlhf.rewards import kind_of
-from imdb_rlhf.stages.sources import Base, encoder
+from imdb_rlhf.stages.sources import Base
 from imdb_rlhf.stages.stage import Disk, Flow, Stage, unchanging
 
 EVALUATED_SPLITS = ("validation", "test")
@@ -37,7 +39,8 @@ def data_config(flow: Flow) -> tuple[dict[str, Any], dict[str, Any]]:
         if not hasattr(flow.run.data, key):
             raise RunError(f"{type(dataset).__module__}.Kind has {key} among its label_keys, and data.{key} is no key")
     labels = {key: data.pop(key) for key in dataset.label_keys if key in data}
-    data.pop("preferences_eos")  # no review depends on a preference file
+    for key in ("preferences_eos", "bos"):  # no review depends on a preference file, or on the tokens before it
+        data.pop(key)
     return data, labels
 
 
@@ -47,7 +50,7 @@ class Reviews(Stage):
     name = "data"
 
     def inputs(self) -> dict[str, Any]:
-        """The dataset's content and division, and the tokenizer."""
+        """The dataset's content and division, the tokenizer, and what rows begin with."""
         run, base = self.flow.run, self.flow.get(Base)
         model = base.scratch
         return {
@@ -57,20 +60,16 @@ class Reviews(Stage):
             if model is None
             else {"size": model.tokenizer_size, "vocabulary": model.vocabulary},
             "sft_tokens": None if run.sft.path else run.sft.max_tokens,
-        }
+        } | base.bos_identity
 
     def check(self) -> None:
         """Refuse a dataset or a model folder that cannot be used."""
-        source = self.flow.get(Base).source
-        if source is not None:
-            source.check(self.flow.run)
+        self.flow.get(Base).check()
         dataset_of(self.flow.run.data).check()
 
     def fetch(self) -> None:
         """Download the model that SFT starts from, and the reviews."""
-        source = self.flow.get(Base).source
-        if source is not None:
-            source.fetch(self.flow.run)
+        self.flow.get(Base).fetch()
         dataset_of(self.flow.run.data).fetch()
 
     def make(self, folder: Path) -> None:
@@ -85,23 +84,36 @@ class Reviews(Stage):
             texts = [text[:TOKENIZER_CHARACTERS] for text in reviews.texts["sft"][:TOKENIZER_REVIEWS]]
             tokenizer = policies.train_tokenizer(texts, base.scratch.tokenizer_size, base.scratch.vocabulary)
             tokenizer.save_pretrained(folder / "tokenizer")
-        encode = encoder(tokenizer)
+        encode, bos_id = encoder(tokenizer), base.bos_id
         prompt_ids = {
-            role: prompts.encode_prompts(reviews.texts[role], role, run.data.prompts, run.data.seed, encode)
+            role: prompts.encode_prompts(reviews.texts[role], role, run.data.prompts, run.data.seed, encode, bos_id)
             for role in PROMPT_ROLES
         }
-        rows = prompts.encode_reviews(reviews.texts["sft"], run.sft.max_tokens, int(tokenizer.eos_token_id), encode)
-        prompts.write(folder, reviews, prompt_ids, rows)
+        eos_id = int(tokenizer.eos_token_id)
+        rows = prompts.encode_reviews(reviews.texts["sft"], run.sft.max_tokens, eos_id, encode, bos_id)
+        prompts.write(folder, reviews, prompt_ids, rows, None if bos_id is None else str(tokenizer.bos_token))
+
+    def check_after(self, built: Stage) -> None:
+        """Refuse rows that an earlier version made for a Hub's model: their key does not hold what they begin with."""
+        base = self.flow.get(Base)
+        if built is self and not base.is_here:
+            expected = None if base.bos_id is None else str(self.tokenizer().bos_token)
+            if self.bos != expected:
+                raise RunError(
+                    f"data: the rows in {self.path} begin with {self.bos or 'text'}, not with {expected or 'text'}; "
+                    f"set data.bos={Bos.never if expected is None else Bos.always} to make them anew"
+                )
 
     def summary_line(self, folder: Path) -> str:
-        """Duplicates, and how many test prompts are training prompts too."""
+        """Duplicates, how many test prompts are training prompts too, and BOS if rows begin with it."""
         report = json.loads((folder / "report.json").read_text())
         duplicates = sum(sum(counts.values()) for counts in report.get("duplicates_removed", {}).values())
         empty = sum(report.get("empty_texts_skipped", {}).values())
         short = sum(report.get("short_texts_skipped", {}).values())
         shared = report["test_prompts_also_training_prompts"]
         left_out = f"{duplicates} duplicate, {short} short" if short else f"{duplicates} duplicate"
-        return f"{left_out} and {empty} empty reviews left out, {shared:.0%} of test prompts also in training"
+        begins = f", rows begin with {report['bos']}" if report.get("bos") else ""
+        return f"{left_out} and {empty} empty reviews left out, {shared:.0%} of test prompts also in training{begins}"
 
     def size(self) -> Disk:
         """About 400 bytes per SFT review."""
@@ -124,7 +136,13 @@ class Reviews(Stage):
     @staticmethod
     def trained_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         """The tokenizer of an artifact."""
-        return policies.load_tokenizer(folder / "tokenizer", "data")
+        return load_tokenizer(folder / "tokenizer", "data")
+
+    @property
+    def bos(self) -> str | None:
+        """The token that rows begin with, in letters; None for rows that begin with text."""
+        begins: str | None = json.loads((self.path / "report.json").read_text()).get("bos")
+        return begins
 
     def sft_rows(self) -> list[np.ndarray]:
         """The rows that SFT trains on, (tokens,) int32 each."""

@@ -14,8 +14,9 @@ from imdb_rlhf.data import groups
 from imdb_rlhf.evaluation.evaluate import completion_text
 from imdb_rlhf.models import policy as policies
 from imdb_rlhf.models.logprobs import Rows, sequence_logprobs
-from imdb_rlhf.models.policy import Policy, decode
+from imdb_rlhf.models.policy import Policy
 from imdb_rlhf.models.sampling import Samples, batches_by_length, limits, sample, uniforms
+from imdb_rlhf.models.tokens import decode
 from imdb_rlhf.rewards import Reward
 from imdb_rlhf.stages.reference import Reference
 from imdb_rlhf.stages.stage import Flow

@@ -8,25 +8,18 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
+from imdb_rlhf.config.data import Bos
 from imdb_rlhf.config.model import PretrainedModel, ScratchModel
 from imdb_rlhf.config.run import Run
 from imdb_rlhf.data import hub
-from imdb_rlhf.errors import ConfigError, RunError
+from imdb_rlhf.errors import ConfigError, RunError, first_line
 from imdb_rlhf.models import policy as policies
+from imdb_rlhf.models import tokens
 from imdb_rlhf.models.policy import Policy
 from imdb_rlhf.stages.stage import Flow
 
 # Parameters of gpt2-large and gpt2, for a model that is not on this machine yet.
 LARGE, BASE = 774_030_080, 124_439_808
-
-
-def encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[str]], list[list[int]]]:
-    """Return a function from texts to token ids, without special tokens and without a warning about length."""
-
-    def encode(texts: list[str]) -> list[list[int]]:
-        return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
-
-    return encode
 
 
 @dataclass(frozen=True)
@@ -55,48 +48,84 @@ class ModelSource:
         """Its folder on this machine, downloaded if need be."""
         return hub.fetch(self.path, self.revision, self.key)
 
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a folder, so that nothing is to be downloaded."""
+        return hub.is_folder(self.path)
+
+    @cached_property
+    def config(self) -> Any:
+        """Its config.json.
+
+        Raises:
+            RunError: it cannot be used.
+        """
+        try:
+            config = AutoConfig.from_pretrained(self.folder)
+            _ = config.vocab_size
+        except Exception as error:
+            message = f"{self.key}={self.folder}: its config.json cannot be used: {first_line(error)}"
+            raise RunError(message) from error
+        return config
+
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Its tokenizer."""
-        return policies.load_tokenizer(self.folder, self.key)
+        return self._tokenizer
 
-    def check(self, run: Run, *, trained: bool = True) -> None:
+    @cached_property
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        return tokens.load_tokenizer(self.folder, self.key)
+
+    def bos_id(self, bos: Bos) -> int | None:
+        """The token that rows of this model begin with, or None; it must be on this machine.
+
+        Raises:
+            ConfigError: its tokenizer has none, and rows are to begin with it.
+        """
+        return tokens.first_token(self.tokenizer(), self.config.model_type, bos, f"{self.key}={self.path}")
+
+    def check(self) -> None:
         """Refuse a local folder that cannot be used; a Hub id is left for `fetch`."""
-        if hub.is_folder(self.path):
+        if self.is_local:
             policies.check_folder(self.folder, self.key)
-            self._check_model(run, trained)
+            self._check_model()
 
-    def fetch(self, run: Run, *, trained: bool = True) -> None:
+    def fetch(self) -> None:
         """Download a model from the Hub, and refuse one that cannot be used."""
-        if not hub.is_folder(self.path):
+        if not self.is_local:
             _ = self.folder
-            self._check_model(run, trained)
+            self._check_model()
 
-    def _check_model(self, run: Run, trained: bool) -> None:
-        """Refuse a model whose tokenizer is another's, or that reads shorter rows than the run needs.
-
-        Args:
-            run: the lengths that are needed.
-            trained: whether SFT rows are trained on with it.
+    def _check_model(self) -> None:
+        """Refuse what is no causal LM, and a model whose tokenizer is another's.
 
         Raises:
             RunError: no causal LM, no tokenizer, or one of another vocabulary.
+        """
+        folder, key = self.folder, self.key
+        if self.config.is_encoder_decoder:
+            raise RunError(f"{key}={folder} is an encoder-decoder model ({self.config.model_type}); give a causal LM")
+        tokens.check_vocabulary(self.config.vocab_size, self.tokenizer(), folder, key)
+
+    def check_lengths(self, run: Run, bos_id: int | None, *, trained: bool = True) -> None:
+        """Refuse a model that reads shorter rows than the run needs; it must be on this machine.
+
+        Args:
+            run: the lengths that are needed.
+            bos_id: the token that rows begin with, if any.
+            trained: whether SFT rows are trained on with it.
+
+        Raises:
             ConfigError: naming both lengths.
         """
         folder, key = self.folder, self.key
-        try:
-            config = AutoConfig.from_pretrained(folder)
-            rows = config.vocab_size
-        except Exception as error:
-            raise RunError(f"{key}={folder}: its config.json cannot be used: {str(error).splitlines()[0]}") from error
-        if config.is_encoder_decoder:
-            raise RunError(f"{key}={folder} is an encoder-decoder model ({config.model_type}); give a causal LM")
-        policies.check_vocabulary(rows, policies.load_tokenizer(folder, key), folder, key)
-        context = policies.context_length(config)
+        context = policies.context_length(self.config)
         prompt, new = run.data.prompts.max_tokens, run.generation.max_new_tokens
-        if prompt + new + run.appends_eos > context:
+        if (bos_id is not None) + prompt + new + run.appends_eos > context:
+            begins = "" if bos_id is None else "BOS + "
             raise ConfigError(
-                f"data.prompts.max_tokens={prompt} + generation.max_new_tokens={new} is longer than the {context} "
-                f"tokens that {key}={folder} reads; shorten them"
+                f"{begins}data.prompts.max_tokens={prompt} + generation.max_new_tokens={new} is longer than the "
+                f"{context} tokens that {key}={folder} reads; shorten them"
             )
         if trained and run.sft.path is None and run.sft.max_tokens > context:
             raise ConfigError(
@@ -134,6 +163,42 @@ class Base:
             return {"scratch": asdict(self.run.model)}
         kind = "pretrained" if self.run.sft.path is None else "reference"
         return {kind: self.source.identity, "attention": self.run.model.attention}
+
+    def check(self) -> None:
+        """Refuse a local folder that cannot be used."""
+        if self.source is not None:
+            self.source.check()
+            if self.source.is_local:
+                self.source.check_lengths(self.run, self.bos_id)
+
+    def fetch(self) -> None:
+        """Download it, and refuse it if it cannot be used."""
+        if self.source is not None and not self.source.is_local:
+            self.source.fetch()
+            self.source.check_lengths(self.run, self.bos_id)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether nothing is to be downloaded."""
+        return self.source is None or self.source.is_local
+
+    @cached_property
+    def bos_id(self) -> int | None:
+        """The token that every row of the run begins with, or None: THE decision, which all that read rows follow.
+
+        A model from the Hub must be on this machine.
+        """
+        return None if self.source is None else self.source.bos_id(self.run.data.bos)
+
+    @property
+    def bos_identity(self) -> dict[str, Any]:
+        """What it contributes to the keys of artifacts that hold rows; nothing where rows begin with text.
+
+        A Hub's model is not known before it is downloaded, so its keys hold what is configured, unless that is auto.
+        """
+        bos = self.run.data.bos
+        known = self.bos_id if self.is_here else None if bos == Bos.auto else str(bos)
+        return {} if known is None else {"bos": known}
 
     @property
     def pretrained(self) -> bool:

@@ -12,16 +12,17 @@ import numpy as np
 from imdb_rlhf.algos.ngram import ngram_accuracy
 from imdb_rlhf.algos.two_label import TwoLabel, crop
 from imdb_rlhf.artifacts.files import hash_of, write_json
+from imdb_rlhf.config.data import Bos
 from imdb_rlhf.config.reward import Crop, TwoLabelReward
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.models import policy as policies
 from imdb_rlhf.models.label_head import make_head
-from imdb_rlhf.models.policy import decode
+from imdb_rlhf.models.tokens import decode, encoder
 from imdb_rlhf.rewards import CheckedReward, Reward, kind_of
 from imdb_rlhf.rewards.classifier import ClassifierReward
 from imdb_rlhf.stages.reference import identity_of, open_start
 from imdb_rlhf.stages.reviews import Labelled
-from imdb_rlhf.stages.sources import encoder
+from imdb_rlhf.stages.sources import Base
 from imdb_rlhf.stages.stage import Disk, Flow, Stage
 from imdb_rlhf.stages.training import settings, train, training_disk
 from imdb_rlhf.training import checkpoint
@@ -50,13 +51,13 @@ class TrainedReward(Stage):
             "base": identity_of(self.flow, self.config.init),
             "new_tokens": self.flow.run.generation.max_new_tokens,
             "machine": self.flow.training_facts,
-        }
+        } | self.flow.get(Base).bos_identity
 
     def make(self, folder: Path) -> None:
         """Fine-tune the head, and measure it beside an n-gram classifier."""
         config, run = self.config, self.flow.run
         policy = open_start(self.flow, config.init)
-        encode = encoder(policy.tokenizer)
+        encode, bos_id = encoder(policy.tokenizer), self.flow.get(Base).bos_id
         labelled, held_out = self.flow.get(Labelled).reviews()
         start = folder / "start"
         if self.runtime.rank == 0:
@@ -65,7 +66,7 @@ class TrainedReward(Stage):
         head = make_head(start, str(run.model.attention), config, policy.pad_id)
         labels = labelled["label"].astype(int).tolist()
         sizes = (run.data.prompts, run.generation.max_new_tokens)
-        algorithm = TwoLabel(head, encode(list(labelled["text"])), labels, config, *sizes)
+        algorithm = TwoLabel(head, encode(list(labelled["text"])), labels, config, *sizes, bos_id)
         train(self.flow, algorithm, settings(self.flow, config.seed, config.optim), folder)
         if self.runtime.rank:
             return
@@ -77,7 +78,9 @@ class TrainedReward(Stage):
             for index, tokens in enumerate(encode(list(held_out["text"])))
         ]
         texts, truth = decode(policy.tokenizer, crops), held_out["label"].to_numpy(dtype=int)
-        scores = ClassifierReward(folder / "model", None, config.score_batch_size, self.runtime.device).score(texts)
+        bos, key = Bos.never if bos_id is None else Bos.always, "two_label"
+        reward = ClassifierReward(folder / "model", None, config.score_batch_size, self.runtime.device, key, bos=bos)
+        scores = reward.score(texts)
         # 2. the n-gram classifier: trained on the same crops, measured on the same texts
         passes = range(max(1, int(np.ceil(config.epochs))))
         training_crops = [algorithm.crop_of(index, epoch) for epoch in passes for index in range(len(labels))]
@@ -86,6 +89,7 @@ class TrainedReward(Stage):
             "accuracy": float(np.mean((scores.logit > 0) == (truth == 1))),
             "ngram_accuracy": ngram_accuracy(training_texts, labels * len(passes), texts, truth.tolist()),
             "held_out": len(truth),
+            "bos": str(bos),
             "mean_p_positive": float(scores.reward.mean()),
             "steps": algorithm.steps,
         }

@@ -87,7 +87,7 @@ def test_weights_are_on_the_last_token_or_on_the_second_half() -> None:
 def test_the_loss_is_the_cross_entropy_of_the_crops(positions: Positions) -> None:
     head = make_head()
     reviews = [[1 + (i + j) % 17 for j in range(4 + 3 * i)] for i in range(5)]
-    algorithm = TwoLabel(head, reviews, [0, 1, 1, 0, 1], tiny.two_label(positions=positions), PROMPTS, 3)
+    algorithm = TwoLabel(head, reviews, [0, 1, 1, 0, 1], tiny.two_label(positions=positions), PROMPTS, 3, None)
     batch = next(algorithm.batches(0))
     assert len({len(row) for row in batch.rows}) > 1
     with torch.no_grad():
@@ -111,7 +111,7 @@ def test_the_next_token_loss_is_the_mean_over_a_crops_tokens() -> None:
     gradients: dict[float, torch.Tensor] = {}
     for weight in (0.0, 0.7):
         head.lm_weight = weight
-        algorithm = TwoLabel(head, rows, labels.tolist(), tiny.two_label(lm_weight=weight), PROMPTS, 3)
+        algorithm = TwoLabel(head, rows, labels.tolist(), tiny.two_label(lm_weight=weight), PROMPTS, 3, None)
         head.zero_grad()
         loss, _ = algorithm.loss(head, LabelledBatch(rows, labels, 3.0).parts(0, 1, None)[0])
         loss.backward()
@@ -133,7 +133,7 @@ def test_the_next_token_loss_is_the_mean_over_a_crops_tokens() -> None:
 def test_labels_go_with_their_reviews_and_each_pass_crops_anew() -> None:
     reviews = [[i] * 3 + list(range(40)) for i in range(6)]
     labels = [i % 2 for i in range(6)]
-    opening = TwoLabel(make_head(), reviews, labels, tiny.two_label(crop=Crop.opening), PROMPTS, 3)
+    opening = TwoLabel(make_head(), reviews, labels, tiny.two_label(crop=Crop.opening), PROMPTS, 3, None)
     assert opening.steps == 4
     seen = [
         (row[0], int(label))
@@ -141,7 +141,7 @@ def test_labels_go_with_their_reviews_and_each_pass_crops_anew() -> None:
         for row, label in zip(batch.rows, batch.labels, strict=True)
     ]
     assert sorted(seen[:6]) == sorted(seen[6:]) == [(i, i % 2) for i in range(6)]
-    anywhere = TwoLabel(make_head(), reviews, labels, tiny.two_label(), PROMPTS, 3)
+    anywhere = TwoLabel(make_head(), reviews, labels, tiny.two_label(), PROMPTS, 3, None)
     crops = [[tuple(anywhere.crop_of(index, epoch)) for index in range(6)] for epoch in (0, 1)]
     assert sum(first != second for first, second in zip(*crops, strict=True)) >= 4
     batches = list(anywhere.batches(0))
@@ -153,8 +153,14 @@ def test_labels_go_with_their_reviews_and_each_pass_crops_anew() -> None:
 
 def test_dropout_is_on() -> None:
     head = make_head(dropout=0.3)
-    algorithm = TwoLabel(head, [[1, 2, 3, 4]] * 4, [0, 1, 0, 1], tiny.two_label(), PROMPTS, 3)
+    algorithm = TwoLabel(head, [[1, 2, 3, 4]] * 4, [0, 1, 0, 1], tiny.two_label(), PROMPTS, 3, None)
     part = next(algorithm.batches(0)).parts(0, 1, None)[0]
     torch.manual_seed(0)
     losses = {float(algorithm.loss(algorithm.module, part)[0].detach()) for _ in range(3)}
     assert len(losses) == 3
+
+
+def test_crops_begin_with_bos() -> None:
+    reviews, labels = [list(range(40)) for _ in range(6)], [0, 1] * 3
+    plain, begun = (TwoLabel(make_head(), reviews, labels, tiny.two_label(), PROMPTS, 3, bos) for bos in (None, 18))
+    assert all(begun.crop_of(index, 1) == [18, *plain.crop_of(index, 1)] for index in range(6))

@@ -26,6 +26,7 @@ PREFERENCES = "data.preferences=a.parquet"
         ("policy.steps=abc", "could not be converted to Integer"),
         ("plan=maybe", "not a valid bool"),
         ("keep_model=first", "expected one of [last, best, none]"),
+        ("data.bos=yes", "expected one of [auto, always, never]"),
         ("pairs.labels=hard", "expected one of [deterministic, bradley_terry, noisy]"),
         ("trainer.device=tpu", "expected one of [auto, cpu, cuda]"),
         ("data.prompts=3", "is not a subclass of PromptsConfig"),
@@ -55,6 +56,10 @@ def test_wrong_type(override, reason):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (
+            ["data.bos=always"],
+            "data.bos=always: the tokenizer that is trained for model=tiny has no BOS token; use data",
+        ),
         (["data.prompts.min_tokens=9"], "data.prompts.min_tokens=9 is above data.prompts.max_tokens=8; lower"),
         (["model.width=130", "model.heads=4"], "model.heads=4 does not divide model.width=130; choose a divisor"),
         (

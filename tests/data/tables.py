@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from imdb_rlhf.config.data import Br, ImdbData
+from imdb_rlhf.config.data import Bos, Br, ImdbData
 from tests import tiny
 
 
@@ -27,7 +27,7 @@ def within(count: int, trials: int, probability: float) -> bool:
 
 def imdb_data(**changes: Any) -> ImdbData:
     values = {"name": "imdb", "seed": 0, "sft_reviews": 4, "prompts": tiny.prompts(train=2), "preferences": None}
-    source = {"preferences_eos": True, "hub_id": "stanfordnlp/imdb", "revision": "main", "path": None}
+    source = {"bos": Bos.auto, "preferences_eos": True, "hub_id": "stanfordnlp/imdb", "revision": "main", "path": None}
     splits = {"prompt_splits": ["train", "unsupervised"], "test_splits": ["test"], "labelled_splits": ["train"]}
     splits["sft_splits"] = ["unsupervised", "train"]
     return ImdbData(**{**values, **source, "br": Br.newline, "min_characters": None, **splits, **changes})

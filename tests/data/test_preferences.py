@@ -10,8 +10,10 @@ from imdb_rlhf.data.groups import COLUMNS
 from imdb_rlhf.data.pairs import Pairs, draw_pairs
 from imdb_rlhf.data.preferences import check_preferences, from_preferences, to_trl
 from imdb_rlhf.errors import RunError
+from imdb_rlhf.models.tokens import decode, encoder
 from tests import tiny
 from tests.data.tables import group_table
+from tests.vocabularies import llama_tokenizer
 
 EOS = 9
 
@@ -51,8 +53,8 @@ def write(folder: Path, rows: list[tuple[Any, ...]], columns: str = "prompt chos
     return folder / "pairs.parquet"
 
 
-def take(file: Path, append_eos: bool = True, context: int = 100) -> tuple[pd.DataFrame, Pairs]:
-    return from_preferences(file, encode, EOS, append_eos=append_eos, context=context)
+def take(file: Path, append_eos: bool = True, context: int = 100, bos: int | None = None) -> tuple[pd.DataFrame, Pairs]:
+    return from_preferences(file, encode, EOS, bos, append_eos=append_eos, context=context)
 
 
 def test_a_preference_file_becomes_groups(tmp_path: Path) -> None:
@@ -82,6 +84,25 @@ def test_eos_is_appended_only_where_it_is_wanted(tmp_path: Path) -> None:
     groups, _ = take(file, append_eos=False)
     assert groups["completion_ids"].tolist() == [[ord("a"), ord("b")], [ord("c")]]
     assert not groups["finished"].any()
+
+
+def test_prompts_begin_with_bos_and_an_empty_one_stays_empty(tmp_path: Path) -> None:
+    file = write(tmp_path, [("p", "a", "b"), ("", "a", "b"), ("p", "a" * 8, "b")])
+    groups, pairs = take(file, append_eos=False, context=9, bos=7)
+    assert groups["prompt_ids"].tolist() == [[7, ord("p")]] * 2
+    assert groups["completion_ids"].tolist() == [[ord("a")], [ord("b")]] and groups["prompt"].tolist() == ["p", "p"]
+    assert pairs.dropped == {"same completion": 0, "empty": 1, "longer than the context": 1}  # BOS takes the last place
+
+
+def test_a_completion_that_names_eos_ends_in_eos_all_the_same(tmp_path: Path) -> None:
+    tokenizer = llama_tokenizer(["a film"])
+    eos, file = tokenizer.eos_token_id, write(tmp_path, [("a film", " good<eos>", " <eos> bad")])
+    groups, _ = from_preferences(file, encoder(tokenizer), eos, 1, append_eos=True, context=100)
+    for ids, text in zip(groups["completion_ids"], groups["completion"], strict=True):
+        assert (ids.count(eos), ids[-1]) == (1, eos)
+        assert decode(tokenizer, [ids]) == [text]
+    groups, _ = from_preferences(file, encoder(tokenizer), eos, 1, append_eos=False, context=100)
+    assert not any(eos in ids for ids in groups["completion_ids"])
 
 
 def test_pairs_that_cannot_be_used_are_counted(tmp_path: Path) -> None:

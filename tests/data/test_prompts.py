@@ -36,7 +36,7 @@ def texts(count: int) -> list[str]:
 
 
 def test_prompts_are_exact_prefixes_of_their_reviews():
-    rows = prompts.encode_prompts(texts(200), "train", LENGTHS, 0, encode)
+    rows = prompts.encode_prompts(texts(200), "train", LENGTHS, 0, encode, None)
     assert len(rows) == 200
     for row, whole in zip(rows, encode(texts(200)), strict=True):
         assert 2 <= len(row) <= 8
@@ -44,32 +44,32 @@ def test_prompts_are_exact_prefixes_of_their_reviews():
 
 
 def test_prompt_lengths_are_roughly_even():
-    lengths = Counter(map(len, prompts.encode_prompts(texts(2100), "train", LENGTHS, 0, encode)))
+    lengths = Counter(map(len, prompts.encode_prompts(texts(2100), "train", LENGTHS, 0, encode, None)))
     assert sorted(lengths) == [2, 3, 4, 5, 6, 7, 8]
     assert all(abs(count - 300) < 80 for count in lengths.values())  # 5 standard deviations of a binomial(2100, 1/7)
 
 
 def test_prompt_lengths_are_a_function_of_seed_role_and_index():
-    wanted = prompts.encode_prompts(texts(50), "train", LENGTHS, 0, encode)
-    assert prompts.encode_prompts(texts(50), "train", LENGTHS, 0, encode) == wanted
-    assert prompts.encode_prompts(texts(60), "train", LENGTHS, 0, encode)[:50] == wanted
-    assert prompts.encode_prompts(texts(50), "test", LENGTHS, 0, encode) != wanted
-    assert prompts.encode_prompts(texts(50), "train", LENGTHS, 1, encode) != wanted
+    wanted = prompts.encode_prompts(texts(50), "train", LENGTHS, 0, encode, None)
+    assert prompts.encode_prompts(texts(50), "train", LENGTHS, 0, encode, None) == wanted
+    assert prompts.encode_prompts(texts(60), "train", LENGTHS, 0, encode, None)[:50] == wanted
+    assert prompts.encode_prompts(texts(50), "test", LENGTHS, 0, encode, None) != wanted
+    assert prompts.encode_prompts(texts(50), "train", LENGTHS, 1, encode, None) != wanted
 
 
 def test_one_length_alone():
     fixed = PromptsConfig(train=1, validation=1, test=1, min_tokens=5, max_tokens=5)
-    assert {len(row) for row in prompts.encode_prompts(texts(30), "train", fixed, 0, encode)} == {5}
+    assert {len(row) for row in prompts.encode_prompts(texts(30), "train", fixed, 0, encode, None)} == {5}
 
 
 def test_a_review_with_fewer_tokens_than_its_prompt():
     fixed = PromptsConfig(train=1, validation=1, test=1, min_tokens=5, max_tokens=5)
     with pytest.raises(RunError, match="a test review has 2 tokens, fewer than its prompt's 5"):
-        prompts.encode_prompts(["One two"], "test", fixed, 0, encode)
+        prompts.encode_prompts(["One two"], "test", fixed, 0, encode, None)
 
 
 def test_sft_rows_begin_at_the_beginning_and_end_in_eos_if_they_fit():
-    rows = prompts.encode_reviews(["a b c", "a b c d", "a b c d e", "a"], 4, 99, encode)
+    rows = prompts.encode_reviews(["a b c", "a b c d", "a b c d e", "a"], 4, 99, encode, None)
     a, b, c, d, _ = encode(["a b c d e"])[0]
     assert rows == [[a, b, c, 99], [a, b, c, d], [a, b, c, d], [a, 99]]
 
@@ -79,9 +79,9 @@ def test_sft_rows_begin_at_the_beginning_and_end_in_eos_if_they_fit():
 
 def test_write_and_read(tmp_path):
     reviews = dataset_of(embedded_config()).divide(6)
-    parts = {role: prompts.encode_prompts(reviews.texts[role], role, LENGTHS, 0, encode) for role in PROMPT_ROLES}
-    rows = prompts.encode_reviews(reviews.texts["sft"], 12, 7, encode)
-    prompts.write(tmp_path, reviews, parts, rows)
+    parts = {role: prompts.encode_prompts(reviews.texts[role], role, LENGTHS, 0, encode, None) for role in PROMPT_ROLES}
+    rows = prompts.encode_reviews(reviews.texts["sft"], 12, 7, encode, None)
+    prompts.write(tmp_path, reviews, parts, rows, None)
     for role in PROMPT_ROLES:
         assert prompts.read_prompts(tmp_path, role) == parts[role]
     assert [row.tolist() for row in prompts.read_rows(tmp_path)] == rows
@@ -97,6 +97,20 @@ def test_the_share_of_test_prompts_that_are_training_prompts_too(tmp_path):
         "validation": [[8, 9]],
         "test": [[1, 2], [3, 4], [6, 7], [8, 9], [6, 7]],  # 3 of 5: [3, 4] is only the beginning of one
     }
-    prompts.write(tmp_path, reviews, parts, [[1]])
+    prompts.write(tmp_path, reviews, parts, [[1]], None)
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["test_prompts_also_training_prompts"] == pytest.approx(0.6)
+
+
+# --- rows that begin with BOS
+
+
+def test_prompts_are_the_same_after_bos() -> None:
+    plain = prompts.encode_prompts(texts(50), "train", LENGTHS, 0, encode, None)
+    assert prompts.encode_prompts(texts(50), "train", LENGTHS, 0, encode, 77) == [[77, *row] for row in plain]
+
+
+def test_reviews_after_bos_are_as_long_as_others() -> None:
+    rows = prompts.encode_reviews(["a b", "a b c", "a b c d", "a b c d e"], 4, 99, encode, 77)
+    words = encode(["a b c"])[0]
+    assert rows == [[77, *words[:2], 99], [77, *words], [77, *words], [77, *words]]

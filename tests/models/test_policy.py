@@ -30,9 +30,7 @@ from imdb_rlhf.models.policy import (
     PAD,
     Policy,
     _check_output_layer,
-    check_same_tokens,
     context_length,
-    decode,
     drop_tokens,
     freeze,
     load,
@@ -41,6 +39,7 @@ from imdb_rlhf.models.policy import (
     scratch,
     train_tokenizer,
 )
+from imdb_rlhf.models.tokens import decode
 from tests import tiny
 from tests.models.logits import full
 
@@ -220,9 +219,38 @@ def test_missing_weights_are_refused(copy: Path) -> None:
 
 
 def test_the_tokenizer_of_another_model_is_refused(copy: Path) -> None:
-    train_tokenizer(TEXTS, 300, 311).save_pretrained(copy)  # one entry more than the model has
-    with pytest.raises(RunError, match="310 entries and its tokenizer 311"):
+    tokenizer = AutoTokenizer.from_pretrained(copy)
+    tokenizer.add_tokens(["zebra"])  # one word more than the model has
+    tokenizer.save_pretrained(copy)
+    with pytest.raises(RunError, match="entries and its tokenizer 311, of which the model lacks 'zebra'"):
         load(copy, "eager")
+
+
+def test_a_special_token_beyond_the_model_is_never_used(copy: Path, policy: Policy) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(copy)
+    tokenizer.add_tokens(["<image>"], special_tokens=True)
+    tokenizer.save_pretrained(copy)
+    loaded = load(copy, "eager")
+    assert len(loaded.tokenizer) == 311 and len(loaded.lm.get_input_embeddings().weight) == 310
+    assert (loaded.eos_id, loaded.pad_id) == (policy.eos_id, policy.pad_id)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "kind"),
+    [
+        ("transformer.h.0.attn.c_attn.weight", float("nan"), "nan"),
+        ("transformer.wte.weight", float("inf"), "infinite"),
+        ("transformer.ln_f.bias", -float("inf"), "infinite"),
+    ],
+)
+def test_weights_that_are_not_finite_are_called_that(copy: Path, name: str, value: float, kind: str) -> None:
+    weights = load_file(copy / "model.safetensors")
+    weights[name].view(-1)[7] = value
+    save_file(weights, copy / "model.safetensors", {"format": "pt"})
+    with pytest.raises(RunError) as caught:
+        load(copy, "eager", "own_model.path")
+    message = f"own_model.path={copy}: {name} holds weights that are {kind}; give a model whose weights are finite"
+    assert str(caught.value) == message
 
 
 SIZES = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -273,25 +301,6 @@ def test_logits_that_are_made_otherwise_are_refused(kind: type[GPT2LMHeadModel])
 
 
 # --- beside a reference
-
-
-def test_a_tokenizer_may_know_more_tokens_than_the_reference(policy: Policy, copy: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(copy)
-    check_same_tokens(tokenizer, policy.tokenizer, copy, "own_model.path")
-    tokenizer.add_tokens(["<|more|>"])
-    check_same_tokens(tokenizer, policy.tokenizer, copy, "own_model.path")
-    with pytest.raises(RunError, match=r"token 310 is missing, but '<\|more\|>' in the reference's"):
-        check_same_tokens(policy.tokenizer, tokenizer, copy, "own_model.path")
-
-
-def test_the_first_token_that_differs_is_named(policy: Policy, copy: Path) -> None:
-    other = train_tokenizer(["zebras quiz, zebras quiz, zebras jump"], 300, 310)
-    names = [t.convert_ids_to_tokens(list(range(310))) for t in (other, policy.tokenizer)]
-    first = next(number for number, (a, b) in enumerate(zip(*names, strict=True)) if a != b)
-    with pytest.raises(RunError) as caught:
-        check_same_tokens(other, policy.tokenizer, copy, "own_model.path")
-    message = f"token {first} is {names[0][first]!r}, but {names[1][first]!r} in the reference's"
-    assert message in str(caught.value) and str(caught.value).startswith(f"own_model.path={copy} has another tokenizer")
 
 
 def test_a_model_without_its_last_tokens_is_itself_given_none_is_sampled(copy: Path) -> None:

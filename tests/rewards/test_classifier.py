@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoModelForSequenceClassification,
@@ -20,8 +21,10 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
+from imdb_rlhf.config.data import Bos
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.rewards.classifier import ClassifierReward, positive_index
+from tests.vocabularies import llama_tokenizer
 
 CPU = torch.device("cpu")
 WORDS = ["the", "film", "was", "not", "good", "bad", "plot", "very", "acting", "and"]
@@ -246,5 +249,77 @@ def test_a_tokenizer_with_more_entries_than_the_model(make):
     longer = bert()[1]
     longer.add_tokens([f"word{number}" for number in range(5)])
     longer.save_pretrained(folder)
-    with pytest.raises(RunError, match=f"^reward.path={folder}: the model has 14 entries and its tokenizer 19; give"):
+    message = "the model has 14 entries and its tokenizer 19, of which the model lacks 'word0'"
+    with pytest.raises(RunError, match=f"^reward.path={folder}: {message}"):
+        ClassifierReward(folder, None, 4, CPU)
+
+
+# --- special tokens
+
+
+def rows_read(reward: ClassifierReward, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """The token rows that the model will read, filled as texts are scored."""
+    read: list[list[int]] = []
+    logits = reward._logits
+
+    def noted(rows: list[list[int]]) -> np.ndarray:
+        read.extend(rows)
+        return logits(rows)
+
+    monkeypatch.setattr(reward, "_logits", noted)
+    return read
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_name_of_a_special_token_is_text(make, kind, monkeypatch):
+    """A text scores as its letters do, wherever it names the token that would end it."""
+    reward = ClassifierReward(make(kind), None, 4, CPU)
+    read = rows_read(reward, monkeypatch)
+    name = reward.tokenizer.sep_token or reward.tokenizer.eos_token
+    end, unknown = reward.tokenizer.convert_tokens_to_ids(name), reward.tokenizer.unk_token_id
+    reward.score([f"the film was {name} bad"])
+    (row,) = read
+    assert row.count(end) == (0 if kind == "gpt2" else 1)  # the tokenizer's own, at the end
+    assert unknown in row  # the letters, which this vocabulary lacks
+    film = [reward.tokenizer.convert_tokens_to_ids(word) for word in ("the", "film", "was")]
+    start = [] if kind == "gpt2" else [row[0]]
+    assert row[: len(start) + 3] == [*start, *film]
+
+
+def test_a_long_text_with_a_special_name_is_cut_before_the_closing_token(make, monkeypatch):
+    reward = ClassifierReward(make("roberta"), None, 4, CPU)
+    read = rows_read(reward, monkeypatch)
+    reward.score(["bad </s> film " * 30])
+    assert len(read[0]) == 24 and (read[0][0], read[0][-1]) == (0, 2) and read[0].count(2) == 1
+
+
+@pytest.mark.parametrize(("bos", "expected"), [(Bos.always, [1]), (Bos.never, []), (Bos.auto, [1])])
+def test_a_trained_classifier_reads_texts_behind_bos_as_it_was_trained(tmp_path, bos, expected, monkeypatch):
+    tokenizer = llama_tokenizer(TEXTS)
+    tokenizer.save_pretrained(tmp_path)
+    config = GPT2Config(vocab_size=len(tokenizer), n_positions=64, n_embd=16, n_layer=1, n_head=2, id2label=NAMES)
+    config.pad_token_id = tokenizer.pad_token_id
+    GPT2ForSequenceClassification(config).save_pretrained(tmp_path)
+    reward = ClassifierReward(tmp_path, None, 4, CPU, "two_label", bos=bos)
+    read = rows_read(reward, monkeypatch)
+    reward.score(["the film"])
+    assert read == [[*expected, *tokenizer("the film", add_special_tokens=False)["input_ids"]]]
+
+
+def test_weights_that_are_not_finite_are_called_that(make):
+    folder = make()
+    weights = load_file(folder / "model.safetensors")
+    weights["classifier.bias"][0] = float("nan")
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(RunError, match=f"^reward.path={folder}: classifier.bias holds weights that are nan; give"):
+        ClassifierReward(folder, None, 4, CPU)
+
+
+def test_a_special_token_beyond_the_model_that_a_text_is_put_into(make):
+    """CLS is in every row, so a model without it is refused."""
+    folder = make()
+    tokenizer = bert()[1]
+    tokenizer.add_special_tokens({"cls_token": "[FIRST]"})
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(RunError, match=r"lacks '\[FIRST\]' \(token 14\)"):
         ClassifierReward(folder, None, 4, CPU)
