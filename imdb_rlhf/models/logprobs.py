@@ -17,7 +17,7 @@ from transformers import GPT2Model, PreTrainedModel
 
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.models import gpt2
-from imdb_rlhf.models.blocks import Blocks, Normaliser, OutputLayer, indices_in, tiles
+from imdb_rlhf.models.blocks import Blocks, OutputLayer, Probabilities, indices_in, log_sum_exp, tiles
 from imdb_rlhf.models.embedding import TiedEmbedding
 from imdb_rlhf.models.products import outside_autocast, rounded_up
 
@@ -134,23 +134,23 @@ class _TokenLogProbs(torch.autograd.Function):
         cap: float | None,
     ) -> Tensor:
         chosen = hidden.new_zeros(len(hidden), dtype=torch.float32)
-        normaliser = Normaliser.of(len(hidden), hidden.device)
+        normalisers = torch.full((len(hidden),), -torch.inf, dtype=torch.float64, device=hidden.device)
         parts, blocks = tiles(len(hidden), len(weight), hidden.device.type)
         memory = Blocks(hidden, OutputLayer(weight, bias, scale, cap), parts, blocks, temperature)
         for entries, part in product(blocks, parts):
             logits = memory.logits(part, entries)
             indices, inside = indices_in(targets[part], entries)
             chosen[part] += torch.where(inside, logits.gather(1, indices), 0.0)[:, 0]
-            normaliser.add(part, logits)
-        normalisers = normaliser.value().float()
-        ctx.save_for_backward(hidden, weight, bias, targets, normalisers)
+            normalisers[part] = torch.logaddexp(normalisers[part], log_sum_exp(logits))
+        logprobs = chosen - normalisers.float()
+        ctx.save_for_backward(hidden, weight, bias, targets, normalisers.float(), logprobs)
         ctx.temperature, ctx.scale, ctx.cap = temperature, scale, cap
-        return chosen - normalisers
+        return logprobs
 
     @staticmethod
     @outside_autocast
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        hidden, weight, bias, targets, normalisers = ctx.saved_tensors
+        hidden, weight, bias, targets, normalisers, logprobs = ctx.saved_tensors
         scale = gradient.float()[:, None] * (ctx.scale / ctx.temperature)
         scaled = (hidden * -scale).to(hidden.dtype)
         grad_hidden = torch.zeros_like(hidden, dtype=torch.float32)
@@ -160,22 +160,22 @@ class _TokenLogProbs(torch.autograd.Function):
         grad_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
         parts, blocks = tiles(len(hidden), len(weight), hidden.device.type)
         layer = OutputLayer(weight, bias, ctx.scale, ctx.cap)
-        memory = Blocks(hidden, layer, parts, blocks, ctx.temperature)
+        probabilities = Probabilities(hidden, layer, parts, blocks, ctx.temperature, normalisers)
+        others = logprobs.exp()[:, None] - 1  # of the target itself: what is rounded is the difference
         for entries in blocks:
-            table = weight[entries].to(hidden.dtype)
+            table = probabilities.table(entries)
             for part in parts:
-                logits = memory.logits(part, entries)
-                slope = memory.slope(logits)
                 # -d logprob / d logits = softmax - onehot(target); the incoming gradient, one number per token,
                 # multiplies the factors of width columns, which are narrower than a block of the vocabulary
-                change = logits.sub_(normalisers[part, None]).exp_()
+                change, slope = probabilities.block(part, entries)
                 indices, inside = indices_in(targets[part], entries)
-                change.scatter_add_(1, indices, -inside.float())
+                here = torch.where(inside, others[part].to(change.dtype), change.gather(1, indices))
+                change.scatter_(1, indices, here)
                 if slope is not None:
                     change *= slope
                 if grad_bias is not None:
                     grad_bias[entries] -= (change * scale[part]).sum(0)
-                lowered = memory.lowered(change, hidden.dtype)
+                lowered = change.to(hidden.dtype)
                 grad_hidden[part] += lowered @ table
                 if grad_weight is None:
                     continue

@@ -4,7 +4,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from imdb_rlhf.models.blocks import Blocks, Normaliser, OutputLayer, indices_in, next_logits, slices
+from imdb_rlhf.models.blocks import (
+    Blocks,
+    Normaliser,
+    OutputLayer,
+    Probabilities,
+    in_three,
+    indices_in,
+    log_sum_exp,
+    next_logits,
+    slices,
+)
 
 NEVER = -torch.inf
 
@@ -29,9 +39,6 @@ def test_blocks_are_parts_of_the_logits(dtype: torch.dtype, offset: bool, temper
             logits = memory.logits(part, at)
             assert logits.dtype == torch.float32
             torch.testing.assert_close(logits.double(), truth[part, at], atol=1e-6, rtol=1e-6)
-            lowered = memory.lowered(logits, dtype)
-            assert lowered.dtype == dtype
-            assert torch.equal(lowered, logits.to(dtype))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -46,11 +53,47 @@ def test_logits_are_scaled_and_capped_as_the_model_does(scale: float, cap: float
     memory = Blocks(hidden, layer, slices(7, 7), slices(11, 11), temperature)
     logits = memory.logits(slice(0, 7), slice(0, 11))
     torch.testing.assert_close(logits.double(), truth.detach() / temperature, atol=1e-5, rtol=1e-5)
-    slope = memory.slope(logits)
+    slope = layer.slope(logits * temperature)
     assert products.grad is not None
     actual = torch.ones_like(products) if slope is None else slope.double()
     torch.testing.assert_close(actual, products.grad, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(next_logits(hidden, layer).double(), truth.detach(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shift", [0.0, -90.0, 700.0])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("offset", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_probabilities_do_not_see_what_is_added_to_all_logits(
+    dtype: torch.dtype, offset: bool, temperature: float, shift: float
+) -> None:
+    hidden, weight = random(7, 24).to(dtype), random(11, 24, seed=1).bfloat16().float()
+    hidden[:, 0], weight[:, 0] = 1, shift
+    bias = random(11, seed=2).float() if offset else None
+    logits = (hidden.double() @ weight.double().t() + (0 if bias is None else bias)) / temperature
+    truth, normalisers = logits.softmax(-1), logits.logsumexp(-1).float()
+    layer, parts, entries = OutputLayer(weight, bias), slices(7, 3), slices(11, 4)
+    probabilities = Probabilities(hidden, layer, parts, entries, temperature, normalisers)
+    for at in entries:
+        assert probabilities.table(at).equal(weight[at].to(dtype))
+        for part in parts:
+            block, slope = probabilities.block(part, at)
+            assert slope is None
+            # relative: half a step of bf16, and of the log-prob that was rounded, which the shift does not make larger
+            error = 1e-4 if dtype == torch.float32 else 2**-8 * (1 - truth[part, at].log())
+            assert ((block.double() - truth[part, at]).abs() <= error * truth[part, at] + 1e-6).all()
+
+
+def test_three_bf16_numbers_hold_a_float32_one() -> None:
+    values = torch.cat([random(50).float() * 100, torch.tensor([0.0, -1e-3, 12345.678])])
+    parts = in_three(values)
+    assert parts.dtype == torch.bfloat16
+    torch.testing.assert_close(parts.double().sum(1), values.double(), atol=0, rtol=2**-23)
+
+
+def test_a_log_sum_exp_is_that_of_float64() -> None:
+    logits = 30 * random(9, 40).float() - 90
+    torch.testing.assert_close(log_sum_exp(logits.clone()), logits.double().logsumexp(-1), atol=2e-5, rtol=0)
 
 
 def test_all_blocks_lie_in_the_same_memory() -> None:
