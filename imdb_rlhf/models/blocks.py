@@ -164,16 +164,6 @@ def log_sum_exp(logits: Tensor) -> Tensor:
     return first - torch._log_softmax(logits, -1, False, out=logits)[:, 0]
 
 
-def next_logits(states: Tensor, layer: OutputLayer) -> Tensor:
-    """(rows, vocabulary) float32 logits of (rows, width) states, without gradients."""
-    dtype = factor_dtype(states)
-    products = torch.empty(len(states), layer.vocabulary, dtype=torch.float32, device=states.device)
-    rounded = states.dtype != torch.float32
-    return layer.finish(
-        float32_product(states.to(dtype), layer.weight.to(dtype), products, rounded=rounded), layer.bias
-    )
-
-
 def _size(part: slice) -> int:
     return cast(int, part.stop - part.start)
 

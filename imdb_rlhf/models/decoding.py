@@ -18,12 +18,13 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
 from imdb_rlhf.models import gpt2
 from imdb_rlhf.models.attention import split_heads
-from imdb_rlhf.models.blocks import OutputLayer, next_logits
 from imdb_rlhf.models.logprobs import output_layer
-from imdb_rlhf.models.products import Product, factor_dtype, fuses, laid_out
+from imdb_rlhf.models.products import Product, float32_laid_out, fuses, laid_out
 
 # Numbers of each parameter that are summed plainly beside the sum of all squares, to notice a change of sign.
 SIGNED = 1 << 12
+# A CPU's attention of one token reads a multiple of these: oneDNN compiles a program per size.
+COLUMNS = 64
 
 
 class Decoder(Protocol):
@@ -83,7 +84,7 @@ class CachedDecoder:
         output = self.layout.base(input_ids=ids, use_cache=True, **self.arguments)
         state = output.last_hidden_state[:, -1].to(self.dtype)
         with torch.autocast(ids.device.type, enabled=False):
-            return next_logits(state, self.layout.output)
+            return self.layout.output(state)
 
     def keep(self, rows: Tensor) -> None:
         """As in `Decoder`."""
@@ -108,7 +109,9 @@ class GPT2Decoder:
         self.model, self.heads, self.column = model, model.config.n_head, 0
         self.lengths: Tensor | None = None  # (rows,) tokens of the prompts, until they are read
         self.shift: Tensor | None = None  # (rows, 1) columns before each prompt, if the prompts differ in length
-        self.mask: Tensor | None = None  # (rows, 1, 1, time), added to attention scores
+        # (rows or 1, 1, 1, time), added to attention scores: columns before a prompt and columns to come are closed
+        self.mask: Tensor | None = None
+        self.added: Tensor | None = None  # its part of this step, as `attend_once` reads it
         width = weight.shape[1] // self.heads
         blank = torch.zeros(rows, self.heads, time, width, dtype=self.dtype, device=weight.device)
         self.cache = DynamicCache([(blank, blank) for _ in model.h])  # copies `blank`, so layers do not share it
@@ -120,15 +123,24 @@ class GPT2Decoder:
         self.lengths = lengths
         if int(lengths.min()) < longest:
             self.shift = (longest - lengths)[:, None]
-            empty = torch.arange(time, device=lengths.device) < self.shift
-            self.mask = torch.zeros(empty.shape, dtype=self.dtype, device=lengths.device)
-            self.mask = self.mask.masked_fill_(empty, float("-inf"))[:, None, None]
+        if self.shift is not None or lengths.device.type == "cpu":
+            columns = torch.arange(time, device=lengths.device)
+            closed = columns >= longest
+            closed = closed[None] if self.shift is None else closed | (columns < self.shift)
+            self.mask = torch.zeros(closed.shape, dtype=self.dtype, device=lengths.device)
+            self.mask = self.mask.masked_fill_(closed, float("-inf"))[:, None, None]
         return prompts, torch.full_like(lengths, longest)
 
     def read(self, ids: Tensor) -> Tensor:
         """As in `Decoder`."""
         rows, time = ids.shape
         first, self.column = self.column, self.column + time
+        if first and self.mask is not None:
+            self.mask[..., first : self.column] = 0
+            columns = min(self.mask.shape[3], -(-self.column // COLUMNS) * COLUMNS)
+            added = self.mask[..., :columns]
+            # one for all heads, and where the prompts have one length for all rows
+            self.added = added[0] if len(added) == 1 else added.expand(-1, self.heads, -1, -1).reshape(-1, 1, columns)
         with torch.autocast(ids.device.type, enabled=False):
             if first and self.shift is not None:
                 positions = self.model.wpe.weight[first - self.shift]
@@ -140,7 +152,7 @@ class GPT2Decoder:
             ends = self.lengths - 1 if self.lengths is not None else torch.zeros_like(ids[:, 0])
             self.lengths = None
             last = x.view(rows, time, -1)[torch.arange(rows, device=ids.device), ends]
-            return next_logits(gpt2.layer_norm(self.model.ln_f, last).to(self.dtype), self.layout.output)
+            return self.layout.output(gpt2.layer_norm(self.model.ln_f, last).to(self.dtype))
 
     def _step(self, index: int, block: GPT2Block, x: Tensor, rows: int) -> Tensor:
         products = self.layout.layers[index]
@@ -159,6 +171,8 @@ class GPT2Decoder:
                 table[:, :, new] = states if self.shift is None else self._right_aligned(states, self.shift)
             return F.scaled_dot_product_attention(query, key, value, is_causal=True)
         cache.keys[:, :, new], cache.values[:, :, new] = key, value
+        if time == 1 and self.added is not None and query.device.type == "cpu":
+            return attend_once(query, cache.keys, cache.values, self.added)
         mask = None if self.mask is None else self.mask[..., read]
         return F.scaled_dot_product_attention(query, cache.keys[:, :, read], cache.values[:, :, read], attn_mask=mask)
 
@@ -176,6 +190,25 @@ class GPT2Decoder:
             self.shift, self.mask = self.shift[rows], self.mask[rows]
 
 
+def attend_once(query: Tensor, keys: Tensor, values: Tensor, added: Tensor) -> Tensor:
+    """Attention of one token per row, on a CPU, where torch's own kernel spends most of its time on preparing.
+
+    Args:
+        query: (rows, heads, 1, width).
+        keys: (rows, heads, time, width), and
+        values: of the same shape.
+        added: (rows * heads or 1, 1, columns), added to the scores of the first columns; those beyond are not read.
+
+    Returns:
+        (rows, heads, 1, width).
+    """
+    rows, heads, time, width = keys.shape
+    key, value = (table.view(rows * heads, time, width)[:, : added.shape[2]] for table in (keys, values))
+    queries = query.reshape(rows * heads, 1, width)
+    weights = torch.baddbmm(added, queries, key.transpose(1, 2), alpha=width**-0.5).softmax(-1)
+    return torch.bmm(weights, value).view(rows, heads, 1, width)
+
+
 @dataclass(frozen=True)
 class _LayerProducts:
     """The four products of a layer: to queries, keys and values, from attention, into the MLP, and out of it."""
@@ -190,21 +223,21 @@ class _LayerProducts:
 class _GPT2Layout:
     """A GPT-2's products with their weights laid out."""
 
-    output: OutputLayer
+    output: Product
     layers: list[_LayerProducts]
 
     @staticmethod
     def of(lm: PreTrainedModel, rows: int, dtype: torch.dtype) -> "_GPT2Layout":
         """Lay out for about `rows` rows."""
         layers = [_layer_products(cast(GPT2Block, block), rows, dtype) for block in cast(GPT2Model, lm.base_model).h]
-        return _GPT2Layout(_prepared(lm, dtype), layers)
+        return _GPT2Layout(_logits(lm, rows, dtype), layers)
 
 
 @dataclass(frozen=True)
 class _BaseLayout:
     """Any model's layers, those that are plain linear with their weights laid out."""
 
-    output: OutputLayer
+    output: Product
     base: nn.Module
 
     @staticmethod
@@ -218,7 +251,7 @@ class _BaseLayout:
                 for name, child in parent.named_children():
                     if type(child) is nn.Linear and not (child._forward_hooks or child._forward_pre_hooks):
                         setattr(parent, name, _LaidOutLinear(child, rows, dtype))
-        return _BaseLayout(_prepared(lm, dtype), base)
+        return _BaseLayout(_logits(lm, rows, dtype), base)
 
 
 class _LaidOutLinear(nn.Module):
@@ -253,11 +286,12 @@ def _kept(
     return cast(Layout, kept[1])
 
 
-def _prepared(lm: PreTrainedModel, dtype: torch.dtype) -> OutputLayer:
-    """The output layer with its weight in the precision that its product reads, cast once."""
+def _logits(lm: PreTrainedModel, rows: int, dtype: torch.dtype) -> Product:
+    """From (rows, width) states of a precision to (rows, vocabulary) float32 logits."""
     layer = output_layer(lm)
-    weight = layer.weight.detach()
-    return replace(layer, weight=weight.to(factor_dtype(weight.new_empty(0, dtype=dtype))))
+    layer = replace(layer, weight=layer.weight.detach(), bias=None if layer.bias is None else layer.bias.detach())
+    multiply = float32_laid_out(layer.weight, rows, dtype)
+    return lambda x: layer.finish(multiply(x), layer.bias)
 
 
 def _state(lm: PreTrainedModel) -> tuple[Any, ...]:

@@ -7,6 +7,7 @@ import torch
 
 from imdb_rlhf.config.machine import Device, Precision
 from imdb_rlhf.errors import ConfigError
+from imdb_rlhf.models.products import has_amx
 
 
 def resolve_device(wanted: Device) -> str:
@@ -33,8 +34,8 @@ def resolve_precision(wanted: Precision, device: str) -> str:
 
 def _cpu_has_bf16() -> bool:
     """Whether the processor multiplies bf16 natively: AMX, or AVX512-BF16 (AMD from Zen 4 on, Cooper Lake)."""
-    probes = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
-    return any(probe is not None and probe() for probe in probes)  # private, so they may go
+    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # private, so it may go
+    return has_amx() or bool(probe is not None and probe())
 
 
 def choose_float32_products() -> None:
@@ -45,7 +46,7 @@ def choose_float32_products() -> None:
     """
     features = _cpu_features()
     # sse4a: AMD alone has it
-    if not (features.get("sse4a") and features.get("avx512_bw")) or features.get("amx_tile"):
+    if not (features.get("sse4a") and features.get("avx512_bw")) or has_amx():
         return
     torch.set_float32_matmul_precision("medium")
     if not is_exact():
