@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import DynamicCache, GPT2Model, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, GPT2Model, PreTrainedModel
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
 from imdb_rlhf.models import gpt2
@@ -243,7 +243,7 @@ class _BaseLayout:
     @staticmethod
     def of(lm: PreTrainedModel, rows: int, dtype: torch.dtype) -> "_BaseLayout":
         """Lay out for about `rows` rows; where no product gains from it, the model's own layers serve."""
-        base = cast(nn.Module, lm.base_model)
+        base: Any = lm.base_model
         if fuses(torch.empty(0, dtype=dtype, device=lm.device)):
             shared = {id(table): table for table in (*base.parameters(), *base.buffers())}
             base = deepcopy(base, shared)
@@ -251,6 +251,8 @@ class _BaseLayout:
                 for name, child in parent.named_children():
                     if type(child) is nn.Linear and not (child._forward_hooks or child._forward_pre_hooks):
                         setattr(parent, name, _LaidOutLinear(child, rows, dtype))
+            if base.config._attn_implementation == "sdpa":
+                base.config._attn_implementation = ONE_TOKEN
         return _BaseLayout(_logits(lm, rows, dtype), base)
 
 
@@ -267,6 +269,42 @@ class _LaidOutLinear(nn.Module):
         """(..., out) in the layout's precision, of (..., in)."""
         return self.product(x.reshape(-1, self.in_features).to(self.dtype)).view(*x.shape[:-1], self.out_features)
 
+
+def _one_token_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **others: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Transformers' "sdpa", but for one token per row as `attend_once` does it; heads may share keys and values."""
+    if query.shape[2] > 1 or others.get("position_bias") is not None:
+        sdpa = AttentionInterface()["sdpa"]
+        return cast(tuple[Tensor, None], sdpa(module, query, key, value, attention_mask, scaling=scaling, **others))
+    rows, heads, _, width = query.shape
+    shared = key.shape[1]
+    keys, values = (table.reshape(rows * shared, -1, table.shape[3]) for table in (key, value))
+    scores = torch.baddbmm(
+        query.new_zeros(1, 1, 1),
+        query.reshape(rows * shared, heads // shared, width),
+        keys.transpose(1, 2),
+        beta=0,
+        alpha=width**-0.5 if scaling is None else scaling,
+    ).view(rows, heads, 1, -1)
+    if attention_mask is not None and attention_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attention_mask, -torch.inf)
+    elif attention_mask is not None:
+        scores = scores + attention_mask
+    mixed = torch.bmm(scores.softmax(-1).view(rows * shared, heads // shared, -1), values)
+    return mixed.view(rows, 1, heads, -1), None
+
+
+# The name under which transformers finds it.
+ONE_TOKEN = "imdb_rlhf_one_token"
+AttentionInterface.register(ONE_TOKEN, _one_token_attention)
+AttentionMaskInterface.register(ONE_TOKEN, AttentionMaskInterface()["sdpa"])
 
 Layout = TypeVar("Layout")
 # Sampling runs many batches with the same weights, so a layout is kept as long as its model lives, with the fingerprint
