@@ -1,6 +1,5 @@
 """Preferences in TRL's format, out and in: groups as `prompt`, `chosen`, `rejected`, and such a parquet as groups."""
 
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -21,22 +20,25 @@ def to_trl(groups: pd.DataFrame) -> pd.DataFrame:
     Columns `prompt`, `chosen`, `rejected` (texts without EOS, leading space kept), `score_chosen`, `score_rejected`
     (log-odds). Every pair with different rewards and different texts, the higher reward chosen.
     """
-    rows = []
-    for _, group in groups.groupby("prompt_id", sort=True):
-        for first, second in combinations(group.to_dict("records"), 2):
-            if first["reward_logit"] == second["reward_logit"] or first["completion"] == second["completion"]:
-                continue
-            best, worst = sorted((first, second), key=lambda row: -row["reward_logit"])
-            rows.append(
-                {
-                    "prompt": best["prompt"],
-                    "chosen": best["completion"],
-                    "rejected": worst["completion"],
-                    "score_chosen": best["reward_logit"],
-                    "score_rejected": worst["reward_logit"],
-                }
-            )
-    return pd.DataFrame(rows, columns=[*TEXTS, "score_chosen", "score_rejected"])
+    ordered = groups.sort_values("prompt_id", kind="stable", ignore_index=True)
+    starts = np.flatnonzero(np.diff(ordered["prompt_id"].to_numpy(), prepend=-1))
+    sizes = np.diff(starts, append=len(ordered))
+    # the pairs of a group, first of the first row, then of the second ...
+    pairs = [start + np.stack(np.triu_indices(size, 1), 1) for start, size in zip(starts, sizes, strict=True)]
+    first, second = np.concatenate([np.zeros((0, 2), dtype=np.int64), *pairs]).T
+    logits, texts = ordered["reward_logit"].to_numpy(), ordered["completion"].to_numpy()
+    distinct = (logits[first] != logits[second]) & (texts[first] != texts[second])
+    first, second = first[distinct], second[distinct]
+    best = np.where(logits[second] > logits[first], second, first)
+    worst = first + second - best
+    columns = {
+        "prompt": ordered["prompt"].to_numpy()[best],
+        "chosen": texts[best],
+        "rejected": texts[worst],
+        "score_chosen": logits[best],
+        "score_rejected": logits[worst],
+    }
+    return pd.DataFrame(columns, columns=[*TEXTS, "score_chosen", "score_rejected"])
 
 
 def check_preferences(path: Path) -> None:

@@ -5,6 +5,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 
 class TiedEmbedding:
@@ -13,17 +14,41 @@ class TiedEmbedding:
     Autograd would otherwise build a second table of the whole vocabulary, mostly zeros, only to add it to the first.
 
     Attributes:
+        weight: (vocabulary, width), as it was given.
         table: (vocabulary, width), a view of the weight, to be used as the output layer. The gradient that comes back
             through it is written to in place, so its sender must own it and not use it afterwards.
     """
 
     def __init__(self, weight: Tensor) -> None:
+        self.weight = weight
         self._row_gradients: list[tuple[Tensor, Tensor]] = []
         self.table = cast(Tensor, _Table.apply(weight, self._row_gradients))
 
-    def rows(self, ids: Tensor) -> Tensor:
-        """(n, width) embeddings of (n,) tokens."""
-        return cast(Tensor, _Rows.apply(self.table, ids, self._row_gradients))
+    def rows(self, ids: Tensor, padding: int | None = None) -> Tensor:
+        """(n, width) embeddings of (n,) tokens; a padding token's has no gradient."""
+        return cast(Tensor, _Rows.apply(self.table, ids, self._row_gradients, padding))
+
+
+class TiedLookups(TorchFunctionMode):
+    """While it is entered, a model that looks up the weight of a tied embedding, in any way, takes its rows from that.
+
+    Args:
+        embedding: of the weight that the model looks up.
+    """
+
+    def __init__(self, embedding: TiedEmbedding) -> None:
+        super().__init__()
+        self.embedding = embedding
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Look up a plain embedding here; leave everything else as it is."""
+        kwargs = kwargs or {}
+        if function is F.embedding and args[1] is self.embedding.weight:
+            plain = kwargs["max_norm"] is None and not kwargs["scale_grad_by_freq"] and not kwargs["sparse"]
+            if plain:
+                ids = args[0]
+                return self.embedding.rows(ids.flatten(), kwargs["padding_idx"]).view(*ids.shape, -1)
+        return function(*args, **kwargs)
 
 
 class _Table(torch.autograd.Function):
@@ -57,11 +82,15 @@ class _Rows(torch.autograd.Function):
     """Rows of the table; their gradient is kept for the table's backward to add."""
 
     @staticmethod
-    def forward(ctx: Any, table: Tensor, ids: Tensor, row_gradients: list[tuple[Tensor, Tensor]]) -> Tensor:
-        ctx.ids, ctx.row_gradients = ids, row_gradients
-        return F.embedding(ids, table)
+    def forward(
+        ctx: Any, table: Tensor, ids: Tensor, row_gradients: list[tuple[Tensor, Tensor]], padding: int | None
+    ) -> Tensor:
+        ctx.ids, ctx.row_gradients, ctx.padding = ids, row_gradients, padding
+        return table.index_select(0, ids)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
+        if ctx.padding is not None:
+            gradient = gradient.masked_fill((ctx.ids == ctx.padding)[:, None], 0)
         ctx.row_gradients.append((ctx.ids, gradient))
-        return None, None, None
+        return None, None, None, None

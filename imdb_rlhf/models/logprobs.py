@@ -6,6 +6,7 @@ again in the backward pass; log-softmax is computed in float32 whatever the prec
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, cast
@@ -18,7 +19,7 @@ from transformers import GPT2Model, PreTrainedModel
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.models import gpt2
 from imdb_rlhf.models.blocks import Blocks, OutputLayer, Probabilities, indices_in, log_sum_exp, tiles
-from imdb_rlhf.models.embedding import TiedEmbedding
+from imdb_rlhf.models.embedding import TiedEmbedding, TiedLookups
 from imdb_rlhf.models.products import outside_autocast, rounded_up
 
 # What configurations call a factor of the logits (Cohere; Falcon-H1), a divisor (Granite), and their soft cap (Gemma 2
@@ -114,7 +115,8 @@ def located_states(
     if gpt2.is_plain(base):
         states, first = gpt2.packed_states(cast(GPT2Model, base), ids, lengths, embedding)
     else:
-        states = base_states(base, ids).reshape(rows * time, -1)
+        with nullcontext() if embedding is None else TiedLookups(embedding):
+            states = base_states(base, ids).reshape(rows * time, -1)
         first = time * torch.arange(rows, device=ids.device)
     return states, first[:, None] + torch.arange(time, device=ids.device)
 

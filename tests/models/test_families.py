@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from imdb_rlhf.models import policy as policies
@@ -58,6 +59,17 @@ def test_log_probs_and_gradients_are_those_of_transformers(name: str) -> None:
     assert found.keys() == expected.keys()
     for key, tensor in expected.items():
         assert (found[key] - tensor).norm() <= 1e-5 * tensor.norm() + 1e-5, key
+
+
+@each_family
+def test_a_tied_embedding_has_one_gradient_of_the_vocabularys_size(name: str) -> None:
+    lm, batch = make(name), rows()
+    tied = lm.get_output_embeddings().weight is lm.get_input_embeddings().weight
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        LogProbs(lm)(batch.ids, batch.starts, batch.lengths).sum().backward()
+    counts = {event.key: event.count for event in seen.key_averages()}
+    # OPT looks up its positions too
+    assert counts.get("aten::embedding_dense_backward", 0) == (0 if tied else 1) + (name == "OPT")
 
 
 @each_family
