@@ -220,7 +220,7 @@ class PPO(Method):
         ]
 
     def _check(self, score: Tensor, log_ratio: Tensor, number: int) -> None:
-        remedies = {"score": "mend the reward", "KL": "lower ppo.optim.lr, or set trainer.precision=float32"}
+        remedies = {"score": "mend the reward", "KL": "lower ppo.optim.lr, or set ppo.precision=float32"}
         for (name, remedy), table in zip(remedies.items(), (score, log_ratio), strict=True):
             if not torch.isfinite(table).all():
                 raise RunError(
@@ -266,7 +266,7 @@ class PPO(Method):
         if size > ROUNDING[self.runtime.precision]:
             raise RunError(
                 f"ppo: before the first step on batch {self.number} a tenth of the log-ratios are beyond {size:.3g}, "
-                "but policy and rollout are one; set trainer.precision=float32, and if it stays the model scores "
+                "but policy and rollout are one; set ppo.precision=float32, and if it stays the model scores "
                 "differently than it samples"
             )
 
