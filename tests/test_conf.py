@@ -37,21 +37,32 @@ ALGOS, EXPERIMENTS = choices("algo"), choices("experiment")
 
 
 def needs(group: str, name: str) -> list[str]:
-    """The overrides that a choice cannot do without: a value for each key that its file leaves open."""
+    """What a choice cannot do without: a value for each key that its file, or one that it chooses, leaves open."""
 
     def walk(node: Any, at: str) -> list[str]:
         if isinstance(node, dict):
             return [word for key, value in node.items() for word in walk(value, f"{at}.{key}" if at else str(key))]
         return [f"{at}=mine.py:score"] if node == "???" else []
 
-    content = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))
-    return walk(content, "" if group == "algo" else group)
+    file = CONF / group / f"{name}.yaml"
+    content: Any = OmegaConf.to_container(OmegaConf.load(file)) if file.exists() else {}
+    words = walk(content, "" if group in ("algo", "experiment") else group)
+    for choice in content.get("defaults", []):
+        if isinstance(choice, dict):
+            words += [
+                word
+                for key, value in choice.items()
+                if str(key).startswith("override /")
+                for word in needs(str(key).removeprefix("override /"), str(value))
+            ]
+    return words
 
 
 def test_needs():
     assert needs("reward", "own") == ["reward.function=mine.py:score"]
     assert needs("algo", "own_model") == ["own_model.path=mine.py:score"]
-    assert needs("algo", "dpo") == needs("data", "imdb") == []
+    assert needs("experiment", "imdb_pretrained") == ["model.path=mine.py:score"]
+    assert needs("algo", "dpo") == needs("data", "imdb") == needs("experiment", "imdb_cpu") == []
 
 
 def sections(experiment: str) -> dict[str, Any]:
@@ -71,7 +82,7 @@ def commands_of(file: Path) -> list[list[str]]:
         places += [["algo=ppo", "optim@ppo.optim"]] if name == "adamw" else []  # the presets set its own keys
         return [[*before, f"{place}={name}"] for *before, place in places]
     if group == "experiment_algo":  # a section per algorithm
-        return [[f"experiment={name}", f"algo={algo}"] for algo in sections(name)]
+        return [[f"experiment={name}", f"algo={algo}", *needs("experiment", name)] for algo in sections(name)]
     if group not in ("algo", "experiment") and (algorithms := owners(group)) and len(algorithms) == 1:
         return [[f"algo={algorithms[0]}", f"{group}={name}"]]
     if group in (".", "stage"):  # always there
@@ -107,7 +118,16 @@ def typed(node: Any) -> None:
 
 
 # Runs that each file of sweeps/ stands for, counted by hand.
-SIZES = {"frontier": 22, "beta": 13, "kl_target": 16, "seeds": 105, "labels": 17, "length": 15, "smoke": 6}
+SIZES = {
+    "frontier": 22,
+    "beta": 13,
+    "kl_target": 16,
+    "seeds": 105,
+    "labels": 17,
+    "length": 15,
+    "smoke": 6,
+    "pretrained": 9,
+}
 
 
 def jobs_of(file: Path) -> list[list[str]]:
@@ -115,7 +135,9 @@ def jobs_of(file: Path) -> list[list[str]]:
     jobs = []
     for line in OmegaConf.select(OmegaConf.load(file), "grids"):
         words = [word.partition("=") for word in line.split()]
-        jobs += [list(job) for job in product(*([f"{k}={v}" for v in values.split(",")] for k, _, values in words))]
+        missing = [word for key, _, name in words if key == "experiment" for word in needs(key, name)]
+        each = ([f"{key}={value}" for value in values.split(",")] for key, _, values in words)
+        jobs += [[*job, *missing] for job in product(*each)]
     return jobs
 
 
@@ -158,7 +180,7 @@ def test_frontier_is_the_papers_22_runs():
 @pytest.mark.parametrize("algo", ALGOS)
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_composes_with_every_algorithm(experiment, algo):
-    run = run_of(f"experiment={experiment}", f"algo={algo}", *needs("algo", algo))
+    run = run_of(f"experiment={experiment}", f"algo={algo}", *needs("experiment", experiment), *needs("algo", algo))
     assert run.algo == algo
     assert type(run).__name__.lower() == f"{algo.replace('_', '')}run"
     assert type(run) is ALGORITHMS[algo]

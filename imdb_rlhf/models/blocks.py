@@ -112,7 +112,7 @@ class Probabilities:
     ) -> None:
         self.layer, self.temperature, self.normalisers = layer, temperature, normalisers
         self.dtype, self.width = hidden.dtype, hidden.shape[1]
-        self.inside = layer.scale == 1 and layer.cap is None and fuses(hidden)
+        self.inside = hidden.dtype == torch.bfloat16 and layer.scale == 1 and layer.cap is None and fuses(hidden)
         if self.inside:
             self.hidden = hidden.new_zeros(len(hidden), self.width + COLUMNS)
             self.hidden[:, : self.width] = hidden

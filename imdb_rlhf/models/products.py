@@ -21,13 +21,18 @@ SMALLEST_ROUNDED = 256
 def fuses(tensor: Tensor) -> bool:
     """Whether a product of this precision on this device can apply bias and activation in the same pass."""
     operators = torch.ops.mkldnn
-    return bool(
-        tensor.device.type == "cpu"
-        and tensor.dtype == torch.bfloat16
-        and hasattr(operators, "_linear_pointwise")
-        and hasattr(operators, "_reorder_linear_weight")
-        and operators._is_mkldnn_bf16_supported()
-    )
+    if tensor.device.type != "cpu" or not hasattr(operators, "_linear_pointwise"):
+        return False
+    if not hasattr(operators, "_reorder_linear_weight"):
+        return False
+    if tensor.dtype == torch.float32:
+        return float32_by_onednn()
+    return tensor.dtype == torch.bfloat16 and bool(operators._is_mkldnn_bf16_supported())
+
+
+def float32_by_onednn() -> bool:
+    """Whether oneDNN computes float32 products, without rounding: see `training.precision`."""
+    return bool(cast(Any, torch.backends.mkldnn).matmul.fp32_precision == "bf16") and not has_amx()
 
 
 def outside_autocast(backward: Callable[[Any, Tensor], Any]) -> Callable[[Any, Tensor], Any]:
