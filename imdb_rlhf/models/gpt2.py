@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from imdb_rlhf.models.attention import Layout, causal_attention, kernel_attention
 from imdb_rlhf.models.embedding import TiedEmbedding
-from imdb_rlhf.models.products import fuses, outside_autocast, product, rounded_up
+from imdb_rlhf.models.products import fuses, has_amx, outside_autocast, product, rounded_up
 
 # As transformers defines it: some libraries replace it on the class.
 FORWARD = GPT2Model.forward
@@ -188,15 +188,15 @@ class _Linear(torch.autograd.Function):
 class _GELU(torch.autograd.Function):
     """tanh-GELU(x @ weight + bias).
 
-    Where one pass computes product and activation, backward computes the product again: that costs less than a second
-    pass in forward to save it.
+    With AMX one pass computes product and activation, and backward computes the product again: that costs less than a
+    second pass in forward to save it.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         table, offset = _cast(x, weight, bias)
         ctx.dtype = weight.dtype
-        if fuses(x):
+        if fuses(x) and has_amx():
             ctx.save_for_backward(x, table, offset)
             return product(x, table.t(), offset, gelu=True)
         inner = product(x, table.t(), offset)
@@ -217,8 +217,8 @@ def _linear_gradients(gradient: Tensor, x: Tensor, table: Tensor, ctx: Any) -> t
     """The gradients that are needed of x, weight and bias, the last two in the parameters' precision."""
     needs_x, needs_weight, needs_bias = ctx.needs_input_grad
     grad_x = gradient @ table.t() if needs_x else None
-    # a transposed left factor halves the speed of a CPU's matrix units; copying x pays if it is much the narrower one
-    left = x.t().contiguous() if 2 * x.shape[1] <= gradient.shape[1] else x.t()
+    # a transposed left factor halves the speed of AMX; copying x pays if it is much the narrower one
+    left = x.t().contiguous() if has_amx() and 2 * x.shape[1] <= gradient.shape[1] else x.t()
     grad_weight = (left @ gradient).to(ctx.dtype) if needs_weight else None
     grad_bias = gradient.sum(0).to(ctx.dtype) if needs_bias else None
     return grad_x, grad_weight, grad_bias

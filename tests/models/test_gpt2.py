@@ -595,3 +595,18 @@ def test_dropout_drops_in_training_alone(rate: str, attention: str) -> None:
     assert first.equal(transformers_states(lm.transformer, ids))
     lm.eval()
     assert hidden_states(lm, ids).equal(calm)
+
+
+@pytest.mark.parametrize("amx", [False, True])
+def test_what_backward_computes_again_or_keeps_is_the_same(monkeypatch: pytest.MonkeyPatch, amx: bool) -> None:
+    """With AMX GELU's product is computed again, and one factor is copied; both kinds of processor run it here."""
+    monkeypatch.setattr("imdb_rlhf.models.gpt2.has_amx", lambda: amx)
+    lm = tiny.scattered_gpt2(seed=2, spread=0.15, vocabulary=61, width=48, context=32)
+    ids = torch.randint(61, (9, 20), generator=torch.Generator().manual_seed(2))
+    exact = deepcopy(lm).double()
+    for model, dtype in ((lm, torch.bfloat16), (exact, None)):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype is not None):
+            gpt2.states(model.transformer, ids).double().square().sum().backward()
+    for (name, parameter), other in zip(lm.transformer.named_parameters(), exact.transformer.parameters(), strict=True):
+        assert parameter.grad is not None and other.grad is not None
+        assert (parameter.grad - other.grad).norm() <= 0.05 * other.grad.norm() + 1e-3, name
