@@ -46,11 +46,12 @@ from imdb_rlhf.training.runtime import Runtime
 
 # How figures name the constants of other projects.
 PRESET_NAMES = {"trl_2023": " (TRL)", "ziegler": " (Ziegler)"}
-# How far from 0 nine tenths of a batch's log-ratios must be at most before the first step on it. The batch is scored in
-# other shapes than it is trained on, which bf16 rounds differently: by some hundredths, and by more the more layers a
-# model has. A few large ones are no sign of a fault; a policy that is scored otherwise than it was sampled moves most.
+# How far from 0 the log-ratios of a batch may be before the first step on it: nine tenths of them, and their mean size.
+# The batch is scored in other shapes than it is trained on, which bf16 rounds differently: by some hundredths, more
+# with more layers. A few large ones are no sign of a fault in bf16; of a policy that is scored otherwise than it was
+# sampled most are large, or some are by nats.
 USUAL = 0.9
-ROUNDING = {"float32": 1e-3, "bf16": 0.2}
+ROUNDING = {"float32": (1e-3, 1e-3), "bf16": (0.2, 0.15)}
 
 
 class PPO(Method):
@@ -263,11 +264,12 @@ class PPO(Method):
 
     def _check_ratio(self, sizes: Tensor) -> None:
         size = float(sizes.kthvalue(max(1, math.ceil(USUAL * len(sizes)))).values) if len(sizes) else 0.0
-        if size > ROUNDING[self.runtime.precision]:
+        usual, mean = ROUNDING[self.runtime.precision]
+        if size > usual or (len(sizes) and float(sizes.mean()) > mean):
             raise RunError(
-                f"ppo: before the first step on batch {self.number} a tenth of the log-ratios are beyond {size:.3g}, "
-                "but policy and rollout are one; set ppo.precision=float32, and if it stays the model scores "
-                "differently than it samples"
+                f"ppo: before the first step on batch {self.number} a tenth of the log-ratios are beyond {size:.3g} "
+                f"(mean size {float(sizes.mean()):.3g}), but policy and rollout are one; set ppo.precision=float32, "
+                "and if it stays the model scores differently than it samples"
             )
 
     # --- checkpoint and summary --------------------------------------------------------------------

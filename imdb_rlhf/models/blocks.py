@@ -7,7 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from imdb_rlhf.models.products import factor_dtype, float32_product, fuses, is_reduced
+from imdb_rlhf.models.products import factor_dtype, float32_product, fuses
 
 # Logits held at once: few enough for a CPU's cache, enough to keep a GPU busy.
 CHUNK = {"cpu": 1 << 22, "cuda": 1 << 26}
@@ -71,16 +71,19 @@ class Blocks:
     def __init__(
         self, hidden: Tensor, layer: OutputLayer, parts: list[slice], blocks: list[slice], temperature: float = 1.0
     ) -> None:
-        self.layer, self.temperature, self.rounded = layer, temperature, is_reduced(hidden)
+        self.layer, self.temperature, self.dtype = layer, temperature, hidden.dtype
         self.hidden = hidden.to(factor_dtype(hidden))
+        self.entries, self.weight = slice(0, 0), layer.weight[:0]
         self.memory = hidden.new_empty(_largest(parts, blocks), dtype=torch.float32)
 
     def logits(self, part: slice, entries: slice) -> Tensor:
         """Compute (tokens, entries) float32 logits of a block of tokens and a block of the vocabulary."""
         hidden = self.hidden[part]
         products = _view(self.memory, (len(hidden), _size(entries)))
-        weight = self.layer.weight[entries].to(hidden.dtype)
-        float32_product(hidden, weight, products, rounded=self.rounded)
+        if entries != self.entries:
+            # rounded to the states' precision here too: the backward pass and the sampler multiply the same factors
+            self.entries, self.weight = entries, self.layer.weight[entries].to(self.dtype).to(hidden.dtype)
+        float32_product(hidden, self.weight, products, rounded=self.dtype == torch.bfloat16)
         logits = self.layer.finish(products, None if self.layer.bias is None else self.layer.bias[entries])
         return logits if self.temperature == 1 else logits.div_(self.temperature)
 

@@ -113,7 +113,9 @@ class GPT2Decoder:
         self.mask: Tensor | None = None
         self.added: Tensor | None = None  # its part of this step, as `attend_once` reads it
         width = weight.shape[1] // self.heads
-        blank = torch.zeros(rows, self.heads, time, width, dtype=self.dtype, device=weight.device)
+        # in float32 on a CPU, where attention scores are computed in the precision of what is cached
+        self.cached = torch.float32 if weight.device.type == "cpu" else self.dtype
+        blank = torch.zeros(rows, self.heads, time, width, dtype=self.cached, device=weight.device)
         self.cache = DynamicCache([(blank, blank) for _ in model.h])  # copies `blank`, so layers do not share it
         self.layout = _kept(lm, rows, self.dtype, _GPT2Layout.of)
 
@@ -127,7 +129,7 @@ class GPT2Decoder:
             columns = torch.arange(time, device=lengths.device)
             closed = columns >= longest
             closed = closed[None] if self.shift is None else closed | (columns < self.shift)
-            self.mask = torch.zeros(closed.shape, dtype=self.dtype, device=lengths.device)
+            self.mask = torch.zeros(closed.shape, dtype=self.cached, device=lengths.device)
             self.mask = self.mask.masked_fill_(closed, float("-inf"))[:, None, None]
         return prompts, torch.full_like(lengths, longest)
 
@@ -200,13 +202,13 @@ def attend_once(query: Tensor, keys: Tensor, values: Tensor, added: Tensor) -> T
         added: (rows * heads or 1, 1, columns), added to the scores of the first columns; those beyond are not read.
 
     Returns:
-        (rows, heads, 1, width).
+        (rows, heads, 1, width) in the queries' precision. Scores are computed in that of keys and values.
     """
     rows, heads, time, width = keys.shape
     key, value = (table.view(rows * heads, time, width)[:, : added.shape[2]] for table in (keys, values))
-    queries = query.reshape(rows * heads, 1, width)
+    queries = query.reshape(rows * heads, 1, width).to(keys.dtype)
     weights = torch.baddbmm(added, queries, key.transpose(1, 2), alpha=width**-0.5).softmax(-1)
-    return torch.bmm(weights, value).view(rows, heads, 1, width)
+    return torch.bmm(weights, value).view(rows, heads, 1, width).to(query.dtype)
 
 
 @dataclass(frozen=True)
@@ -286,18 +288,17 @@ def _one_token_attention(
     rows, heads, _, width = query.shape
     shared = key.shape[1]
     keys, values = (table.reshape(rows * shared, -1, table.shape[3]) for table in (key, value))
-    scores = torch.baddbmm(
-        query.new_zeros(1, 1, 1),
-        query.reshape(rows * shared, heads // shared, width),
-        keys.transpose(1, 2),
-        beta=0,
-        alpha=width**-0.5 if scaling is None else scaling,
-    ).view(rows, heads, 1, -1)
+    queries = query.reshape(rows * shared, heads // shared, width)
+    # float32 scores: softmax does not see what is common to them, bf16 does
+    with torch.autocast(query.device.type, enabled=False):
+        scores = torch.bmm(queries.float(), keys.transpose(1, 2).float()).view(rows, heads, 1, -1)
+    scores = scores * (width**-0.5 if scaling is None else scaling)
     if attention_mask is not None and attention_mask.dtype == torch.bool:
         scores = scores.masked_fill(~attention_mask, -torch.inf)
     elif attention_mask is not None:
         scores = scores + attention_mask
-    mixed = torch.bmm(scores.softmax(-1).view(rows * shared, heads // shared, -1), values)
+    weights = scores.softmax(-1).view(rows * shared, heads // shared, -1).to(values.dtype)
+    mixed = torch.bmm(weights, values)
     return mixed.view(rows, 1, heads, -1), None
 
 
@@ -317,7 +318,9 @@ def _kept(
 ) -> Layout:
     """The layout of the model's present weights."""
     with torch.autocast(lm.device.type, enabled=False):
-        fingerprint = (make, dtype, _state(lm), *_fingerprint(list(lm.parameters())))
+        layer = output_layer(lm)
+        logits = (layer.scale, layer.cap, lm.config._attn_implementation)
+        fingerprint = (make, dtype, logits, _state(lm), *_fingerprint(list(lm.parameters())))
         kept = _LAYOUTS.get(lm)
         if kept is None or kept[0] != fingerprint:
             kept = _LAYOUTS[lm] = fingerprint, make(lm, rows, dtype)
@@ -346,6 +349,7 @@ def _fingerprint(parameters: list[Tensor]) -> tuple[Any, ...]:
     Torch's own version counters do not notice every change: neither fused AdamW nor edits through `.data` raise them.
     """
     flats = [parameter.detach().flatten() for parameter in parameters]
+    flats = [flat if flat.dtype.itemsize > 2 else flat.float() for flat in flats]  # or small changes are rounded away
     sums = torch.stack([part.float() for flat in flats for part in (torch.dot(flat, flat), flat[:SIGNED].sum())])
     return tuple((parameter.data_ptr(), parameter.shape) for parameter in parameters), tuple(sums.tolist())
 

@@ -45,7 +45,7 @@ class TiedLookups(TorchFunctionMode):
         kwargs = kwargs or {}
         if function is F.embedding and args[1] is self.embedding.weight:
             plain = kwargs["max_norm"] is None and not kwargs["scale_grad_by_freq"] and not kwargs["sparse"]
-            if plain:
+            if plain and (kwargs["padding_idx"] is None or kwargs["padding_idx"] >= 0):
                 ids = args[0]
                 return self.embedding.rows(ids.flatten(), kwargs["padding_idx"]).view(*ids.shape, -1)
         return function(*args, **kwargs)

@@ -71,11 +71,6 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) 
     return F.gelu(out, approximate="tanh") if gelu else out
 
 
-def is_reduced(x: Tensor) -> bool:
-    """Whether a tensor has less than float32's precision."""
-    return x.dtype.itemsize < torch.float32.itemsize
-
-
 def factor_dtype(x: Tensor) -> torch.dtype:
     """The precision that `float32_product` reads factors in: x's on a GPU, float32 on a CPU."""
     return x.dtype if x.device.type == "cuda" else torch.float32
@@ -122,12 +117,12 @@ def float32_laid_out(weight: Tensor, rows: int, dtype: torch.dtype) -> Product:
         dtype: of x.
     """
     example = weight.new_empty(0, dtype=dtype)
-    table = weight.detach().to(factor_dtype(example))
+    table = weight.detach().to(dtype).to(factor_dtype(example))  # the factors that log-probs are computed with
     # what is reordered is multiplied as it is, and AMX gains more from rounding it
     if fuses(example) and not has_amx():
         packed = torch.ops.mkldnn._reorder_linear_weight(table.contiguous(), rows)
         return lambda x: _fused(x.to(table.dtype), packed, None, gelu=False)
-    rounded = is_reduced(example)
+    rounded = dtype == torch.bfloat16
     return lambda x: float32_product(
         x.to(table.dtype), table, x.new_empty(len(x), len(table), dtype=torch.float32), rounded=rounded
     )

@@ -106,6 +106,11 @@ class ClassifierReward:
         self.batch_size = batch_size
         config = self.model.config
         limit = getattr(config, "n_positions", None) or getattr(config, "max_position_embeddings", None) or 512
+        if int(limit) <= 0:
+            raise RunError(
+                f"{key}={folder} is a {config.model_type} classifier, whose configuration states no largest length; "
+                "give another model"
+            )
         self.limit = min(
             int(limit) - (2 if "roberta" in str(config.model_type) else 0), self.tokenizer.model_max_length
         )

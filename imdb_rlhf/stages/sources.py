@@ -194,10 +194,9 @@ class Base:
     def bos_identity(self) -> dict[str, Any]:
         """What it contributes to the keys of artifacts that hold rows; nothing where rows begin with text.
 
-        A Hub's model is not known before it is downloaded, so its keys hold what is configured, unless that is auto.
+        A Hub's model is not known before it is downloaded, so its keys hold what is configured.
         """
-        bos = self.run.data.bos
-        known = self.bos_id if self.is_here else None if bos == Bos.auto else str(bos)
+        known = self.bos_id if self.is_here else str(self.run.data.bos)
         return {} if known is None else {"bos": known}
 
     @property

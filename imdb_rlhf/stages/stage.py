@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self, TypeVar, cast
 
 from imdb_rlhf.artifacts.store import Artifact, Store
+from imdb_rlhf.config.machine import PolicyPrecision
 from imdb_rlhf.config.run import Run
 from imdb_rlhf.tracking.console import Console
 from imdb_rlhf.training.runtime import Runtime
@@ -169,7 +170,7 @@ class Flow:
     @property
     def float32_facts(self) -> dict[str, Any]:
         """The facts of the machine that an evaluation depends on: it is float32 whatever the training's precision."""
-        return self.runtime.facts() | {"precision": "float32"}
+        return self.runtime.at(PolicyPrecision.float32).facts()
 
     @property
     def generation(self) -> dict[str, Any]:

@@ -75,12 +75,14 @@ class Runtime:
 
     def facts(self) -> dict[str, Any]:
         """The machine's part of an artifact's key: the last bits of numbers depend on it."""
-        return {
+        facts = {
             "device": self.device.type,
             "precision": self.precision,
             "threads": self.threads if self.device.type == "cpu" else None,
             "processes": self.world,
         }
+        # what was made in bf16 before logits were float32 is not used
+        return facts if self.precision == "float32" else facts | {"logits": "float32"}
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Autocast to the precision of sampling and training."""

@@ -22,7 +22,7 @@ from tests import tiny
 from tests.models.logits import full
 
 VOCABULARY, SEEDS = 211, range(3)
-SHIFTS = [0.0, -90.0, 90.0]
+SHIFTS = [0.0, -90.0, 90.3]  # bf16 cannot hold the last
 
 
 def unshifted(seed: int) -> GPT2LMHeadModel:
@@ -149,3 +149,25 @@ def test_ppo_scores_and_kl_do_not_see_the_shift(network: ValueNetwork, shift: fl
     exact = compare(lm, unshifted(1), batch)
     torch.testing.assert_close(found.kl, exact.kl, atol=1e-3, rtol=0)  # reported numbers are float32's
     torch.testing.assert_close(found.logprob, exact.logprob, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("cached", [False, True], ids=["GPT-2's decoder", "any model's decoder"])
+@pytest.mark.parametrize("size", [0.0, 30.0, 300.0])
+def test_the_sampled_policy_does_not_see_what_all_scores_of_a_query_share(size: float, cached: bool) -> None:
+    """A bias of all keys adds the same to each attention score of a query."""
+    own = plain = 0.0
+    for seed in SEEDS:
+        lm = unshifted(seed)
+        lm.config._attn_implementation = "sdpa"
+        with torch.no_grad():
+            for block in lm.transformer.h:
+                block.attn.c_attn.bias[32:64] += size
+        truth = list(reads(deepcopy(lm).double(), cached=True))
+        with bf16(), torch.no_grad():
+            ids = rows(0).ids
+            usual = [lm(input_ids=ids[:, :column]).logits[:, -1].double().softmax(-1) for column in range(4, 20)]
+            found = list(reads(lm, cached))
+        for probabilities, other, exact in zip(found, usual, truth, strict=True):
+            own += float((probabilities - exact).abs().sum())
+            plain += float((other - exact).abs().sum())
+    assert own <= 2 * plain
