@@ -14,7 +14,7 @@ CHUNK = {"cpu": 1 << 22, "cuda": 1 << 26}
 # Vocabulary entries per block of logits. A large vocabulary is cut so that many tokens share a block: the gradient of
 # the output layer, as large as the layer, is then written once and not once per handful of tokens.
 TILE = {"cpu": 1 << 10, "cuda": 1 << 14}
-# Columns added to the factors of `Probabilities`; six are used, and oneDNN is slow on widths that are not multiples.
+# Columns added to the factors of `Probabilities`: six are used, and rows stay as aligned as they were.
 COLUMNS = 32
 
 

@@ -70,7 +70,7 @@ class CachedDecoder:
 
     def __init__(self, lm: PreTrainedModel, rows: int) -> None:
         self.cache, self.dtype = DynamicCache(), _precision(lm)
-        self.layout = _kept(lm, rows, self.dtype, _BaseLayout.of)
+        self.layout = _layout_of(lm, rows, self.dtype, _BaseLayout.of)
         # transformers is renaming the argument
         names = signature(self.layout.base.forward).parameters
         self.arguments: dict[str, Any] = {"cache" if "cache" in names else "past_key_values": self.cache}
@@ -111,13 +111,13 @@ class GPT2Decoder:
         self.shift: Tensor | None = None  # (rows, 1) columns before each prompt, if the prompts differ in length
         # (rows or 1, 1, 1, time), added to attention scores: columns before a prompt and columns to come are closed
         self.mask: Tensor | None = None
-        self.added: Tensor | None = None  # its part of this step, as `attend_once` reads it
+        self.added: Tensor | None = None  # on a CPU, its part of this step, as `attend_once` reads it
         width = weight.shape[1] // self.heads
         # in float32 on a CPU, where attention scores are computed in the precision of what is cached
         self.cached = torch.float32 if weight.device.type == "cpu" else self.dtype
         blank = torch.zeros(rows, self.heads, time, width, dtype=self.cached, device=weight.device)
         self.cache = DynamicCache([(blank, blank) for _ in model.h])  # copies `blank`, so layers do not share it
-        self.layout = _kept(lm, rows, self.dtype, _GPT2Layout.of)
+        self.layout = _layout_of(lm, rows, self.dtype, _GPT2Layout.of)
 
     def begin(self, prompts: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """As in `Decoder`."""
@@ -139,6 +139,7 @@ class GPT2Decoder:
         first, self.column = self.column, self.column + time
         if first and self.mask is not None:
             self.mask[..., first : self.column] = 0
+        if first and self.mask is not None and self.mask.device.type == "cpu":
             columns = min(self.mask.shape[3], -(-self.column // COLUMNS) * COLUMNS)
             added = self.mask[..., :columns]
             # one for all heads, and where the prompts have one length for all rows
@@ -173,7 +174,7 @@ class GPT2Decoder:
                 table[:, :, new] = states if self.shift is None else self._right_aligned(states, self.shift)
             return F.scaled_dot_product_attention(query, key, value, is_causal=True)
         cache.keys[:, :, new], cache.values[:, :, new] = key, value
-        if time == 1 and self.added is not None and query.device.type == "cpu":
+        if self.added is not None:
             return attend_once(query, cache.keys, cache.values, self.added)
         mask = None if self.mask is None else self.mask[..., read]
         return F.scaled_dot_product_attention(query, cache.keys[:, :, read], cache.values[:, :, read], attn_mask=mask)
@@ -313,18 +314,18 @@ Layout = TypeVar("Layout")
 _LAYOUTS: WeakKeyDictionary[PreTrainedModel, tuple[tuple[Any, ...], Any]] = WeakKeyDictionary()
 
 
-def _kept(
+def _layout_of(
     lm: PreTrainedModel, rows: int, dtype: torch.dtype, make: Callable[[PreTrainedModel, int, torch.dtype], Layout]
 ) -> Layout:
     """The layout of the model's present weights."""
     with torch.autocast(lm.device.type, enabled=False):
         layer = output_layer(lm)
         logits = (layer.scale, layer.cap, lm.config._attn_implementation)
-        fingerprint = (make, dtype, logits, _state(lm), *_fingerprint(list(lm.parameters())))
-        kept = _LAYOUTS.get(lm)
-        if kept is None or kept[0] != fingerprint:
-            kept = _LAYOUTS[lm] = fingerprint, make(lm, rows, dtype)
-    return cast(Layout, kept[1])
+        fingerprint = (make, dtype, logits, _structure(lm), *_fingerprint(list(lm.parameters())))
+        entry = _LAYOUTS.get(lm)
+        if entry is None or entry[0] != fingerprint:
+            entry = _LAYOUTS[lm] = fingerprint, make(lm, rows, dtype)
+    return cast(Layout, entry[1])
 
 
 def _logits(lm: PreTrainedModel, rows: int, dtype: torch.dtype) -> Product:
@@ -335,7 +336,7 @@ def _logits(lm: PreTrainedModel, rows: int, dtype: torch.dtype) -> Product:
     return lambda x: layer.finish(multiply(x), layer.bias)
 
 
-def _state(lm: PreTrainedModel) -> tuple[Any, ...]:
+def _structure(lm: PreTrainedModel) -> tuple[Any, ...]:
     """What a copy of a model's layers takes along besides weights, to notice a change."""
     return tuple(
         (id(module), module.training, len(module._forward_hooks), len(module._forward_pre_hooks))

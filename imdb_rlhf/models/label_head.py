@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 
 from imdb_rlhf.config.reward import TwoLabelReward
 from imdb_rlhf.errors import RunError
-from imdb_rlhf.models.logprobs import completion_mask, located_states, made_logits, token_logprobs
+from imdb_rlhf.models.logprobs import completion_mask, configured_layer, located_states, token_logprobs
 
 # The names of dropout rates in transformers' configurations.
 DROPOUTS = ["resid_pdrop", "embd_pdrop", "attn_pdrop", "dropout", "attention_dropout", "hidden_dropout"]
@@ -45,7 +45,7 @@ class LabelHead(nn.Module):
             return logits, torch.zeros(len(ids), device=ids.device)
         mask = completion_mask(ids, torch.ones_like(lengths), lengths)
         # tied to the output layer, as `make_head` ensures
-        layer = made_logits(self.model.config, self.model.get_input_embeddings().weight)
+        layer = configured_layer(self.model.config, self.model.get_input_embeddings().weight)
         values = token_logprobs(states.index_select(0, indices[mask] - 1), layer, ids[mask])
         owner = mask.nonzero()[:, 0]
         sums = torch.zeros(len(ids), device=ids.device).index_add(0, owner, values)

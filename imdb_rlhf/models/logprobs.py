@@ -70,10 +70,10 @@ def output_layer(lm: PreTrainedModel) -> OutputLayer:
             f"the model's output layer is a {type(layer).__name__}, not a plain linear layer, so its weight alone does "
             "not give the logits; merge adapters into the model first"
         )
-    return made_logits(lm.config, layer.weight, layer.bias)
+    return configured_layer(lm.config, layer.weight, layer.bias)
 
 
-def made_logits(config: Any, weight: Tensor, bias: Tensor | None = None) -> OutputLayer:
+def configured_layer(config: Any, weight: Tensor, bias: Tensor | None = None) -> OutputLayer:
     """An output layer with the scale and the cap that a model's configuration states."""
     scale, cap = 1.0, None
     for key in MULTIPLIERS:

@@ -72,8 +72,9 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) 
 
 
 def factor_dtype(x: Tensor) -> torch.dtype:
-    """The precision that `float32_product` reads factors in: x's on a GPU, float32 on a CPU."""
-    return x.dtype if x.device.type == "cuda" else torch.float32
+    """The precision that `float32_product` reads factors in: on a GPU x's if it is below float32, else float32."""
+    reduced = x.dtype.itemsize < torch.float32.itemsize
+    return x.dtype if x.device.type == "cuda" and reduced else torch.float32
 
 
 def float32_product(x: Tensor, weight: Tensor, out: Tensor, *, rounded: bool) -> Tensor:
