@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import GPTJConfig, GPTJForCausalLM, PreTrainedModel
 
-from imdb_rlhf.models.decoding import CachedDecoder, Decoder, GPT2Decoder, open_decoder
+from imdb_rlhf.models.decoding import CachedDecoder, Decoder, open_decoder
+from imdb_rlhf.models.gpt2_decoder import GPT2Decoder
 from tests import tiny
 
 SIZES = {"vocab_size": 23, "n_positions": 24, "n_embd": 12, "n_layer": 2, "n_head": 3}
