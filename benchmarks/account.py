@@ -23,7 +23,7 @@ from imdb_rlhf.artifacts.store import INPUTS
 # The console of a command: its wall seconds, and its lines [seconds, text].
 CONSOLE = "console.json"
 # Artifacts in the order of the data flow.
-FLOW = ["data", "sft", "labelled", "two_label", "groups", "rescored", "reference", "base", "own_model"]
+FLOW = ["checked", "data", "sft", "labelled", "two_label", "groups", "rescored", "reference", "base", "own_model"]
 FLOW += ["reward_model", "reservoir", "learned_scores"]
 NO_WORK = Work()
 JOB = r"\s*\d+/\d+\s+"  # how a sweep's console begins a job's line

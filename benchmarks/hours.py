@@ -27,7 +27,7 @@ from imdb_rlhf.tracking.console import Console
 from imdb_rlhf.training.runtime import Runtime
 
 PAPER = ["sweep=frontier", "experiment=paper"]
-PLAIN = ("data", "labelled")  # stages in which no model runs: their seconds are taken as they were measured
+PLAIN = ("checked", "data", "labelled")  # stages in which no model runs: their seconds are taken as they were measured
 HEAD = ("stage", "times", "work", "model operations", "measured rate", "hours")
 
 # Stages that do the same kind of work, the nearest first.

@@ -7,10 +7,10 @@ from typing import cast
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    GenerationConfig,
     GPT2Config,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -19,12 +19,11 @@ from transformers import (
 
 from imdb_rlhf.config.model import ScratchModel
 from imdb_rlhf.errors import RunError, first_line
-from imdb_rlhf.models.logprobs import hidden_states, output_layer
+from imdb_rlhf.models.contract import check_finite, check_output_layer
+from imdb_rlhf.models.logprobs import output_layer
 from imdb_rlhf.models.tokens import check_vocabulary, load_tokenizer
 
 EOS, PAD = "<|endoftext|>", "<|pad|>"
-# The largest logit that a model is checked with.
-LARGEST = 200.0
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 
@@ -115,7 +114,11 @@ def load(folder: Path, attention: str, key: str = "model.path") -> Policy:
     tokenizer = load_tokenizer(folder, key)
     try:
         lm, loaded = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation=attention, output_loading_info=True
+            folder,
+            dtype=torch.float32,
+            attn_implementation=attention,
+            output_loading_info=True,
+            trust_remote_code=False,
         )
     except Exception as error:
         raise RunError(f"{key}={folder}: its weights cannot be loaded: {first_line(error)}") from error
@@ -124,22 +127,8 @@ def load(folder: Path, attention: str, key: str = "model.path") -> Policy:
         raise RunError(f"{key}={folder} has no weights for {missing}; give a model that was saved as a causal LM")
     check_finite(lm, folder, key)
     check_vocabulary(output_layer(lm).vocabulary, tokenizer, folder, key)
-    _check_output_layer(lm, key)
+    check_output_layer(lm, key)
     return Policy(lm.eval(), tokenizer)
-
-
-def check_finite(lm: PreTrainedModel, folder: Path, key: str) -> None:
-    """Refuse a model with a stored number that is nan or infinite.
-
-    Raises:
-        RunError: naming the first such tensor.
-    """
-    for name, tensor in lm.state_dict().items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            kind = "nan" if torch.isnan(tensor).any() else "infinite"
-            raise RunError(
-                f"{key}={folder}: {name} holds weights that are {kind}; give a model whose weights are finite"
-            )
 
 
 def drop_tokens(lm: PreTrainedModel, rows: int) -> int:
@@ -152,36 +141,6 @@ def drop_tokens(lm: PreTrainedModel, rows: int) -> int:
     if extra > 0:
         lm.resize_token_embeddings(rows, mean_resizing=False)
     return max(extra, 0)
-
-
-@torch.no_grad()
-def _check_output_layer(lm: PreTrainedModel, key: str) -> None:
-    """Refuse a model that makes logits otherwise than `OutputLayer` does: its log-probs would be wrong in silence.
-
-    The model's own forward is run with the products replaced by known ones, as large as a trained model's: a soft cap
-    does next to nothing to small ones.
-    """
-    lm.eval()
-    ids, layer = torch.arange(4)[None], output_layer(lm)
-    products = torch.linspace(-LARGEST, LARGEST, 4 * layer.vocabulary).view(1, 4, -1)
-    states: list[Tensor] = []
-
-    def replaced(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-        states.append(inputs[0])
-        return products.clone()
-
-    hook = lm.get_output_embeddings().register_forward_hook(replaced)
-    try:
-        logits = lm(input_ids=ids).logits
-    finally:
-        hook.remove()
-    expected = layer.finish(products, None)
-    same = len(states) == 1 and torch.allclose(states[0], hidden_states(lm, ids), atol=1e-3, rtol=1e-3)
-    if not same or not torch.allclose(logits.float(), expected, atol=1e-3, rtol=1e-3):
-        raise RunError(
-            f"{key}: {type(lm).__name__} makes its logits in a way that is not supported (beyond a scale and a soft "
-            "cap); give another model"
-        )
 
 
 def scratch(config: ScratchModel, tokenizer: PreTrainedTokenizerBase) -> Policy:
@@ -213,7 +172,7 @@ def freeze(lm: PreTrainedModel) -> PreTrainedModel:
 
 def parameters_of(folder: Path) -> int:
     """Count the parameters of the model in a folder, without loading its weights."""
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     with torch.device("meta"):
         return sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
 
@@ -223,11 +182,16 @@ def save(policy: Policy, folder: Path, card: str, temperature: float) -> None:
 
     The generation defaults are the sampler's: the run's temperature, no top-k, no top-p.
     """
-    generation = policy.lm.generation_config
-    if generation is not None:
-        generation.do_sample, generation.top_k, generation.top_p, generation.temperature = True, 0, 1.0, temperature
-        generation.pad_token_id = policy.pad_id
-        generation.eos_token_id = policy.eos_id
+    # a new one: what the model came with (penalties, forced tokens, truncation) is not how its completions are drawn
+    policy.lm.generation_config = GenerationConfig(
+        do_sample=True,
+        top_k=0,
+        top_p=1.0,
+        temperature=temperature,
+        bos_token_id=policy.tokenizer.bos_token_id,
+        eos_token_id=policy.eos_id,
+        pad_token_id=policy.pad_id,
+    )
     policy.lm.save_pretrained(folder)
     policy.tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(card)

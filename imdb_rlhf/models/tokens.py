@@ -3,7 +3,7 @@
 A text that comes from data is text throughout: a special token's name in it is spelled out in ordinary tokens.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -29,7 +29,7 @@ def load_tokenizer(folder: Path, key: str) -> PreTrainedTokenizerBase:
     if not any((folder / name).exists() for name in TOKENIZERS):
         raise RunError(f"{key}={folder} holds no tokenizer (one of {', '.join(TOKENIZERS)}); save it beside the model")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
         raise RunError(f"{key}={folder}: its tokenizer cannot be loaded: {first_line(error)}") from error
     if tokenizer.eos_token_id is None:
@@ -71,6 +71,43 @@ def encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[str]], list[li
         return [spelled(row) for row in rows]
 
     return encode
+
+
+class Chat:
+    """A tokenizer's chat template: renders conversations as text, and reads what it has rendered."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self.control = sorted(str(tokenizer.convert_ids_to_tokens(number)) for number in control_ids(tokenizer))
+
+    def render(self, messages: Sequence[Mapping[str, str]], *, whole: bool) -> str:
+        """A conversation that is whole, or a prompt that an answer will follow.
+
+        A prompt that ends in a turn of the assistant is continued in that turn.
+        """
+        continued = not whole and messages[-1]["role"] == "assistant"
+        text = self.tokenizer.apply_chat_template(
+            list(messages),
+            tokenize=False,
+            add_generation_prompt=not whole and not continued,
+            continue_final_message=continued,
+        )
+        return cast(str, text)
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """The tokens of rendered texts: here the name of a control token is that token."""
+        if not texts:
+            return []
+        return cast(list[list[int]], self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def names_in(self, text: str) -> list[str]:
+        """The names of control tokens in a text."""
+        return [name for name in self.control if name in text]
+
+
+def chat_of(tokenizer: PreTrainedTokenizerBase) -> Chat | None:
+    """A tokenizer's chat template; None if it has none."""
+    return Chat(tokenizer) if getattr(tokenizer, "chat_template", None) else None
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, rows: Iterable[list[int]]) -> list[str]:

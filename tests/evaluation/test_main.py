@@ -104,7 +104,8 @@ def test_an_exported_policy_has_the_numbers_of_its_run(trained, evaluated):
 
 def test_a_run_like_every_other_with_one_stage_more(trained, evaluated):
     folder, answer = evaluated
-    assert stages_made(answer) == {"data": False, "sft": False, "reference": False, "own_model": True}
+    stages = {"checked": True, "data": False, "sft": False, "reference": False, "own_model": True}
+    assert stages_made(answer) == stages
     names = "config.yaml overrides.json artifacts.json metrics.jsonl evaluations.parquet samples.parquet summary.json"
     assert {path.name for path in folder.iterdir()} == {*names.split(), "DONE"}
     assert check_manifest(folder) is None
@@ -147,7 +148,7 @@ def test_the_content_counts_and_not_the_place(trained, evaluated, copy):
     changed = trained.run_of(elsewhere)
     assert not rows_of(changed).equals(rows_of(evaluated[0]))
     keys = [json.loads((folder / "artifacts.json").read_text()) for folder in (changed, evaluated[0])]
-    assert {name for name in keys[0] if keys[0][name] != keys[1][name]} == {"own_model"}
+    assert {name for name in keys[0] if keys[0][name] != keys[1][name]} == {"checked", "own_model"}
 
 
 def test_entries_that_the_reference_lacks_are_left_out(trained, evaluated, copy):
@@ -312,7 +313,7 @@ def test_another_tokenizer_is_told_before_anything_is_trained(trained, copy, tmp
     message = another_token(copy)
     answer = trained(copy, f"paths.outputs={tmp_path}/new")
     one_line(answer, 1, f"failed: own_model.path={copy}{message}")
-    assert [path.name for path in (tmp_path / "new" / "artifacts").iterdir()] == ["data"]
+    assert [path.name for path in (tmp_path / "new" / "artifacts").iterdir()] == ["checked", "data"]
 
 
 def test_a_model_that_is_not_there(trained, tmp_path):

@@ -16,11 +16,9 @@ from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
     GPT2Config,
-    GPT2LMHeadModel,
     GraniteConfig,
     GraniteForCausalLM,
 )
-from transformers.modeling_outputs import CausalLMOutput
 
 from imdb_rlhf.config.model import Attention, ScratchModel
 from imdb_rlhf.errors import RunError
@@ -29,7 +27,6 @@ from imdb_rlhf.models.policy import (
     EOS,
     PAD,
     Policy,
-    _check_output_layer,
     context_length,
     drop_tokens,
     freeze,
@@ -40,7 +37,6 @@ from imdb_rlhf.models.policy import (
     train_tokenizer,
 )
 from imdb_rlhf.models.tokens import decode
-from tests import tiny
 from tests.models.logits import full
 
 TEXTS = ["The film is good.", "The film is bad, naïve and dull — isn't it?", "A lovely film with a weak plot."]
@@ -275,29 +271,6 @@ def test_logits_are_scaled_and_capped_as_the_configuration_says(policy: Policy, 
     torch.testing.assert_close(
         LogProbs(lm)(batch.ids, batch.starts, batch.lengths), full(lm, batch), atol=1e-5, rtol=1e-5
     )
-
-
-class Cut(GPT2LMHeadModel):
-    """A model that limits its logits, of which its configuration says nothing."""
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        output = super().forward(*args, **kwargs)
-        output.logits = output.logits.clamp(max=30.0)
-        return output
-
-
-class Halved(GPT2LMHeadModel):
-    """A model whose output layer does not read its last states."""
-
-    def forward(self, input_ids: Any, **kwargs: Any) -> Any:
-        return CausalLMOutput(logits=self.lm_head(self.transformer(input_ids).last_hidden_state / 2))
-
-
-@pytest.mark.parametrize("kind", [Cut, Halved])
-def test_logits_that_are_made_otherwise_are_refused(kind: type[GPT2LMHeadModel]) -> None:
-    _check_output_layer(GPT2LMHeadModel(tiny.gpt2_config()), "model.path")
-    with pytest.raises(RunError, match=f"model.path: {kind.__name__} makes its logits in a way"):
-        _check_output_layer(kind(tiny.gpt2_config()), "model.path")
 
 
 # --- beside a reference

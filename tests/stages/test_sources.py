@@ -128,7 +128,7 @@ def test_always_is_what_auto_decided_and_never_makes_other_rows(made):
     assert "finished already" in answer.out  # the same rows are the same run
     answer = well(llama("data.bos=never", "plan=true"))
     assert "to be made" in answer.out and not any(stages_made(answer).get(stage) is False for stage in ("data", "sft"))
-    assert stages_made(answer) == {"labelled": False}
+    assert stages_made(answer) == {"checked": False, "labelled": False}
 
 
 def test_a_preference_file_begins_with_bos(made, tmp_path):
