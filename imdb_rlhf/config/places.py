@@ -15,6 +15,7 @@ from imdb_rlhf.config.ranges import marks
 LATER = "later"
 _PLACE = "place"
 Place = Annotated[str, _PLACE]
+Places = Annotated[list[str], _PLACE]
 
 
 def places_of(schema: Hashable) -> frozenset[str]:

@@ -5,7 +5,7 @@ from enum import StrEnum
 from typing import Annotated, ClassVar
 
 from imdb_rlhf.config.optim import OptimConfig
-from imdb_rlhf.config.places import Place
+from imdb_rlhf.config.places import Place, Places
 from imdb_rlhf.config.ranges import BatchSize, Epochs, Range, Seed
 from imdb_rlhf.errors import ConfigError
 
@@ -120,6 +120,7 @@ class OwnReward(RewardConfig):
 
     kind = "own"
     function: Place
+    files: Places
 
     def check(self, at: str) -> None:
         """Refuse what does not name a function in a file."""

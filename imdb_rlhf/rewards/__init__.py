@@ -47,11 +47,14 @@ class RewardKind(ABC, Generic[C]):
 
     Attributes:
         trained: whether a stage trains it from labelled reviews.
+        compared: whether texts of a reused artifact are scored again and compared, because scores may depend on what
+            `identity` cannot know.
         range: infimum and supremum of the reporting scale; infinite where nothing is known.
         config: its configuration.
     """
 
     trained: ClassVar[bool] = False
+    compared: ClassVar[bool] = False
     range: ClassVar[tuple[float, float]] = (0.0, 1.0)
 
     def __init__(self, config: C) -> None:
@@ -90,6 +93,10 @@ class RewardKind(ABC, Generic[C]):
         """
 
 
+# Larger scores overflow where they are squared and summed.
+LARGEST = 1e100
+
+
 class CheckedReward:
     """A reward whose scores are checked: one per text, finite, and within the range that its kind says."""
 
@@ -118,6 +125,7 @@ class CheckedReward:
             if np.shape(scale) != (len(texts),):
                 raise RunError(f"{self.name} gave shape {np.shape(scale)} for {len(texts)} texts; return one per text")
             self._refuse(texts, scale, ~np.isfinite(scale), "return finite numbers")
+            self._refuse(texts, scale, np.abs(scale) > LARGEST, f"return numbers between -{LARGEST:g} and {LARGEST:g}")
         low, high = self.kind.range
         outside = (scores.reward < low) | (scores.reward > high)
         way_out = f"its range is {low:g} to {high:g}: mend `range` in {type(self.kind).__module__}, or the reward"

@@ -1,5 +1,6 @@
 """Any Hugging Face two-label sequence classifier as a reward."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,15 @@ from imdb_rlhf.data import hub
 from imdb_rlhf.data.prompts import beginning
 from imdb_rlhf.errors import RunError, first_line
 from imdb_rlhf.models import policy as policies
-from imdb_rlhf.models.tokens import check_vocabulary, encoder, template
+from imdb_rlhf.models.contract import check_finite
+from imdb_rlhf.models.sampling import batches_by_length
+from imdb_rlhf.models.tokens import check_vocabulary, control_ids, encoder, template
 from imdb_rlhf.rewards import Reward, RewardKind, Scores, sigmoid
+
+# Words that tell the positive label from the other one.
+POSITIVE, NEGATIONS = frozenset(("positive", "pos")), frozenset(("not", "no", "non", "un"))
+# What a classifier reads at most where neither it nor its tokenizer states it.
+UNLIMITED = 1 << 20
 
 
 def positive_index(id2label: dict[int, str], wanted: str | None, key: str) -> int:
@@ -24,7 +32,7 @@ def positive_index(id2label: dict[int, str], wanted: str | None, key: str) -> in
 
     Args:
         id2label: the model's label names.
-        wanted: the name, or None to find the one that contains "pos".
+        wanted: the name, or None to find the one with the word "positive" or "pos" in it, which nothing negates.
         key: config key that messages name.
 
     Raises:
@@ -36,7 +44,9 @@ def positive_index(id2label: dict[int, str], wanted: str | None, key: str) -> in
     if wanted is not None:
         matches = [index for index, name in names.items() if name == wanted]
     else:
-        matches = [index for index, name in names.items() if "pos" in name.lower()]
+        words = {index: set(re.findall("[a-z]+", name.lower())) for index, name in names.items()}
+        matches = [index for index, found in words.items() if found & POSITIVE]
+        matches = [] if any(words[index] & NEGATIONS for index in matches) else matches
     if len(matches) != 1:
         raise RunError(
             f"{key}: which of {', '.join(names.values())} is positive? set reward.positive_label to its name"
@@ -74,46 +84,29 @@ class ClassifierReward:
         Raises:
             RunError: it cannot be loaded, or model and tokenizer cannot be used together.
         """
-        try:
-            self.tokenizer = AutoTokenizer.from_pretrained(folder)
-            self.model, loaded = AutoModelForSequenceClassification.from_pretrained(
-                folder, dtype=torch.float32, output_loading_info=True
-            )
-        except Exception as error:
-            reason = first_line(error)
-            raise RunError(f"{key}={folder} cannot be loaded as a sequence classifier: {reason}") from error
-        if loaded["missing_keys"]:  # transformers would draw them at random
-            raise RunError(
-                f"{key}={folder} has no weights for {', '.join(sorted(loaded['missing_keys'])[:3])}; "
-                "give a model that was trained as a sequence classifier"
-            )
-        policies.check_finite(self.model, folder, key)
-        check_vocabulary(self.model.get_input_embeddings().num_embeddings, self.tokenizer, folder, key, spare=True)
+        self.tokenizer, self.model = _load(folder, key)
         try:
             self.before, self.after = template(self.tokenizer)
         except ValueError as error:
             raise RunError(f"{key}={folder}: {error}; give a model with another tokenizer") from error
+        self.types = self._token_types()
         if bos != Bos.auto:
             self.before, self.after = beginning(self.tokenizer.bos_token_id if bos == Bos.always else None), []
+            self.types = None
         self.encode = encoder(self.tokenizer)
         self.ranking = ranking
         self.positive = positive_index(self.model.config.id2label, positive_label, key)
         if self.tokenizer.pad_token_id is None:
-            self.tokenizer.pad_token = self.tokenizer.eos_token
+            never = [self.tokenizer.eos_token_id, *sorted(control_ids(self.tokenizer)), self.tokenizer.unk_token_id, 0]
+            number = next(number for number in never if number is not None)
+            self.tokenizer.pad_token = self.tokenizer.convert_ids_to_tokens(number)
         # heads that read the last token locate it by this id; the configuration's own may differ from the tokenizer's
         self.model.config.pad_token_id = self.tokenizer.pad_token_id
         self.model.to(device).eval()
         self.batch_size = batch_size
-        config = self.model.config
-        limit = getattr(config, "n_positions", None) or getattr(config, "max_position_embeddings", None) or 512
-        if int(limit) <= 0:
-            raise RunError(
-                f"{key}={folder} is a {config.model_type} classifier, whose configuration states no largest length; "
-                "give another model"
-            )
-        self.limit = min(
-            int(limit) - (2 if "roberta" in str(config.model_type) else 0), self.tokenizer.model_max_length
-        )
+        self.side: str | None = None
+        self.limit = min(_stated_length(self.model.config), self.tokenizer.model_max_length)
+        self.side = self._padding_side()
 
     @torch.no_grad()
     def score(self, texts: Sequence[str]) -> Scores:
@@ -124,23 +117,84 @@ class ClassifierReward:
         # an empty text has no token that a head could read
         rows = [row or [self.tokenizer.pad_token_id] for row in rows]
         logits = np.zeros((len(rows), 2), dtype=np.float64)  # of the positive label, of the other
-        order = np.argsort([len(row) for row in rows], kind="stable")
-        for at in range(0, len(order), self.batch_size):
-            part = order[at : at + self.batch_size]
+        for part in self._batches([len(row) for row in rows]):
             logits[part] = self._logits([rows[index] for index in part])
         log_odds = logits[:, 0] - logits[:, 1]
         return Scores(sigmoid(log_odds), log_odds if self.ranking == Ranking.log_odds else logits[:, 0])
 
+    def _batches(self, lengths: list[int]) -> list[np.ndarray]:
+        """Indices of texts that are scored together: of like length, or of the same where padding changes scores."""
+        if self.side is None:
+            return batches_by_length(lengths, self.batch_size)
+        order = np.argsort(lengths, kind="stable")
+        return [order[at : at + self.batch_size] for at in range(0, len(order), self.batch_size)]
+
     def _logits(self, rows: list[list[int]]) -> np.ndarray:
-        device = self.model.device
-        lengths = torch.tensor([len(row) for row in rows])
-        ids = torch.full((len(rows), int(lengths.max())), int(self.tokenizer.pad_token_id))
-        for index, row in enumerate(rows):
-            ids[index, : len(row)] = torch.tensor(row)
-        mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
+        """(rows, 2) float64 logits of the positive label and the other."""
+        device, inputs = self.model.device, {"input_ids": rows}
+        if self.types is not None:
+            before, own, after = self.types
+            inputs["token_type_ids"] = [
+                [*before, *[own] * (len(row) - len(before) - len(after)), *after] for row in rows
+            ]
+        side = self.side or "right"
+        padded = self.tokenizer.pad(
+            inputs, padding_side=side, return_attention_mask=True, return_tensors="pt", verbose=False
+        )
         with torch.autocast(device.type, enabled=False):
-            logits = self.model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits.float()
+            logits = self.model(**padded.to(device)).logits.float()
         return logits[:, [self.positive, 1 - self.positive]].double().cpu().numpy()
+
+    def _token_types(self) -> tuple[list[int], int, list[int]] | None:
+        """The segments that the tokenizer gives to what is before a text, to a text's tokens, and to what is after."""
+        types = self.tokenizer("x").get("token_type_ids")
+        if types is None or "token_type_ids" not in self.tokenizer.model_input_names:
+            return None
+        first, last = len(self.before), len(types) - len(self.after)
+        return types[:first], types[first], types[last:]
+
+    @torch.no_grad()
+    def _padding_side(self) -> str | None:
+        """The side that can be padded without a change of scores, the tokenizer's own first; None if neither can."""
+        room = int(min(9, self.limit - len(self.before) - len(self.after)))
+        never = control_ids(self.tokenizer) | {self.tokenizer.pad_token_id}
+        words = sorted(set(self.tokenizer.get_vocab().values()) - never) or [0]
+        bodies = [[words[(7 * at + 3) % len(words)] for at in range(length)] for length in (room, room // 2, 1)]
+        rows = [[*self.before, *body, *self.after] for body in bodies if body]
+        alone = np.concatenate([np.zeros((0, 2)), *(self._logits([row]) for row in rows)])
+        own = str(self.tokenizer.padding_side)
+        for self.side in (own, "left" if own == "right" else "right"):
+            if not rows or np.allclose(self._logits(rows), alone, rtol=1e-3, atol=1e-4):
+                return self.side
+        return None
+
+
+def _load(folder: Path, key: str) -> tuple[Any, Any]:
+    """The tokenizer and the float32 model of a folder, checked; messages name `key`."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        model, loaded = AutoModelForSequenceClassification.from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+        )
+    except Exception as error:
+        reason = first_line(error)
+        raise RunError(f"{key}={folder} cannot be loaded as a sequence classifier: {reason}") from error
+    if loaded["missing_keys"]:  # transformers would draw them at random
+        raise RunError(
+            f"{key}={folder} has no weights for {', '.join(sorted(loaded['missing_keys'])[:3])}; "
+            "give a model that was trained as a sequence classifier"
+        )
+    check_finite(model, folder, key)
+    check_vocabulary(model.get_input_embeddings().num_embeddings, tokenizer, folder, key, spare=True)
+    return tokenizer, model
+
+
+def _stated_length(config: Any) -> int:
+    """The longest row that a classifier's configuration allows, in tokens."""
+    limit = int(getattr(config, "n_positions", None) or getattr(config, "max_position_embeddings", None) or 512)
+    if limit <= 0:  # XLNet's says -1
+        return UNLIMITED
+    return limit - (2 if "roberta" in str(config.model_type) else 0)
 
 
 class Kind(RewardKind[ClassifierConfig]):

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from imdb_rlhf.artifacts.files import hash_file
+from imdb_rlhf.artifacts.files import hash_file, hash_folder
 from imdb_rlhf.config.reward import OwnReward as OwnConfig
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.rewards import Reward, RewardKind, Scores
+from imdb_rlhf.rewards.local_code import local_modules
 
 
 def locate(function: str) -> tuple[Path, str]:
@@ -38,6 +39,11 @@ class OwnReward:
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module  # dataclasses and pickles look their module up
+        for name in local_modules(file):  # another file's, of the same name
+            sys.modules.pop(name, None)
+        beside = str(file.resolve().parent)
+        if beside not in sys.path:  # as for a script; it stays, since a function may import when it is called
+            sys.path.insert(0, beside)
         try:
             spec.loader.exec_module(module)
         except (Exception, SystemExit) as error:
@@ -76,15 +82,24 @@ class Kind(RewardKind[OwnConfig]):
     """A function of the user's: nothing is known of its range."""
 
     range = (-math.inf, math.inf)
+    compared = True
 
     def check(self) -> None:
-        """Refuse a function whose file does not exist."""
+        """Refuse a function whose file does not exist, and files that it reads but that do not."""
         locate(self.config.function)
+        for path in self.config.files:
+            if not Path(path).expanduser().exists():
+                raise RunError(f"reward.files: no file or folder {path}; give what {self.config.function} reads")
 
     def identity(self, key: str | None) -> Any:
-        """The bytes of its file, and its name."""
+        """The bytes of its file, its name, and the bytes of the user's modules that it imports and files it reads."""
         file, name = locate(self.config.function)
-        return {"own": hash_file(file), "name": name}
+        modules = {module: hash_file(path) for module, path in local_modules(file).items()}
+        places = [Path(path).expanduser() for path in self.config.files]
+        files = [hash_folder(place) if place.is_dir() else hash_file(place) for place in places]
+        # left out where there are none, so that rewards of one file keep their keys
+        others = {"modules": modules, "files": files}
+        return {"own": hash_file(file), "name": name} | {what: hashes for what, hashes in others.items() if hashes}
 
     def open(self, device: torch.device, artifact: Path | None) -> Reward:
         """Import the function."""

@@ -19,6 +19,7 @@ from imdb_rlhf.models.sampling import Samples, batches_by_length, limits, sample
 from imdb_rlhf.models.tokens import decode
 from imdb_rlhf.rewards import Reward
 from imdb_rlhf.stages.reference import Reference
+from imdb_rlhf.stages.reviews import Reviews
 from imdb_rlhf.stages.stage import Flow
 from imdb_rlhf.stages.true_reward import TrueReward
 from imdb_rlhf.tracking.console import Progress
@@ -127,6 +128,25 @@ def _scored(
         }
         for at, (prompt, which) in enumerate(keys)
     ]
+
+
+def compare_scores(flow: Flow, frame: pd.DataFrame, folder: Path) -> None:
+    """Hold the true reward against the scores of a reused artifact.
+
+    Args:
+        flow: tokenizer and true reward.
+        frame: its rows: `prompt_ids`, `completion_ids`, `reward_logit`.
+        folder: of the artifact.
+
+    Raises:
+        RunError: a score differs.
+    """
+    reward = flow.get(TrueReward)
+    if not reward.kind.compared:
+        return
+    both = zip(frame["prompt_ids"], frame["completion_ids"], strict=True)
+    texts = decode(flow.get(Reviews).tokenizer(), [[*prompt, *completion] for prompt, completion in both])
+    reward.compare(texts, frame["reward_logit"].tolist(), folder)
 
 
 def report_of(frame: pd.DataFrame) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +27,9 @@ from imdb_rlhf.stages.sources import Base
 from imdb_rlhf.stages.stage import Disk, Flow, Stage
 from imdb_rlhf.stages.training import settings, train, training_disk
 from imdb_rlhf.training import checkpoint
+
+# Texts of a reused artifact that are scored again.
+COMPARED = 16
 
 
 class TrainedReward(Stage):
@@ -142,6 +146,31 @@ class TrueReward:
         """Open a reward that no stage trains, so that one that cannot be used is refused before the first stage."""
         if not self.kind.trained:
             _ = self.reward
+
+    def compare(self, texts: Sequence[str], stored: Sequence[float], folder: Path) -> None:
+        """Score stored texts again, where scores may depend on what their artifact's key cannot know.
+
+        Args:
+            texts: of a reused artifact; some of them are scored.
+            stored: their log-odds there.
+            folder: of the artifact.
+
+        Raises:
+            RunError: a score differs.
+        """
+        if not self.kind.compared or not len(texts):
+            return
+        chosen = np.unique(np.linspace(0, len(texts) - 1, COMPARED).round().astype(int))
+        again = self.reward.score([texts[at] for at in chosen]).logit
+        before = np.asarray(stored, dtype=np.float64)[chosen]
+        wrong = np.flatnonzero(~np.isclose(again, before, rtol=1e-3, atol=1e-6))
+        if len(wrong):
+            at = int(wrong[0])
+            raise RunError(
+                f"reward={self.flow.run.reward.name} gives {again[at]:g} where {folder} holds {before[at]:g}, for the "
+                f"text {texts[chosen[at]][:60]!r}: it depends on chance, or on a file that its key does not know; name "
+                "the file in reward.files"
+            )
 
     @cached_property
     def reward(self) -> Reward:

@@ -16,9 +16,13 @@ from transformers import (
     BertForSequenceClassification,
     GPT2Config,
     GPT2ForSequenceClassification,
+    OpenAIGPTConfig,
+    OpenAIGPTForSequenceClassification,
     PreTrainedTokenizerFast,
     RobertaConfig,
     RobertaForSequenceClassification,
+    XLNetConfig,
+    XLNetForSequenceClassification,
 )
 
 from imdb_rlhf.config.data import Bos
@@ -85,7 +89,37 @@ def gpt2(padding: str | None = None, **changes) -> tuple:
     return GPT2ForSequenceClassification(config), tokenizer
 
 
-KINDS = {"bert": bert, "roberta": roberta, "gpt2": gpt2}
+def xlnet(**changes) -> tuple:
+    """A classifier that reads its last token, pads on the left, and knows segments."""
+    special = ["<unk>", "<s>", "</s>", "<cls>", "<sep>", "<pad>"]
+    names = dict(zip(("unk", "bos", "eos", "cls", "sep", "pad"), special, strict=True))
+    vocabulary = {word: index for index, word in enumerate([*special, *WORDS])}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing(
+        single="$A:0 <sep>:0 <cls>:2", special_tokens=[("<sep>", 4), ("<cls>", 3)]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        padding_side="left",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+        pad_token_type_id=3,
+        **{f"{name}_token": token for name, token in names.items()},
+    )
+    config = XLNetConfig(
+        vocab_size=16, d_model=16, n_layer=2, n_head=2, d_inner=32, initializer_range=0.5, pad_token_id=5, **changes
+    )
+    return XLNetForSequenceClassification(config), tokenizer
+
+
+def gpt1(**changes) -> tuple:
+    """A classifier that reads its last token, whose tokenizer has neither an end of text nor padding."""
+    sizes = {"n_positions": 24, "n_embd": 16, "n_layer": 2, "n_head": 2, "initializer_range": 0.5}
+    config = OpenAIGPTConfig(vocab_size=13, **sizes, **changes)
+    return OpenAIGPTForSequenceClassification(config), word_tokenizer(["<unk>", "a", "b"], unk_token="<unk>")
+
+
+KINDS = {"bert": bert, "roberta": roberta, "gpt2": gpt2, "xlnet": xlnet, "gpt1": gpt1}
 
 
 @pytest.fixture
@@ -113,7 +147,11 @@ def alone(folder: Path, texts: list[str], longest: int) -> list[float]:
         if len(ids) > longest:  # cut before the closing token, which is kept
             ids = ids[: longest - 1] + ids[-1:] if tokenizer.sep_token_id is not None else ids[:longest]
         with torch.no_grad():
-            negative, positive = model(input_ids=torch.tensor([ids])).logits[0].tolist()
+            types = tokenizer(text).get("token_type_ids")
+            if types is not None:
+                types = torch.tensor([types[: len(ids) - 1] + types[-1:]])
+            more = {"token_type_ids": types} if "token_type_ids" in tokenizer.model_input_names else {}
+            negative, positive = model(input_ids=torch.tensor([ids]), **more).logits[0].tolist()
         log_odds.append(positive - negative)
     return log_odds
 
@@ -123,7 +161,7 @@ def alone(folder: Path, texts: list[str], longest: int) -> list[float]:
 def test_scores_are_those_of_each_text_alone(make, kind, batch_size):
     folder = make(kind)
     texts = [text for text in TEXTS if text]
-    expected = alone(folder, texts, 24)
+    expected = alone(folder, texts, 10_000 if kind == "xlnet" else 24)
     scores = ClassifierReward(folder, None, batch_size, CPU).score(texts)
     np.testing.assert_allclose(scores.logit, expected, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(scores.reward, [1 / (1 + math.exp(-gap)) for gap in expected], rtol=1e-4, atol=1e-5)
@@ -150,6 +188,24 @@ def test_a_last_token_classifier_never_reads_padding(make, padding, stored):
     expected = alone(make("gpt2", pad_token_id=0), texts, 24)  # the same weights; no text holds the token 0
     scores = ClassifierReward(folder, None, 100, CPU).score(texts)
     np.testing.assert_allclose(scores.logit, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_where_no_side_can_be_padded_rows_of_one_length_go_together(make):
+    folder, texts = make("bert"), [text for text in TEXTS if text]
+
+    class Averaging(BertForSequenceClassification):
+        """A classifier that reads padding too, on whichever side it is."""
+
+        def forward(self, input_ids, **others):
+            return super().forward(input_ids=input_ids)
+
+    reward = ClassifierReward(folder, None, 100, CPU)
+    expected = reward.score(texts).logit
+    reward.model.__class__ = Averaging
+    assert np.abs(reward.score(texts).logit - expected).max() > 0.01
+    reward.side = reward._padding_side()
+    assert reward.side is None
+    np.testing.assert_allclose(reward.score(texts).logit, expected, atol=1e-4)
 
 
 def test_no_text(make):
@@ -191,6 +247,8 @@ def test_the_positive_label_may_be_named(make):
         ({0: "NEGATIVE", 1: "POSITIVE"}, None, 1),
         ({0: "Positive", 1: "Negative"}, None, 0),
         ({0: "neg", 1: "pos"}, None, 1),
+        ({0: "label_negative", 1: "label_positive"}, None, 1),
+        ({0: "Very positive", 1: "other"}, None, 0),
         ({0: "a", 1: "b"}, "a", 0),
         ({0: "NEGATIVE", 1: "POSITIVE"}, "NEGATIVE", 0),
     ],
@@ -203,6 +261,13 @@ def test_positive_index(names, wanted, index):
     ("names", "wanted", "message"),
     [
         ({0: "LABEL_0", 1: "LABEL_1"}, None, "reward.path: which of LABEL_0, LABEL_1 is positive? set reward.positive"),
+        (
+            {0: "oppose", 1: "support"},
+            None,
+            "reward.path: which of oppose, support is positive? set reward.positive_label",
+        ),
+        ({0: "post", 1: "reply"}, None, "reward.path: which of post, reply is positive?"),
+        ({0: "non-positive", 1: "other"}, None, "reward.path: which of non-positive, other is positive?"),
         ({0: "positive", 1: "not positive"}, None, "reward.path: which of positive, not positive is positive?"),
         ({0: "NEGATIVE", 1: "POSITIVE"}, "good", "reward.path: which of NEGATIVE, POSITIVE is positive?"),
         ({0: "a", 1: "b", 2: "pos"}, None, "reward.path has 3 labels (a, b, pos); give a two-label classifier"),
@@ -270,7 +335,7 @@ def rows_read(reward: ClassifierReward, monkeypatch: pytest.MonkeyPatch) -> list
     return read
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["bert", "roberta", "gpt2", "xlnet"])
 def test_the_name_of_a_special_token_is_text(make, kind, monkeypatch):
     """A text scores as its letters do, wherever it names the token that would end it."""
     reward = ClassifierReward(make(kind), None, 4, CPU)
@@ -282,7 +347,7 @@ def test_the_name_of_a_special_token_is_text(make, kind, monkeypatch):
     assert row.count(end) == (0 if kind == "gpt2" else 1)  # the tokenizer's own, at the end
     assert unknown in row  # the letters, which this vocabulary lacks
     film = [reward.tokenizer.convert_tokens_to_ids(word) for word in ("the", "film", "was")]
-    start = [] if kind == "gpt2" else [row[0]]
+    start = [] if kind in ("gpt2", "xlnet") else [row[0]]
     assert row[: len(start) + 3] == [*start, *film]
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from imdb_rlhf.config.reward import OwnReward as OwnConfig
 from imdb_rlhf.errors import RunError
-from imdb_rlhf.rewards.own import OwnReward, locate
+from imdb_rlhf.rewards.own import Kind, OwnReward, locate
 
 GOOD = "def score(texts):\n    return [float(len(text)) for text in texts]\n"
 TEXTS = ["a", "bb", "", "dddd"]
@@ -70,6 +71,41 @@ def test_two_files_of_one_name(tmp_path):
         file.write_text(f"def score(texts):\n    return [{number}.0] * len(texts)\n")
         rewards.append(OwnReward(f"{file}:score"))
     assert [reward.score(["a"]).reward[0] for reward in rewards] == [1.0, 2.0]
+
+
+# --- what it depends on
+
+
+def identity(function: str, files: list[str] | None = None) -> dict:
+    return Kind(OwnConfig(name="own", function=function, files=files or [])).identity(None)
+
+
+def test_a_helper_beside_the_file_is_importable_and_belongs_to_it(write, tmp_path):
+    found = []
+    for value in (1, 2, 1):
+        (tmp_path / "my_helper.py").write_text(f"VALUE = {value}.0\n")
+        function = write("def score(texts):\n    from my_helper import VALUE\n    return [VALUE] * len(texts)\n")
+        found.append((identity(function), OwnReward(function).score(["a"]).reward[0]))
+    assert [score for _, score in found] == [1.0, 2.0, 1.0]
+    assert found[0] == found[2] and found[0][0] != found[1][0]
+
+
+def test_a_file_that_it_reads_belongs_to_it_where_it_is_named(write, tmp_path):
+    function, words = write(GOOD), tmp_path / "words"
+    words.mkdir()
+    (words / "good.txt").write_text("good")
+    (tmp_path / "one.txt").write_text("one")
+    files = [str(words), str(tmp_path / "one.txt")]
+    before = identity(function, files)
+    assert before == identity(function, files) != identity(function)
+    (words / "good.txt").write_text("fine")
+    assert identity(function, files) != before
+    assert "files" not in identity(function) and "modules" not in identity(function)
+
+
+def test_a_named_file_that_is_not_there(write, tmp_path):
+    config = OwnConfig(name="own", function=write(GOOD), files=[f"{tmp_path}/none.txt"])
+    assert refused(Kind(config).check).startswith(f"reward.files: no file or folder {tmp_path}/none.txt; give what")
 
 
 # --- bad numbers: refused with the text that they came for

@@ -52,6 +52,7 @@ def test_good_scores_are_passed_on() -> None:
         ([0.5, 0.5], [[0.0, 0.0]], "reward=mine gave shape (1, 2) for 2 texts; return one per text"),
         ([0.5, math.nan], [0.0, 0.0], "reward=mine gave nan for the text 'a dull film'; return finite numbers"),
         ([0.5, 0.5], [math.inf, 0.0], "reward=mine gave inf for the text 'a great film'; return finite numbers"),
+        ([0.5, 0.5], [0.0, -1e308], "reward=mine gave -1e+308 for the text 'a dull film'; return numbers between "),
         (
             [0.5, 9.25],
             [0.0, 0.0],
