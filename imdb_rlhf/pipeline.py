@@ -9,8 +9,14 @@ evaluated in the run's own folder (`runs/`).
 """
 
 import time
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
+from imdb_rlhf.artifacts.files import plain
 from imdb_rlhf.config.run import Run
+from imdb_rlhf.errors import RunError
+from imdb_rlhf.stages.checked import CheckedModels
 from imdb_rlhf.stages.evaluations import BaseEvaluation, OwnModel, ReferenceEvaluation
 from imdb_rlhf.stages.groups import Groups, RescoredGroups
 from imdb_rlhf.stages.reference import TrainedReference
@@ -24,6 +30,7 @@ from imdb_rlhf.training.runtime import Runtime
 
 # In the order in which they are made. A run has those that it needs.
 STAGES: tuple[type[Stage], ...] = (
+    CheckedModels,  # checked: models that come from outside
     Reviews,  # data: reviews divided, tokenizer, prompts
     TrainedReference,  # sft: the reference policy
     Labelled,  # labelled: reviews for a true reward that is trained
@@ -73,9 +80,17 @@ class Pipeline(Flow):
         """Make or reuse every stage, and say which."""
         for stage in self.stages:
             began = time.perf_counter()
-            artifact = self.store.build(stage.name, self.inputs(stage), stage.make, resumable=stage.resumable)
+            artifact = self.store.build(
+                stage.name,
+                self.inputs(stage),
+                stage.make,
+                resumable=stage.resumable,
+                check=partial(self.check_unchanged, [stage]),
+            )
             self.seconds[stage.name] = time.perf_counter() - began
             self.artifacts[stage.name] = artifact
+            if artifact.reused and self.runtime.rank == 0:
+                stage.check_reused()
             for other in self.stages:
                 other.check_after(stage)
             note = stage.summary_line(artifact.path)
@@ -84,6 +99,24 @@ class Pipeline(Flow):
             self.console.stage(
                 stage.name, reused=artifact.reused, seconds=artifact.seconds, path=str(artifact.path), note=note
             )
+
+    def check_unchanged(self, stages: Sequence[Stage] | None = None) -> None:
+        """Hash again what the stages read, and refuse what is no longer as it was when they began.
+
+        Args:
+            stages: all by default.
+
+        Raises:
+            RunError: naming what changed.
+        """
+        again = Flow(self.run, self.runtime, self.console, STAGES)
+        for stage in self.stages if stages is None else stages:
+            before, now = plain(self.inputs(stage)), plain(again.inputs(again.get(type(stage))))
+            if before != now:
+                raise RunError(
+                    f"{stage.name}: {_difference(before, now)} changed while it was read, so that it is not known what "
+                    "was used; run again"
+                )
 
     def plan(self) -> Disk:
         """Print the stages and which artifacts would be reused; write nothing.
@@ -102,3 +135,12 @@ class Pipeline(Flow):
                 folder = self.store.root / stage.name / self.store.key(stage.name, inputs)
                 self.console.note(f"{stage.name:<{STAGE_WIDTH}} to be made   {folder}")
         return disk
+
+
+def _difference(before: Any, now: Any) -> str:
+    """The dotted name of the first entry in which two mappings differ."""
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return "what it depends on"
+    name = next(key for key in (*before, *now) if before.get(key) != now.get(key))
+    below = [before.get(name), now.get(name)]
+    return f"{name}.{_difference(*below)}" if all(isinstance(part, dict) for part in below) else str(name)

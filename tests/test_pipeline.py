@@ -9,7 +9,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from imdb_rlhf.artifacts.files import check_manifest, hash_file
+from imdb_rlhf.artifacts.files import check_manifest
+from imdb_rlhf.data.preferences import PreferenceData, from_preferences
+from imdb_rlhf.runs import folder as folders
 from imdb_rlhf.tracking.jsonl import read
 from tests.command import train
 from tests.experiments import (
@@ -143,7 +145,7 @@ def test_preferences_that_were_moved_are_the_same(beside, tmp_path):
     answer = well(beside(f"data.preferences={tmp_path}/two.parquet"))
     assert "finished already, not run again" in answer.out and not stages_made(answer)
     (folder,) = [path for path in runs(beside.outputs, "dpo-") if path != beside.folder]
-    assert summary_of(folder)["preferences"] == hash_file(tmp_path / "two.parquet")
+    assert summary_of(folder)["preferences"] == PreferenceData(str(tmp_path / "two.parquet"), None, "train").content()
 
 
 def test_a_reference_and_a_model_that_were_moved_are_the_same(beside, tmp_path):
@@ -161,6 +163,77 @@ def test_the_batch_size_of_preferences_is_in_the_key_of_their_log_probs(beside, 
         well(beside(f"data.preferences={tmp_path}/own.parquet", f"groups.batch_size={size}", "keep_model=none"))
         keys |= {keys_of(path)["groups"] for path in runs(beside.outputs, "dpo-")}
     assert len(keys) == 3  # the first run's, and two of the file's
+
+
+# --- what a key cannot know
+
+
+def test_a_module_that_an_own_reward_imports_is_in_the_keys(beside, tmp_path):
+    """Another helper is another reward: nothing that the old one scored is used."""
+    (tmp_path / "own.py").write_text("import own_helper\n\ndef score(texts):\n    return own_helper.score(texts)\n")
+    own = f"reward.function={tmp_path}/own.py:score"
+    made: list[Path] = []
+    for factor in (1, 2):
+        (tmp_path / "own_helper.py").write_text(
+            f"def score(texts):\n    return [{factor} * (sum(map(ord, text[-8:])) % 97) / 97 for text in texts]\n"
+        )
+        before = set(runs(beside.outputs))
+        answer = well(beside(own))
+        assert stages_made(answer) == {"data": False, "sft": False, "groups": True, "reference": True}
+        made += set(runs(beside.outputs)) - before
+    first, second = map(summary_of, made)
+    assert second["reference"]["reward"] == pytest.approx(2 * first["reference"]["reward"])
+
+
+def test_an_own_reward_that_gives_other_scores_than_are_stored(beside, tmp_path):
+    (tmp_path / "own.py").write_text(
+        f"def score(texts):\n    factor = float(open({str(tmp_path / 'factor')!r}).read())\n"
+        "    return [factor * (sum(map(ord, text[-8:])) % 97) for text in texts]\n"
+    )
+    own = f"reward.function={tmp_path}/own.py:score"
+    (tmp_path / "factor").write_text("1")
+    well(beside(own))
+    assert not stages_made(well(beside(own, "beta=2")))["groups"]  # the same scores are used again
+    (tmp_path / "factor").write_text("2")
+    message = one_line(beside(own, "beta=3"), 1, "failed: reward=own gives ")
+    assert "artifacts/groups/" in message and message.rstrip().endswith("name the file in reward.files")
+    named = f"reward.files=[{tmp_path / 'factor'}]"
+    assert stages_made(well(beside(own, named, "beta=3")))["groups"]
+
+
+def test_what_changes_while_it_is_read_is_not_sealed(beside, tmp_path, monkeypatch):
+    file = tmp_path / "own.parquet"
+    table = pd.read_parquet(preferences(beside))
+    table.to_parquet(file)
+
+    def read_late(*arguments, **others):
+        found = from_preferences(*arguments, **others)
+        table.iloc[::-1].to_parquet(file)
+        return found
+
+    monkeypatch.setattr("imdb_rlhf.data.preferences.from_preferences", read_late)
+    before = set((beside.outputs / "artifacts" / "groups").iterdir())
+    message = one_line(beside(f"data.preferences={file}"), 1, "failed: groups: source.file changed while it was read")
+    assert message.rstrip().endswith("run again")
+    left = set((beside.outputs / "artifacts" / "groups").iterdir()) - before
+    assert {path.suffix for path in left} <= {".lock"}
+    monkeypatch.undo()
+    well(beside(f"data.preferences={file}"))
+
+
+def test_a_run_whose_reward_changes_on_the_way_is_not_finished(beside, tmp_path, monkeypatch):
+    own = tmp_path / "own.py"
+    own.write_text("def score(texts):\n    return [sum(map(ord, text[-8:])) % 97 / 97 for text in texts]\n")
+    summarised = folders.RunFolder.seal
+
+    def sealed_late(self):
+        own.write_text(own.read_text() + "# changed\n")
+        summarised(self)
+
+    monkeypatch.setattr(folders.RunFolder, "seal", sealed_late)
+    one_line(beside(f"reward.function={own}:score"), 1, "failed: groups: source.reward.own changed while it was read")
+    (folder,) = [path for path in runs(beside.outputs, "dpo-") if path != beside.folder]
+    assert not (folder / "DONE").exists()
 
 
 # --- a policy that is trained in a precision of its own
@@ -244,9 +317,9 @@ def test_preferences_from_a_file(beside, tmp_path):
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        (None, ": no such file; give a parquet with prompt, chosen, rejected"),
-        (["prompt", "chosen"], " has no column 'rejected' (it has prompt, chosen)"),
-        ([], " has no column 'prompt'"),
+        (None, "data.preferences={file}: no such file; give one that holds chosen and rejected"),
+        (["prompt", "chosen"], "{file} has no column 'rejected' (it has prompt, chosen)"),
+        (["prompt"], "{file} has no column 'chosen' (it has prompt)"),
     ],
 )
 def test_preferences_that_cannot_be_used(first, tmp_path, columns, message):
@@ -254,14 +327,14 @@ def test_preferences_that_cannot_be_used(first, tmp_path, columns, message):
     if columns is not None:
         pd.read_parquet(preferences(first))[columns].to_parquet(file)
     answer = first(f"data.preferences={file}", f"paths.outputs={tmp_path}/new")
-    one_line(answer, 1, f"failed: data.preferences={file}{message}")
+    one_line(answer, 1, f"failed: {message.format(file=file)}")
     assert not (tmp_path / "new").exists()
 
 
 def test_preferences_that_are_no_texts(beside, tmp_path):
     table = pd.read_parquet(preferences(beside))
     table.assign(chosen=range(len(table))).to_parquet(tmp_path / "own.parquet")
-    message = f"failed: data.preferences={tmp_path}/own.parquet row 0: chosen is not a string"
+    message = f"failed: {tmp_path}/own.parquet row 0: chosen is not a string"
     one_line(beside(f"data.preferences={tmp_path}/own.parquet"), 1, message)
 
 
@@ -278,7 +351,7 @@ def test_a_pretrained_model_from_a_folder(beside, tmp_path):
     scratch = [value for value in beside.values if not value.startswith("experiment=")]
     values = ["model=gpt2", "logger=none", "sft.epochs=1", "sft.batch_size=32", "trainer.precision=float32"]
     answer = well(train(*scratch, *values, *model, "algo=sft"))
-    assert stages_made(answer) == {"data": True, "sft": True, "reference": True, "base": True}
+    assert stages_made(answer) == {"checked": True, "data": True, "sft": True, "reference": True, "base": True}
     (folder,) = runs(beside.outputs, "sft-s0-")
     assert json.loads((folder / "model" / "config.json").read_text())["n_embd"] == 32
     # the model before SFT is one more policy to win against
@@ -295,7 +368,8 @@ def test_a_pretrained_model_from_a_folder(beside, tmp_path):
     assert "against base" in answer.out
     more = ["algo=best_of_n", "best_of_n.selector=ground_truth", "n=8", "reservoir.samples=8"]
     answer = well(train(*scratch, *values, *model, *more))
-    assert stages_made(answer) == {"data": False, "sft": False, "reference": False, "base": False, "reservoir": True}
+    upstream = dict.fromkeys(("checked", "data", "sft", "reference", "base"), False)
+    assert stages_made(answer) == upstream | {"reservoir": True}
     (best,) = runs(beside.outputs, "best_of_n-")
     table = pd.read_parquet(
         beside.outputs / "artifacts" / "reservoir" / keys_of(best)["reservoir"] / "reservoir.parquet"

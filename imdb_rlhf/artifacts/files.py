@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -61,13 +62,21 @@ def plain(value: Any) -> Any:
 
 
 def hash_file(path: Path) -> str:
-    """Return the sha256 of a file's bytes (64 hex digits)."""
+    """Return the sha256 of a file's bytes (64 hex digits), computed once for a large file that nobody touches."""
+    stat = Path(path).stat()
     if _cached_hash is not None:
-        stat = Path(path).stat()
         return _cached_hash(str(path), stat.st_size, stat.st_mtime_ns)
-    return _hash_bytes(path)
+    if stat.st_size < LARGE:
+        return _hash_bytes(path)
+    state = (str(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+    if state not in _HASHES:
+        _HASHES[state] = _hash_bytes(path)
+    return _HASHES[state]
 
 
+# Bytes of a file that takes so long to write that its times tell whether it was written again.
+LARGE = 1 << 25
+_HASHES: dict[tuple[str, int, int, int, int], str] = {}
 _cached_hash: Callable[[str, int, int], str] | None = None
 
 
@@ -119,8 +128,26 @@ def atomic_write(path: Path, data: bytes | str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON by `atomic_write`."""
-    atomic_write(path, json.dumps(value, indent=2) + "\n")
+    """Write indented JSON by `atomic_write`.
+
+    Raises:
+        RunError: a number is nan or infinite; nothing is written.
+    """
+    for name, number in _not_finite(value, ""):
+        raise RunError(f"{path}: {name} is {number}, so it is not written; no result of this can be used")
+    atomic_write(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def _not_finite(value: Any, name: str) -> Iterator[tuple[str, float]]:
+    """The dotted name and the value of every number that is nan or infinite."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _not_finite(item, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from _not_finite(item, f"{name}[{index}]")
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield name, value
 
 
 def fsync(path: Path) -> None:

@@ -110,14 +110,21 @@ class Store:
         return Artifact(stage, key, folder, True, record["seconds"], record["source"] != self._source)
 
     def build(
-        self, stage: str, inputs: Mapping[str, Any], make: Callable[[Path], None], *, resumable: bool = False
+        self,
+        stage: str,
+        inputs: Mapping[str, Any],
+        make: Callable[[Path], None],
+        *,
+        resumable: bool = False,
+        check: Callable[[], None] = lambda: None,
     ) -> Artifact:
         """Return the artifact; if it does not exist yet, `make(folder)` makes it on every rank.
 
         If several runs want the same artifact, one makes it and the others wait. If `make` raises, there is no
         artifact. A `resumable` stage gets the folder that its interrupted predecessor left; any other gets an empty
-        one. If rank 0 cannot prepare or finish the folder, every rank raises; if `make` raises on one rank, the
-        launcher must end all of them (as torchrun does).
+        one. `check` is called on rank 0 before the artifact is sealed; if it raises, what was made is removed, for a
+        resumable stage too. If rank 0 cannot prepare or finish the folder, every rank raises; if `make` raises on one
+        rank, the launcher must end all of them (as torchrun does).
         """
         work = self.root / stage / f"{self.key(stage, inputs)}.work"
         with ExitStack() as locks:
@@ -128,7 +135,8 @@ class Store:
             try:
                 make(work)
                 self.processes.barrier()
-                return self._on_rank_0(lambda: self._seal(stage, inputs, work, time.monotonic() - began))
+                seconds = time.monotonic() - began
+                return self._on_rank_0(lambda: self._seal(stage, inputs, work, seconds, check))
             except BaseException:
                 if self.processes.rank == 0 and not resumable:
                     shutil.rmtree(work, ignore_errors=True)
@@ -184,7 +192,14 @@ class Store:
         folder.rename(aside)
         self.on_damage(f"{folder} is damaged ({problem}): moved to {aside.name} and made again")
 
-    def _seal(self, stage: str, inputs: Mapping[str, Any], work: Path, seconds: float) -> Artifact:
+    def _seal(
+        self, stage: str, inputs: Mapping[str, Any], work: Path, seconds: float, check: Callable[[], None]
+    ) -> Artifact:
+        try:
+            check()
+        except BaseException:
+            shutil.rmtree(work, ignore_errors=True)
+            raise
         folder = work.with_suffix("")
         record = {
             "stage": stage,
@@ -195,7 +210,7 @@ class Store:
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "version": _package_version(),
         }
-        atomic_write(work / INPUTS, json.dumps(record, indent=2) + "\n")
+        atomic_write(work / INPUTS, json.dumps(record, indent=2, allow_nan=False) + "\n")
         write_manifest(work)
         work.rename(folder)
         fsync(folder.parent)

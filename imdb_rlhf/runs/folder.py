@@ -94,5 +94,10 @@ class RunFolder:
             write_json(self.path / files.OVERRIDES, self.overrides)
 
     def seal(self) -> None:
-        """Write the manifest: from now on the run is finished."""
+        """Write the manifest: from now on the run is finished.
+
+        Raises:
+            RunError: something that it depends on changed on the way.
+        """
+        self.pipeline.check_unchanged()
         write_manifest(self.path, (*OUTSIDE, *SCAFFOLD))

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import pandas as pd
 
 from imdb_rlhf.artifacts.files import write_json
+from imdb_rlhf.artifacts.tables import write_table
 from imdb_rlhf.config.run import KeepModel
 from imdb_rlhf.evaluation.evaluate import metrics
 from imdb_rlhf.models import policy as policies
@@ -157,8 +158,8 @@ class PolicyRun(RunKind):
         self, policy: Policy | None, frames: dict[int, pd.DataFrame], result: dict[str, Any], table: pd.DataFrame
     ) -> None:
         path = self.folder.path
-        points.joined(frames).to_parquet(path / files.EVALUATIONS, index=False)
-        table.to_parquet(path / files.SAMPLES, index=False)
+        write_table(path / files.EVALUATIONS, points.joined(frames), points.UNKNOWN)
+        write_table(path / files.SAMPLES, table, points.UNKNOWN)
         self.leave_more(path)
         write_json(path / files.SUMMARY, result)
         shutil.rmtree(path / "model", ignore_errors=True)

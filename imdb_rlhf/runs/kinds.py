@@ -16,6 +16,7 @@ import pandas as pd
 from imdb_rlhf.algos import ALGOS
 from imdb_rlhf.algos.method import PolicyMethod, method_members
 from imdb_rlhf.artifacts.files import write_json
+from imdb_rlhf.artifacts.tables import write_table
 from imdb_rlhf.config.algos import BestOfNRun
 from imdb_rlhf.config.families import TrainedRun
 from imdb_rlhf.config.run import KeepModel, Run
@@ -132,7 +133,7 @@ class BestOfN(UntrainedRun):
     def leave_more(self, path: Path) -> None:
         """Write the curve of every N."""
         rows = reservoir.curve(self.flow.get(Reservoir).rows, self.selector)
-        rows.to_parquet(path / files.CURVE, index=False)
+        write_table(path / files.CURVE, rows)
 
     def leave_model(self, path: Path, policy: Policy | None, result: dict[str, Any]) -> None:
         """Write none: its model is the reference."""
@@ -161,7 +162,7 @@ class RewardModelAccount(RunKind):
             if run.keep_model != KeepModel.none:
                 shutil.copytree(source / "model", folder.path / "model", dirs_exist_ok=True)
                 shutil.copy(source / "normalisation.json", folder.path / "model" / "normalisation.json")
-            table.to_parquet(folder.path / self.table_file, index=False)
+            write_table(folder.path / self.table_file, table)
             write_json(folder.path / files.SUMMARY, result)
             folder.seal()
             self.log_tables(trackers, table, result)

@@ -4,16 +4,19 @@ from pathlib import Path
 
 import pandas as pd
 
+from imdb_rlhf.artifacts.tables import write_table
 from imdb_rlhf.evaluation.evaluate import COLUMNS, metrics
 
 PARTS = "evaluations"
+# Best-of-N has no estimate of its KL per sample.
+UNKNOWN = ("kl_k1", "log_ratio")
 
 
 def keep(folder: Path, frame: pd.DataFrame, step: int) -> None:
     """Write one evaluation point, texts included, whole or not at all."""
     (folder / PARTS).mkdir(exist_ok=True)
     part = folder / PARTS / f"step-{step:08d}.parquet"
-    frame.to_parquet(part.with_suffix(".part"), index=False)
+    write_table(part.with_suffix(".part"), frame, UNKNOWN)
     part.with_suffix(".part").replace(part)
 
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 import pandas as pd
 
 from imdb_rlhf.artifacts.files import write_json
+from imdb_rlhf.artifacts.tables import write_table
 from imdb_rlhf.config.algos import OwnModelRun
 from imdb_rlhf.evaluation.evaluate import COLUMNS, TEXTS, evaluate
 from imdb_rlhf.models import policy as policies
@@ -16,6 +17,7 @@ from imdb_rlhf.models.logprobs import output_layer
 from imdb_rlhf.models.policy import Policy
 from imdb_rlhf.stages.reference import Reference, open_base
 from imdb_rlhf.stages.reviews import Reviews
+from imdb_rlhf.stages.samples import compare_scores
 from imdb_rlhf.stages.sources import Base, ModelSource
 from imdb_rlhf.stages.stage import Disk, Flow, Stage, unchanging
 from imdb_rlhf.stages.true_reward import TrueReward
@@ -61,7 +63,11 @@ class Evaluation(Stage):
                 lambda count: progress.advance(count * self.runtime.world),
             )
         if self.runtime.rank == 0:
-            frame.to_parquet(folder / FILE, index=False)
+            write_table(folder / FILE, frame)
+
+    def check_reused(self) -> None:
+        """Refuse scores that the true reward no longer gives."""
+        compare_scores(self.flow, self.rows(), self.path)
 
     def size(self) -> Disk:
         """About 500 bytes per sample."""

@@ -1,6 +1,7 @@
 """Stage `sft`: the reference policy, trained on reviews; with `sft.path` one that exists takes its place."""
 
 import json
+import math
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 from imdb_rlhf.algos.sft import SFT, held_out_loss
 from imdb_rlhf.artifacts.files import write_json
 from imdb_rlhf.config.reward import Init
+from imdb_rlhf.errors import RunError
 from imdb_rlhf.models import policy as policies
 from imdb_rlhf.models.card import card
 from imdb_rlhf.models.policy import Policy
@@ -59,7 +61,9 @@ class TrainedReference(Stage):
             "parameters": sum(p.numel() for p in policy.lm.parameters()),
         }
         if held_out:
-            report["held_out_loss"] = held_out_loss(policy, rows[:held_out], run.sft.batch_size)
+            report["held_out_loss"] = loss = held_out_loss(policy, rows[:held_out], run.sft.batch_size)
+            if not math.isfinite(loss):
+                raise RunError(f"sft: the held-out loss is {loss}, so the model cannot be used; lower sft.optim.lr")
         tokens = float(np.mean([len(row) for row in rows])) * run.sft.batch_size * algorithm.steps
         report["tokens"], report["tokens_per_second"] = int(tokens), tokens / seconds
         write_json(folder / "report.json", report)

@@ -9,11 +9,12 @@ from typing import Any, Self
 import pandas as pd
 
 from imdb_rlhf.artifacts.files import write_json
+from imdb_rlhf.artifacts.tables import write_table
 from imdb_rlhf.config.families import ReservoirRun
 from imdb_rlhf.stages.reference import Reference
 from imdb_rlhf.stages.reviews import Reviews
 from imdb_rlhf.stages.reward_model import TrainedRewardModel
-from imdb_rlhf.stages.samples import Sampler, report_of, summary_of
+from imdb_rlhf.stages.samples import Sampler, compare_scores, report_of, summary_of
 from imdb_rlhf.stages.stage import Disk, Flow, Stage, unchanging
 from imdb_rlhf.stages.true_reward import TrueReward
 
@@ -67,8 +68,12 @@ class Reservoir(Stage):
         if self.runtime.rank:
             return
         frame = pd.concat([table.assign(split=split) for split, table in tables.items()], ignore_index=True)
-        frame.to_parquet(folder / FILE, index=False)
+        write_table(folder / FILE, frame)
         write_json(folder / "report.json", report_of(frame))
+
+    def check_reused(self) -> None:
+        """Refuse scores that the true reward no longer gives."""
+        compare_scores(self.flow, pd.read_parquet(self.path / FILE), self.path)
 
     def summary_line(self, folder: Path) -> str:
         """How many samples, and their rewards."""
@@ -119,7 +124,7 @@ class LearnedScores(Stage):
             return
         learned = self.flow.get(TrainedRewardModel).reward
         scores = learned.score_ids(list(rows["prompt_ids"]), list(rows["completion_ids"]))
-        rows[KEYS].assign(learned=scores).to_parquet(folder / SCORES)
+        write_table(folder / SCORES, rows[KEYS].assign(learned=scores))
 
     def size(self) -> Disk:
         """About 30 bytes per sample."""

@@ -13,6 +13,7 @@ import pandas as pd
 
 from imdb_rlhf.algos.reward_model import RewardModel
 from imdb_rlhf.artifacts.files import write_json
+from imdb_rlhf.artifacts.tables import write_table
 from imdb_rlhf.config.families import LearnedRun
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.evaluation import agreement
@@ -113,7 +114,7 @@ class TrainedRewardModel(Stage):
         write_json(folder / "report.json", report | agreement.account(test, raw, self.run.evaluation))
         write_json(folder / "normalisation.json", {"mean": mean, "std": std})
         columns = ["prompt_id", "sample_id", "reward", "reward_logit", "score"]
-        test[columns].to_parquet(folder / "scores.parquet", index=False)
+        write_table(folder / "scores.parquet", test[columns])
         head.model.save_pretrained(folder / "model")
         policy.tokenizer.save_pretrained(folder / "model")
         shutil.rmtree(start)

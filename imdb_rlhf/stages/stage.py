@@ -89,6 +89,13 @@ class Stage(ABC):
             RunError: naming the key and the way out.
         """
 
+    def check_reused(self) -> None:  # noqa: B027 (most have nothing to do)
+        """Refuse an artifact that was found in the store, and that what this process computes does not fit.
+
+        Raises:
+            RunError: naming the artifact and the way out.
+        """
+
     def summary_line(self, folder: Path) -> str:
         """Return the one or two numbers of its artifact that a reader of the console wants to see."""
         return ""

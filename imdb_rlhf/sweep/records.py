@@ -113,7 +113,7 @@ def _earlier_seconds(folder: Path) -> dict[str, float]:
 def save(folder: Path, command: str, all_records: Sequence[Record]) -> None:
     """Write `sweep.json`."""
     content = {"name": folder.name, "command": command, "jobs": [record.to_json() for record in all_records]}
-    atomic_write(folder / SWEEP_STATE, json.dumps(content, indent=1) + "\n")
+    atomic_write(folder / SWEEP_STATE, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def time_left(all_records: Sequence[Record], elapsed: dict[str, float], slots: int) -> float | None:

@@ -217,6 +217,12 @@ def train(algorithm: Algorithm, settings: Settings, runtime: Runtime, folder: Pa
                 _save(algorithm, module, prepared, done, dict(sums), runtime, folder)
             if stop and done < algorithm.steps:
                 raise Stopped(f"{algorithm.stage} at step {done} of {algorithm.steps}; run the same command to go on")
+    for name, parameter in algorithm.module.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise RunError(
+                f"{algorithm.stage}: {name} is nan or infinite after the last step, so the model cannot be used; "
+                "lower the learning rate"
+            )
     runtime.accelerator.free_memory()
 
 

@@ -1,6 +1,7 @@
 """Hashes of values, files and folders; writes, manifests and locks under failures, damage and a second process."""
 
 import json
+import math
 import os
 import shutil
 import threading
@@ -18,6 +19,7 @@ from imdb_rlhf.artifacts.files import (
     hash_folder,
     hash_of,
     in_use,
+    write_json,
     write_manifest,
 )
 from imdb_rlhf.errors import RunError
@@ -149,3 +151,20 @@ def test_a_folder_in_use_is_refused_to_a_second_process(tmp_path):
         with pytest.raises(RunError, match="in use"), in_use(folder):
             pass
     assert run_python(code, folder).communicate(timeout=60)[0] == "free\n"
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        ({"a": math.nan}, "a is nan"),
+        ({"a": {"b": [1, {"c": math.inf}]}}, "a.b[1].c is inf"),
+        ([0.5, -math.inf], "[1] is -inf"),
+    ],
+)
+def test_json_with_a_number_that_is_not_finite_is_not_written(tmp_path, value, name):
+    with pytest.raises(RunError) as caught:
+        write_json(tmp_path / "summary.json", value)
+    assert str(caught.value).startswith(f"{tmp_path}/summary.json: {name}, so it is not written")
+    assert not list(tmp_path.iterdir())
+    write_json(tmp_path / "summary.json", {"a": None, "b": 0.5})
+    assert (tmp_path / "summary.json").exists()

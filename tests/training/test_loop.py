@@ -381,6 +381,13 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(tmp_path: Path) -> None
     assert toy.w == pytest.approx(1.9)
 
 
+def test_weights_that_are_not_finite_in_the_end_are_refused(tmp_path: Path) -> None:
+    """No loss comes after the last step, to notice them."""
+    toy = Toy([[1.0]])
+    with pytest.raises(RunError, match="toy: .* is nan or infinite after the last step, .*; lower the learning rate"):
+        train(toy, settings(tiny.rmsprop(lr=3e38)), tmp_path)
+
+
 # --- going on
 
 
