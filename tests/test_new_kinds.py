@@ -214,8 +214,12 @@ prompts:
   # Their lengths in tokens.
   min_tokens: 2
   max_tokens: 8
-# A parquet of preferences instead of sampled groups.
+# Preferences instead of sampled groups.
 preferences: null
+# Their commit on the Hub.
+preferences_revision: null
+# Their split.
+preferences_split: train
 # Whether rows begin with BOS.
 bos: auto
 # Whether its completions end in EOS.

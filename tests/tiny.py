@@ -211,6 +211,7 @@ def prompts(**changes: int) -> PromptsConfig:
 def data(**changes: Any) -> EmbeddedData:
     values = {"name": "embedded", "seed": 0, "sft_reviews": 1, "prompts": prompts(), "preferences": None}
     rows = {"bos": Bos.auto, "preferences_eos": False, "labelled_reviews": 2}
+    rows |= {"preferences_revision": None, "preferences_split": "train"}
     return EmbeddedData(**{**values, **rows, **changes})
 
 

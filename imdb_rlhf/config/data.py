@@ -54,6 +54,8 @@ class DataConfig:
     prompts: PromptsConfig
     bos: Bos
     preferences: Place | None
+    preferences_revision: Place | None
+    preferences_split: Place
     preferences_eos: bool
 
 
@@ -67,12 +69,14 @@ class EmbeddedData(DataConfig):
 
 @dataclass
 class ImdbData(DataConfig):
-    """The Large Movie Review Dataset in the Hub's parquet layout."""
+    """The Large Movie Review Dataset, or other reviews with labels."""
 
     kind = "imdb"
     hub_id: Place
     revision: Place
     path: Place | None
+    text_column: Place
+    label_column: Place
     br: Br
     min_characters: Annotated[int | None, Range(1, 10**6), LATER]
     prompt_splits: list[str]

@@ -48,7 +48,7 @@ def explain(error: BaseException) -> str:
     if word is not None:
         return (
             f"{word} is not of the form key=value, without spaces around =; "
-            "a value with brackets or = needs quotes of its own: 'data.path=\"a (b)\"'"
+            "a value with brackets, = or ~ needs quotes of its own: 'data.path=\"~/a (b)\"'"
         )
     # 1. a choice that does not exist
     if match := re.search(

@@ -71,6 +71,9 @@ class Run:
             raise ConfigError(
                 f"sft.revision={self.sft.revision} is used with sft.path alone; set sft.path or model.revision"
             )
+        revision = self.data.preferences_revision
+        if self.data.preferences is None and revision is not None:
+            raise ConfigError(f"data.preferences_revision={revision} is used with data.preferences alone; set that")
         if self.data.preferences is not None and not self.uses_groups:
             raise ConfigError(
                 f"data.preferences={self.data.preferences} is not used by algo={self.algo}"

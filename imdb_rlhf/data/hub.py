@@ -11,6 +11,8 @@ from imdb_rlhf.artifacts.files import hash_folder
 from imdb_rlhf.errors import RunError
 
 TIMEOUT = 4.0  # seconds to wait for the Hub's answer; with the start of the process that makes at most 10
+# The files of a dataset that are downloaded.
+DATA = ("*.parquet", "*.csv", "*.tsv", "*.json", "*.jsonl", "*.arrow", "*.gz", "*.zst")
 
 T = TypeVar("T")
 
@@ -62,8 +64,8 @@ def fetch(path: str, revision: str | None, key: str, kind: Literal["model", "dat
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     constants.HF_HUB_DISABLE_TELEMETRY = True  # otherwise a telemetry request comes first and takes up to 3 seconds
-    patterns = ["*.json", "*.txt", "*.model", "*.safetensors"] if kind == "model" else ["plain_text/*.parquet"]
-    cached = _cached(path, revision, key, kind, patterns[-1])
+    patterns = ["*.json", "*.txt", "*.model", "*.safetensors"] if kind == "model" else list(DATA)
+    cached = _cached(path, revision, key, kind)
     try:
         info = _in_time(lambda: HfApi().repo_info(path, repo_type=kind, revision=revision, timeout=TIMEOUT))
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
@@ -84,7 +86,7 @@ def fetch(path: str, revision: str | None, key: str, kind: Literal["model", "dat
         raise RunError(f"downloading {path} failed ({error}); run again to go on, or set {key}=DIR") from error
 
 
-def _cached(path: str, revision: str | None, key: str, kind: Literal["model", "dataset"], weights: str) -> Path | None:
+def _cached(path: str, revision: str | None, key: str, kind: Literal["model", "dataset"]) -> Path | None:
     """The cache's snapshot of a Hub id if it holds weights, or rows; None if not.
 
     It may be incomplete: only the Hub knows. Files that it holds are not downloaded again.
@@ -101,7 +103,8 @@ def _cached(path: str, revision: str | None, key: str, kind: Literal["model", "d
         raise RunError(f"{key}={path}: no such folder, and not a Hub id; give one that exists") from error
     except (LocalEntryNotFoundError, FileNotFoundError):
         return None
-    return snapshot if any(snapshot.glob(weights)) or any(snapshot.glob("*.bin")) else None
+    wanted = ("*.safetensors", "*.bin") if kind == "model" else tuple(f"**/{pattern}" for pattern in DATA)
+    return snapshot if any(True for pattern in wanted for _ in snapshot.glob(pattern)) else None
 
 
 def _in_time(ask: Callable[[], T]) -> T:

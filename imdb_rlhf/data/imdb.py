@@ -1,116 +1,107 @@
-"""The Large Movie Review Dataset from a folder or the Hub, in the Hub's parquet layout, checked row by row."""
+"""The Large Movie Review Dataset, or any reviews with labels, from a folder, a file or the Hub, checked row by row."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 
-from imdb_rlhf.artifacts.files import hash_folder
 from imdb_rlhf.config.data import Br, ImdbData
 from imdb_rlhf.data import hub
+from imdb_rlhf.data.containers import Rows, content_of, read_split, signature_of
 from imdb_rlhf.data.reviews import DatasetKind, Reviews
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.seeds import generator
 
-
-def split_files(folder: Path, split: str, key: str = "data.path") -> list[Path]:
-    """The parquet files of a split, in `plain_text/` or in the folder itself.
-
-    Raises:
-        RunError: the folder has no parquet, or none of that split.
-    """
-    all_files = sorted(folder.glob("plain_text/*.parquet")) or sorted(folder.glob("*.parquet"))
-    if not all_files:
-        raise RunError(f"{key}={folder} holds no parquet; expected plain_text/{split}-00000-of-00001.parquet")
-    files = [path for path in all_files if path.name.startswith(f"{split}-") or path.stem == split]
-    if not files:
-        raise RunError(
-            f"{key}={folder} holds no parquet of split {split}; there are {', '.join(p.name for p in all_files)}"
-        )
-    return files
+# What a label may be called where it is a text. A test of the IMDb's own unlabelled reviews: -1.
+NAMES = {"neg": 0, "negative": 0, "pos": 1, "positive": 1, "unsup": -1}
+# Contents that this process has hashed, by the state of the files: hashed again only where one was touched.
+_CONTENTS: dict[tuple[Any, ...], str] = {}
 
 
-def read_split(folder: Path, split: str, br: Br, *, labels: bool, key: str = "data.path") -> tuple[pd.DataFrame, int]:
-    """The reviews of a split.
+def label_of(value: Any) -> int | None:
+    """A label as a whole number: 1, 1.0, "1", "pos" and "Positive" are 1; None for what is none."""
+    if isinstance(value, str):
+        word = value.strip().lower()
+        return NAMES.get(word, int(word) if re.fullmatch("-?[0-9]{1,9}", word) else None)
+    whole = isinstance(value, bool | int | np.integer) or (isinstance(value, float) and value.is_integer())
+    return int(value) if whole else None
+
+
+def reviews_of(files: Sequence[Rows], text: str, label: str, *, labels: bool) -> pd.DataFrame:
+    """The reviews of a split as they are stored.
 
     Args:
-        folder: with parquet files that have columns `text` and `label`.
-        split: train, test or unsupervised.
-        br: what becomes of `<br />`.
+        files: with both columns.
+        text: name of the column of texts.
+        label: name of the column of labels.
         labels: whether labels must be 0 or 1; elsewhere -1 is allowed too.
-        key: config key that messages name.
 
     Returns:
-        A frame with columns `text`, `label` and `characters` (of the text as the file has it), and the number of null
-        or empty texts that were skipped.
+        Columns `text` (null is "") and `label` (int).
 
     Raises:
-        RunError: a column is missing, or a label is outside {0, 1} (and -1), naming file and row.
+        RunError: a text is no string, or a label is outside {0, 1} (and -1), naming file and row.
     """
-    frames = []
-    for path in split_files(folder, split, key):
-        try:
-            columns = pq.ParquetFile(path).schema_arrow.names
-        except Exception as error:
-            raise RunError(f"{path} is not a readable parquet file: {error}".splitlines()[0]) from error
-        for column in ("text", "label"):
-            if column not in columns:
-                raise RunError(f"{path} has no column {column!r} (it has {', '.join(columns)}); see stanfordnlp/imdb")
-        frame = pq.read_table(path, columns=["text", "label"]).to_pandas()
-        allowed = [0, 1] if labels else [-1, 0, 1]
-        wrong = np.flatnonzero(~frame["label"].isin(allowed))
-        if len(wrong):
-            row = int(wrong[0])
-            raise RunError(f"{path} row {row}: label {frame['label'].iloc[row]} is not one of {allowed}; mend the file")
-        strings = np.array([isinstance(text, str) for text in frame["text"]], dtype=bool)
-        wrong = np.flatnonzero(~strings & frame["text"].notna())  # pandas reads a null as None or nan
-        if len(wrong):
-            raise RunError(f"{path} row {int(wrong[0])}: text is not a string; mend the file")
-        frames.append(frame)
-    reviews = pd.concat(frames, ignore_index=True)
-    text = reviews["text"].astype(object).where(reviews["text"].notna(), "").astype(str)
-    reviews["characters"] = text.map(len)
-    text = text.str.strip()
-    if br == Br.newline:
-        text = text.str.replace(r"(?:\s*<br\s*/?>\s*)+", "\n", regex=True).str.strip()
-    reviews["text"] = text
-    filled = reviews[text != ""]
-    return filled.astype({"label": int}).reset_index(drop=True), len(reviews) - len(filled)
+    allowed, texts, numbers = [0, 1] if labels else [-1, 0, 1], [], []
+    for rows in files:
+        for row, (value, given) in enumerate(zip(rows.columns[text], rows.columns[label], strict=True)):
+            number = label_of(given)
+            if number not in allowed:
+                raise RunError(
+                    f"{rows.place} row {row}: {label} {_shown(given)} is not one of {allowed}; mend the file"
+                )
+            if not isinstance(value, str | None):
+                raise RunError(f"{rows.place} row {row}: {text} is not a string; mend the file")
+            texts.append(value or "")
+            numbers.append(number)
+    return pd.DataFrame({"text": pd.Series(texts, dtype=object), "label": pd.Series(numbers, dtype=int)})
 
 
-def check_folder(folder: Path, config: ImdbData) -> None:
-    """Refuse a folder before any stage starts: every split that is needed has its files and columns.
+def _shown(value: Any) -> str:
+    """A value in a message: one line, and not longer than that."""
+    return value if isinstance(value, str) and value.isprintable() and len(value) < 40 else repr(value)[:40]
 
-    Raises:
-        RunError: naming the file.
+
+def cleaned(reviews: pd.DataFrame, br: Br) -> tuple[pd.DataFrame, int]:
+    """The reviews of a split as they are used.
+
+    Args:
+        reviews: columns `text` and `label`.
+        br: what becomes of `<br />`.
+
+    Returns:
+        A frame with columns `text`, `label` and `characters` (of the text as it is stored), and the number of empty
+        texts that were left out.
     """
-    for split in {*config.sft_splits, *config.prompt_splits, *config.test_splits, *config.labelled_splits}:
-        for path in split_files(folder, split):
-            try:
-                names = pq.ParquetFile(path).schema_arrow.names
-            except Exception as error:
-                raise RunError(f"{path} is not a readable parquet file: {error}".splitlines()[0]) from error
-            for column in ("text", "label"):
-                if column not in names:
-                    raise RunError(f"{path} has no column {column!r} (it has {', '.join(names)}); see stanfordnlp/imdb")
+    texts = [one_per_line(text) if br == Br.newline else text.strip() for text in reviews["text"]]
+    frame = reviews.assign(text=pd.Series(texts, dtype=object), characters=reviews["text"].map(len).astype(int))
+    filled = frame[[text != "" for text in texts]]
+    return filled.reset_index(drop=True), len(frame) - len(filled)
 
 
-def divide(config: ImdbData, held_out: int, folder: Path) -> Reviews:
+def one_per_line(text: str) -> str:
+    """A text with a line break for each run of `<br />` and blanks around it, in time that grows as the text does."""
+    parts = (part.strip() for part in re.split(r"<br\s*/?>", text))
+    return "\n".join(part for part in parts if part)
+
+
+def divide(config: ImdbData, held_out: int, splits_read: Mapping[str, Sequence[Rows]], place: Path) -> Reviews:
     """Give every review its use, a function of the configuration and the files alone.
 
     Args:
         config: sizes, splits and seed.
         held_out: labelled reviews that a trained reward is measured on; 0 where no reward is trained.
-        folder: of the parquet files.
+        splits_read: the rows of each split.
+        place: where they are from, for messages.
 
     Raises:
         RunError: fewer usable reviews than asked for.
     """
-    pools, report = _read_pools(config, held_out, folder)
+    pools, report = _read_pools(config, held_out, splits_read)
     words = config.prompts.max_tokens  # a token never spans two words, so this many words are enough tokens
     short: set[tuple[str, int]] = set()  # reviews that were passed over at least once
 
@@ -129,7 +120,7 @@ def divide(config: ImdbData, held_out: int, folder: Path) -> Reviews:
         if missing:
             raise RunError(
                 f"{what}={count} is more than the {count - missing} usable reviews left in {'+'.join(splits)} of "
-                f"{folder}; ask for fewer"
+                f"{place}; ask for fewer"
             )
         return pd.concat(parts)
 
@@ -149,7 +140,7 @@ def divide(config: ImdbData, held_out: int, folder: Path) -> Reviews:
         labelled = labelled[~labelled["name"].isin(apart)]
         if labelled["label"].nunique() < 2:
             raise RunError(
-                f"{folder}: {'+'.join(config.labelled_splits)} has one label only; a two-label reward needs both"
+                f"{place}: {'+'.join(config.labelled_splits)} has one label only; a two-label reward needs both"
             )
     return Reviews(
         {role: list(frame["text"]) for role, frame in texts.items()},
@@ -159,7 +150,9 @@ def divide(config: ImdbData, held_out: int, folder: Path) -> Reviews:
     )
 
 
-def _read_pools(config: ImdbData, held_out: int, folder: Path) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
+def _read_pools(
+    config: ImdbData, held_out: int, splits_read: Mapping[str, Sequence[Rows]]
+) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
     """Each split, shuffled, without short texts and those that are in it twice or in an earlier split (test first)."""
     splits = list(dict.fromkeys([*config.test_splits, *config.prompt_splits, *config.sft_splits]))
     needs_labels = {*config.labelled_splits, *config.test_splits} if held_out else set()
@@ -168,7 +161,8 @@ def _read_pools(config: ImdbData, held_out: int, folder: Path) -> tuple[dict[str
     seen: set[str] = set()
     report: dict[str, Any] = {"empty_texts_skipped": {}, "short_texts_skipped": {}, "duplicates_removed": {}}
     for split in splits:
-        frame, skipped = read_split(folder, split, config.br, labels=split in needs_labels)
+        stored = reviews_of(splits_read[split], config.text_column, config.label_column, labels=split in needs_labels)
+        frame, skipped = cleaned(stored, config.br)
         short = frame["characters"] < (config.min_characters or 0)
         frame = frame[~short]
         key = frame["text"].str.replace("<br />", " ").str.lower().str.split().str.join(" ")
@@ -196,29 +190,51 @@ class Kind(DatasetKind[ImdbData]):
     label_keys = ("labelled_splits",)
 
     @cached_property
-    def folder(self) -> Path:
-        """Its folder on this machine, downloaded if need be."""
+    def place(self) -> Path:
+        """Its folder or file on this machine, downloaded if need be."""
         config = self.config
-        if config.path is not None:
-            return hub.local_folder(config.path, "data.path")
-        return hub.fetch(config.hub_id, config.revision, "data.path", "dataset")
+        if config.path is None:
+            return hub.fetch(config.hub_id, config.revision, "data.path", "dataset")
+        place = Path(config.path).expanduser()
+        return place if place.is_file() else hub.local_folder(config.path, "data.path")
+
+    @cached_property
+    def splits_read(self) -> dict[str, list[Rows]]:
+        """The rows of every split that is used, read once."""
+        config = self.config
+        splits = (*config.test_splits, *config.prompt_splits, *config.sft_splits, *config.labelled_splits)
+        columns = [config.text_column, config.label_column]
+        before = signature_of(self.place)
+        read = {split: read_split(self.place, split, columns, "data.path") for split in dict.fromkeys(splits)}
+        if signature_of(self.place) != before:
+            raise RunError(f"data.path={self.place} changed while it was read; run again")
+        return read
 
     def check(self) -> None:
-        """Refuse a local folder that lacks a file or a column."""
+        """Refuse what lacks a file or a column, or holds a row that is no review."""
         if self.config.path is not None:
-            check_folder(self.folder, self.config)
+            self.content()
 
     def fetch(self) -> None:
         """Download it."""
-        _ = self.folder
+        _ = self.place
 
     def content(self) -> str:
-        """A hash of the parquet files, or the Hub's id and commit."""
+        """A hash of the rows, whatever they are stored in; or the Hub's id and commit."""
         config = self.config
-        if config.path is not None:
-            return hash_folder(self.folder, "**/*.parquet")
-        return hub.identity(config.hub_id, config.revision, "data.path")
+        if config.path is None:
+            return hub.identity(config.hub_id, config.revision, "data.path")
+        splits = {*config.test_splits, *config.prompt_splits, *config.sft_splits, *config.labelled_splits}
+        state = (signature_of(self.place), config.text_column, config.label_column, *sorted(splits))
+        if state not in _CONTENTS:
+            hashes = []
+            for split in sorted(splits):
+                files = self.splits_read[split]
+                reviews = reviews_of(files, config.text_column, config.label_column, labels=False)
+                hashes.append((split, content_of(list(zip(reviews["text"], reviews["label"].tolist(), strict=True)))))
+            _CONTENTS[state] = content_of(hashes)
+        return _CONTENTS[state]
 
     def divide(self, held_out: int) -> Reviews:
         """Split by split, without duplicates."""
-        return divide(self.config, held_out, self.folder)
+        return divide(self.config, held_out, self.splits_read, self.place)

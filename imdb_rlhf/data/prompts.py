@@ -3,13 +3,14 @@
 Prompts are the first 2 to 8 tokens of a review, from position 0 on, so SFT sees reviews from position 0 on too.
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from imdb_rlhf.artifacts.files import write_json
+from imdb_rlhf.artifacts.tables import write_table
 from imdb_rlhf.config.data import PromptsConfig
 from imdb_rlhf.data.reviews import PROMPT_ROLES, Reviews
 from imdb_rlhf.errors import RunError
@@ -66,14 +67,14 @@ def write(
             for index, ids in enumerate(prompts[role])
         ]
     )
-    frame.to_parquet(folder / "prompts.parquet", index=False)
+    write_table(folder / "prompts.parquet", frame)
     training = {tuple(ids) for ids in prompts["train"]}
     report = reviews.report | {
         "bos": bos,
         "sft_tokens": int(lengths.sum()),
         "test_prompts_also_training_prompts": float(np.mean([tuple(ids) in training for ids in prompts["test"]])),
     }
-    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    write_json(folder / "report.json", report)
 
 
 def read_rows(folder: Path) -> list[np.ndarray]:

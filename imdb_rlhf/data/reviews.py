@@ -94,17 +94,16 @@ def dataset_of(config: DataConfig) -> DatasetKind[Any]:
     return cast(DatasetKind[Any], load_kind("imdb_rlhf.data", config, DatasetKind))
 
 
-def divide_reviews(config: DataConfig, held_out: int) -> Reviews:
+def divide_reviews(kind: DatasetKind[Any], held_out: int) -> Reviews:
     """Return the reviews of a dataset by their use, all of which are there.
 
     Args:
-        config: names the dataset.
+        kind: the dataset.
         held_out: labelled reviews that a trained reward is measured on; 0 where no reward is trained.
 
     Raises:
         RunError: the dataset leaves a use without reviews.
     """
-    kind = dataset_of(config)
     reviews = kind.divide(held_out)
     empty = [f"{role} without reviews" for role in ("sft", *PROMPT_ROLES) if not len(reviews.texts.get(role, ()))]
     if held_out:
@@ -112,18 +111,19 @@ def divide_reviews(config: DataConfig, held_out: int) -> Reviews:
         missing = [role for role, table in tables.items() if not len(table) or not {"text", "label"} <= set(table)]
         empty += [f"{role} without rows of text and label" for role in missing]
     if empty:
-        raise RunError(f"data={config.name}: {type(kind).__module__}.Kind.divide leaves {empty[0]}")
+        raise RunError(f"data={kind.config.name}: {type(kind).__module__}.Kind.divide leaves {empty[0]}")
     return reviews
 
 
-def content_of(config: DataConfig) -> str:
+def content_of(kind: DatasetKind[Any]) -> str:
     """Return the hash of a dataset's reviews.
 
     Raises:
         RunError: the dataset gives none.
     """
-    kind = dataset_of(config)
     content: Any = kind.content()
     if not isinstance(content, str) or not content:
-        raise RunError(f"data={config.name}: {type(kind).__module__}.Kind.content returns {content!r}; return a hash")
+        raise RunError(
+            f"data={kind.config.name}: {type(kind).__module__}.Kind.content returns {content!r}; return a hash"
+        )
     return content

@@ -13,7 +13,7 @@ from imdb_rlhf.frontier.finished import FinishedRun, read
 WORLD = re.compile(
     r"(data|model|reward|generation|sft)\.|evaluation\.(seed|samples)$|trainer\.(threads|device|precision|processes)$"
 )
-NO_WORLD = re.compile(r"data\.(preferences|preferences_eos)$|.*batch_size$")
+NO_WORLD = re.compile(r"data\.preferences(_eos|_revision|_split)?$|.*batch_size$")
 
 
 def worlds(paths: Sequence[Path]) -> dict[str, list[Path]]:

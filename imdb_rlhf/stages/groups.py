@@ -15,17 +15,19 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 
-from imdb_rlhf.artifacts.files import hash_file, write_json
+from imdb_rlhf.artifacts.files import write_json
+from imdb_rlhf.artifacts.tables import write_table
 from imdb_rlhf.config.families import GroupsRun, PreferenceRun
 from imdb_rlhf.data import groups, preferences
+from imdb_rlhf.data.preferences import PreferenceData
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.models import policy as policies
 from imdb_rlhf.models.logprobs import Rows, sequence_logprobs
 from imdb_rlhf.models.policy import Policy
-from imdb_rlhf.models.tokens import encoder
+from imdb_rlhf.models.tokens import chat_of, encoder
 from imdb_rlhf.stages.reference import Reference
 from imdb_rlhf.stages.reviews import Reviews
-from imdb_rlhf.stages.samples import Sampler, report_of, summary_of
+from imdb_rlhf.stages.samples import Sampler, compare_scores, report_of, summary_of
 from imdb_rlhf.stages.sources import Base
 from imdb_rlhf.stages.stage import Disk, Flow, Stage, unchanging
 from imdb_rlhf.stages.true_reward import TrueReward
@@ -40,6 +42,7 @@ class Groups(Stage):
     def __init__(self, flow: Flow, run: GroupsRun) -> None:
         super().__init__(flow)
         self.run = run
+        self.checked = False  # whether the preferences were held against the tokenizer
 
     @classmethod
     def of(cls, flow: Flow) -> Self | None:
@@ -47,16 +50,18 @@ class Groups(Stage):
         run = flow.run
         return cls(flow, run) if isinstance(run, GroupsRun) and run.uses_groups else None
 
-    @property
-    def preferences(self) -> Path | None:
-        """The preference file of the run, where it brings one."""
-        path = self.run.data.preferences
-        return None if path is None else Path(path).expanduser()
+    @cached_property
+    def preferences(self) -> PreferenceData | None:
+        """The preferences of the run, where it brings some."""
+        data = self.run.data
+        if data.preferences is None:
+            return None
+        return PreferenceData(data.preferences, data.preferences_revision, data.preferences_split)
 
     @cached_property
     def preferences_hash(self) -> str | None:
-        """The hash of its content."""
-        return None if self.preferences is None else hash_file(self.preferences)
+        """The hash of their content, whatever they are stored in."""
+        return None if self.preferences is None else self.preferences.content()
 
     def inputs(self) -> dict[str, Any]:
         """The prompts and the true reward, or the content of the preference file; the reference; the machine."""
@@ -78,9 +83,21 @@ class Groups(Stage):
         }
 
     def check(self) -> None:
-        """Refuse a preference file that cannot be read."""
+        """Refuse preferences that cannot be read, row by row."""
+        if self.preferences is not None and self.preferences.is_local:
+            _ = self.preferences.files
+
+    def fetch(self) -> None:
+        """Download preferences from the Hub."""
         if self.preferences is not None:
-            preferences.check_preferences(self.preferences)
+            _ = self.preferences.files
+
+    def check_after(self, built: Stage) -> None:
+        """Refuse conversations that the reference's tokenizer cannot render, as soon as it is known."""
+        tokenizer = None if self.preferences is None or self.checked else self.flow.get(Reviews).known_tokenizer()
+        if tokenizer is not None and self.preferences is not None:
+            self.preferences.examples(chat_of(tokenizer))
+            self.checked = True
 
     def make(self, folder: Path) -> None:
         """Sample and score the groups, or score the preferences that were brought."""
@@ -88,6 +105,11 @@ class Groups(Stage):
             self._sample(folder)
         else:
             self._score_preferences(folder, self.preferences)
+
+    def check_reused(self) -> None:
+        """Refuse scores that the true reward no longer gives."""
+        if self.preferences is None:
+            compare_scores(self.flow, groups.read(self.path), self.path)
 
     def _sample(self, folder: Path) -> None:
         config, prompts = self.run.groups, self.flow.get(Reviews).training_prompts
@@ -101,19 +123,25 @@ class Groups(Stage):
             return
         _write(folder, frame)
         exported = preferences.to_trl(frame)
-        exported.to_parquet(folder / "preferences.parquet", index=False)
+        write_table(folder / "preferences.parquet", exported)
+        (folder / "README.md").write_text(
+            preferences.card(len(exported), self.run.reward.name, f"groups/{folder.stem}")
+        )
         write_json(folder / "report.json", report_of(frame) | {"pairs": len(exported)})
 
-    def _score_preferences(self, folder: Path, file: Path) -> None:
-        """The pairs of a file as groups, with the reference's log-probs."""
+    def _score_preferences(self, folder: Path, data: PreferenceData) -> None:
+        """The pairs that were brought as groups, with the reference's log-probs."""
         policy = self.flow.get(Reference).policy()
-        table, pairs = preferences.from_preferences(
-            file,
-            encoder(policy.tokenizer),
+        chat = chat_of(policy.tokenizer)
+        examples = data.examples(chat)
+        table, pairs, inside = preferences.from_preferences(
+            examples,
+            chat.encode if chat is not None and examples.conversations else encoder(policy.tokenizer),
             policy.eos_id,
             self.flow.get(Base).bos_id,
             append_eos=self.run.data.preferences_eos,
             context=policy.context,
+            where=f"{preferences.KEY}={data.path}",
         )
         logprobs = _reference_logprobs(self, self.runtime, self.run, policy, table)
         if self.runtime.rank:
@@ -121,15 +149,25 @@ class Groups(Stage):
         table["ref_logprob"] = logprobs
         _write(folder, table)
         np.savez(folder / "pairs.npz", rows=pairs.rows, prompts=pairs.prompts)
-        report = {"prompts": int(table["prompt_id"].nunique()), "completions": len(table), "pairs": len(pairs.rows)}
-        write_json(folder / "report.json", report | {"dropped": pairs.dropped})
+        report: dict[str, Any] = {
+            "prompts": int(table["prompt_id"].nunique()),
+            "completions": len(table),
+            "pairs": len(pairs.rows),
+        }
+        report |= {"dropped": pairs.dropped, "inside": inside, "repeated": examples.repeated}
+        write_json(folder / "report.json", report)
 
     def summary_line(self, folder: Path) -> str:
         """How many completions, and their rewards or pairs."""
         report = json.loads((folder / "report.json").read_text())
         if "reward_mean" in report:
             return summary_of(folder)
-        return f"{report['pairs']} pairs over {report['completions']} completions"
+        line = f"{report['pairs']} pairs over {report['completions']} completions"
+        if report["inside"]:
+            line += f"; {report['inside']} prompts end inside a token, which counts to the completion"
+        if report["repeated"]:
+            line += f"; in {report['repeated']} rows both completions begin with the prompt, so it is there twice"
+        return line
 
     def size(self) -> Disk:
         """About 1,000 bytes per completion."""
@@ -221,4 +259,4 @@ def _write(folder: Path, frame: pd.DataFrame) -> None:
     """
     if not np.isfinite(frame["ref_logprob"].to_numpy()).all():
         raise RunError("groups: a reference log-prob is not finite; set trainer.precision=float32")
-    frame.to_parquet(folder / "groups.parquet", index=False)
+    write_table(folder / "groups.parquet", frame)

@@ -10,6 +10,7 @@ import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
 from imdb_rlhf.artifacts.files import write_json
+from imdb_rlhf.artifacts.tables import write_table
 from imdb_rlhf.config.data import Bos
 from imdb_rlhf.config.places import hashed
 from imdb_rlhf.data import prompts
@@ -26,6 +27,13 @@ EVALUATED_SPLITS = ("validation", "test")
 TOKENIZER_CHARACTERS, TOKENIZER_REVIEWS = 1000, 20_000
 
 
+class Dataset:
+    """The dataset of a flow: one object, so that what is hashed is what is used."""
+
+    def __init__(self, flow: Flow) -> None:
+        self.kind = dataset_of(flow.run.data)
+
+
 def data_config(flow: Flow) -> tuple[dict[str, Any], dict[str, Any]]:
     """The keys of `data` that every stage depends on, and those that only labels depend on.
 
@@ -34,7 +42,7 @@ def data_config(flow: Flow) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises:
         RunError: the dataset's `label_keys` names a key that it does not have.
     """
-    data, dataset = hashed(flow.run.data), dataset_of(flow.run.data)
+    data, dataset = hashed(flow.run.data), flow.get(Dataset).kind
     for key in dataset.label_keys:
         if not hasattr(flow.run.data, key):
             raise RunError(f"{type(dataset).__module__}.Kind has {key} among its label_keys, and data.{key} is no key")
@@ -55,7 +63,7 @@ class Reviews(Stage):
         model = base.scratch
         return {
             "config": data_config(self.flow)[0],
-            "content": content_of(run.data),
+            "content": content_of(self.flow.get(Dataset).kind),
             "tokenizer": base.identity
             if model is None
             else {"size": model.tokenizer_size, "vocabulary": model.vocabulary},
@@ -65,19 +73,19 @@ class Reviews(Stage):
     def check(self) -> None:
         """Refuse a dataset or a model folder that cannot be used."""
         self.flow.get(Base).check()
-        dataset_of(self.flow.run.data).check()
+        self.flow.get(Dataset).kind.check()
 
     def fetch(self) -> None:
         """Download the model that SFT starts from, and the reviews."""
         self.flow.get(Base).fetch()
-        dataset_of(self.flow.run.data).fetch()
+        self.flow.get(Dataset).kind.fetch()
 
     def make(self, folder: Path) -> None:
         """Divide the reviews and encode them."""
         run, base = self.flow.run, self.flow.get(Base)
         if self.runtime.rank:
             return
-        reviews = divide_reviews(run.data, 0)
+        reviews = divide_reviews(self.flow.get(Dataset).kind, 0)
         if base.scratch is None:
             tokenizer: Any = self.tokenizer()
         else:
@@ -174,14 +182,14 @@ class Labelled(Stage):
         data, labels = data_config(self.flow)
         return {
             "config": data | labels,
-            "content": content_of(self.flow.run.data),
+            "content": content_of(self.flow.get(Dataset).kind),
             "held_out": kind_of(self.flow.run.reward).held_out,
         }
 
     def check(self) -> None:
         """Refuse a dataset without labels."""
         run = self.flow.run
-        if not dataset_of(run.data).labelled:
+        if not self.flow.get(Dataset).kind.labelled:
             raise RunError(
                 f"reward={run.reward.name} is trained on labelled reviews, and data={run.data.name} has none; "
                 "choose another reward or another dataset"
@@ -191,9 +199,9 @@ class Labelled(Stage):
         """Keep the labelled reviews and the held-out ones."""
         if self.runtime.rank:
             return
-        reviews = divide_reviews(self.flow.run.data, kind_of(self.flow.run.reward).held_out)
-        reviews.labelled.to_parquet(folder / "labelled.parquet", index=False)
-        reviews.held_out.to_parquet(folder / "held_out.parquet", index=False)
+        reviews = divide_reviews(self.flow.get(Dataset).kind, kind_of(self.flow.run.reward).held_out)
+        write_table(folder / "labelled.parquet", reviews.labelled)
+        write_table(folder / "held_out.parquet", reviews.held_out)
         counts = {"labelled": len(reviews.labelled), "held_out": len(reviews.held_out)}
         write_json(folder / "report.json", counts)
 
@@ -204,7 +212,7 @@ class Labelled(Stage):
 
     def size(self) -> Disk:
         """The dataset's own estimate."""
-        return unchanging(dataset_of(self.flow.run.data).labelled_bytes)
+        return unchanging(self.flow.get(Dataset).kind.labelled_bytes)
 
     def reviews(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Labelled and held-out reviews: columns `text` and `label` (0 or 1)."""

@@ -61,7 +61,7 @@ class ModelSource:
             RunError: it cannot be used.
         """
         try:
-            config = AutoConfig.from_pretrained(self.folder)
+            config = AutoConfig.from_pretrained(self.folder, trust_remote_code=False)
             _ = config.vocab_size
         except Exception as error:
             message = f"{self.key}={self.folder}: its config.json cannot be used: {first_line(error)}"

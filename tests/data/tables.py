@@ -28,6 +28,8 @@ def within(count: int, trials: int, probability: float) -> bool:
 def imdb_data(**changes: Any) -> ImdbData:
     values = {"name": "imdb", "seed": 0, "sft_reviews": 4, "prompts": tiny.prompts(train=2), "preferences": None}
     source = {"bos": Bos.auto, "preferences_eos": True, "hub_id": "stanfordnlp/imdb", "revision": "main", "path": None}
+    source |= {"preferences_revision": None, "preferences_split": "train"}
+    source |= {"text_column": "text", "label_column": "label"}
     splits = {"prompt_splits": ["train", "unsupervised"], "test_splits": ["test"], "labelled_splits": ["train"]}
     splits["sft_splits"] = ["unsupervised", "train"]
     return ImdbData(**{**values, **source, "br": Br.newline, "min_characters": None, **splits, **changes})

@@ -264,22 +264,24 @@ def test_a_use_without_reviews(monkeypatch):
         for left in (texts, texts | {role: []}):
             monkeypatch.setattr(kind, "divide", lambda self, held_out, left=left: replace(whole, texts=left))
             message = f"data={config.name}: imdb_rlhf.data.embedded.Kind.divide leaves {role} without reviews"
-            assert refusal(divide_reviews, config, 0) == message
+            assert refusal(divide_reviews, dataset_of(config), 0) == message
 
 
 def test_labels_that_are_not_there(monkeypatch):
     config, kind = embedded_config(), type(dataset_of(embedded_config()))
     whole = kind(config).divide(0)
     monkeypatch.setattr(kind, "divide", lambda self, held_out: whole)
-    assert divide_reviews(config, 0) is whole
-    assert refusal(divide_reviews, config, 5).endswith("Kind.divide leaves labelled without rows of text and label")
+    assert divide_reviews(dataset_of(config), 0) is whole
+    assert refusal(divide_reviews, dataset_of(config), 5).endswith(
+        "Kind.divide leaves labelled without rows of text and label"
+    )
 
 
 @pytest.mark.parametrize("content", [None, "", 3])
 def test_a_content_that_is_no_hash(monkeypatch, content):
     config = embedded_config()
     monkeypatch.setattr(type(dataset_of(config)), "content", lambda self: content)
-    assert refusal(content_of, config) == (
+    assert refusal(content_of, dataset_of(config)) == (
         f"data={config.name}: imdb_rlhf.data.embedded.Kind.content returns {content!r}; return a hash"
     )
 

@@ -68,7 +68,7 @@ def test_real_reviews_and_a_two_label_reward(reviews, tmp_path):
     ("damage", "message"),
     [
         ("missing", "data.path={path}: no such folder; give one that exists"),
-        ("empty", "data.path={path} holds no parquet; expected plain_text/"),
+        ("empty", "data.path={path} holds no data (one of .parquet, .csv, "),
         ("column", "{path}/plain_text/train-00000-of-00001.parquet has no column 'text' (it has "),
         (
             "label",

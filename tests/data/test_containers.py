@@ -1,0 +1,261 @@
+"""The same rows in every container, whole or refused."""
+
+import gzip
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pandas as pd
+import pytest
+
+from imdb_rlhf.data import containers
+from imdb_rlhf.data.containers import content_of, files_of, read_split
+from imdb_rlhf.data.imdb import Kind
+from imdb_rlhf.errors import RunError
+from tests.data.tables import imdb_data
+
+TEXTS = ["A film.", 'With "quotes", commas\nand lines', "NA", "12", "null", "2020-01-01", "naïve — 映画", " blanks "]
+LABELS = [0, 1, 0, 1, 0, 1, 0, 1]
+SPLITS = {"train": (TEXTS, LABELS), "test": (TEXTS[::-1], LABELS), "unsupervised": (TEXTS[2:], [-1] * 6)}
+
+
+def frame(split: str) -> pd.DataFrame:
+    texts, labels = SPLITS[split]
+    return pd.DataFrame({"text": texts, "label": labels, "more": range(len(texts))})
+
+
+def table(split: str) -> datasets.Dataset:
+    return datasets.Dataset.from_pandas(frame(split), preserve_index=False)
+
+
+def parquet(folder: Path) -> None:
+    (folder / "plain_text").mkdir()
+    for split in SPLITS:
+        frame(split).to_parquet(folder / "plain_text" / f"{split}-00000-of-00001.parquet")
+
+
+def parts(folder: Path) -> None:
+    """In several files, under data/."""
+    (folder / "data").mkdir()
+    for split in SPLITS:
+        for number, rows in enumerate((slice(0, 2), slice(2, 3), slice(3, None))):
+            frame(split)[rows].to_parquet(folder / "data" / f"{split}-0000{number}-of-00003.parquet")
+
+
+def converted(folder: Path) -> None:
+    """As the Hub's branch of parquet conversions."""
+    for split in SPLITS:
+        (folder / "plain_text" / split).mkdir(parents=True)
+        frame(split)[:3].to_parquet(folder / "plain_text" / split / "0000.parquet")
+        frame(split)[3:].to_parquet(folder / "plain_text" / split / "0001.parquet")
+
+
+def older(folder: Path) -> None:
+    """As that branch was at first, with what describes it."""
+    (folder / "plain_text").mkdir()
+    (folder / "dataset_infos.json").write_text(json.dumps({"plain_text": {"splits": ["train", "test"]}}))
+    for split in SPLITS:
+        frame(split).to_parquet(folder / "plain_text" / f"imdb-{split}.parquet")
+
+
+def csv(folder: Path) -> None:
+    for split in SPLITS:
+        frame(split).to_csv(folder / f"{split}.csv", index=False)
+
+
+def tsv(folder: Path) -> None:
+    for split in SPLITS:
+        frame(split).to_csv(folder / f"{split}.tsv.gz", index=False, sep="\t")
+
+
+def jsonl(folder: Path) -> None:
+    for split in SPLITS:
+        frame(split).to_json(folder / f"{split}.jsonl", orient="records", lines=True, date_format=None)
+
+
+def json_list(folder: Path) -> None:
+    for split in SPLITS:
+        (folder / f"{split}.json").write_text(json.dumps(frame(split).to_dict("records")))
+
+
+def arrow(folder: Path) -> None:
+    for split in SPLITS:
+        table(split).save_to_disk(folder / "aside" / split)
+        (only,) = (folder / "aside" / split).glob("*.arrow")
+        only.rename(folder / f"{split}.arrow")
+    for path in (folder / "aside").rglob("*.json"):
+        path.unlink()
+
+
+def saved(folder: Path) -> None:
+    datasets.DatasetDict({split: table(split) for split in SPLITS}).save_to_disk(folder / "saved")
+    for path in (folder / "saved").iterdir():
+        path.rename(folder / path.name)
+
+
+def class_labels(folder: Path) -> None:
+    names = datasets.ClassLabel(names=["neg", "pos"])
+    (folder / "data").mkdir()
+    for split in SPLITS:
+        table(split).cast_column("label", names).to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
+
+
+def words(folder: Path) -> None:
+    """Labels by name."""
+    for split in SPLITS:
+        labels = frame(split)["label"].map({0: "negative", 1: "positive", -1: "unsup"})
+        frame(split).assign(label=labels).to_csv(folder / f"{split}.csv", index=False)
+
+
+CONTAINERS = [parquet, parts, converted, older, csv, tsv, jsonl, json_list, arrow, saved, class_labels, words]
+
+
+def content(place: Path, **changes: Any) -> str:
+    return Kind(imdb_data(path=str(place), **changes)).content()
+
+
+@pytest.mark.parametrize("write", CONTAINERS)
+def test_the_same_rows_have_the_same_content(write, tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    parquet(tmp_path / "one")
+    write(tmp_path / "two")
+    assert content(tmp_path / "two") == content(tmp_path / "one")
+    files = read_split(tmp_path / "two", "train", ["text"], "data.path")
+    assert [text for rows in files for text in rows.columns["text"]] == TEXTS
+
+
+def test_reviews_of_a_file_each(tmp_path):
+    """As Maas et al. published them."""
+    for split, name, count in (("train", "neg", 12), ("train", "pos", 2), ("train", "unsup", 1), ("test", "neg", 1)):
+        (tmp_path / "aclImdb" / split / name).mkdir(parents=True)
+        for number in range(count):
+            (tmp_path / "aclImdb" / split / name / f"{number}_7.txt").write_text(f"{name} {number}")
+    read = read_split(tmp_path, "train", ["text", "label"], "data.path")
+    assert [rows.columns["text"][0] for rows in read] == [*(f"neg {n}" for n in range(12)), "pos 0", "pos 1"]
+    assert [rows.columns["label"][0] for rows in read] == ["neg"] * 12 + ["pos"] * 2
+    (only,) = read_split(tmp_path, "unsupervised", ["text", "label"], "data.path")
+    assert only.columns == {"text": ["unsup 0"], "label": ["unsup"]}
+    assert "has no folder test/pos" in refused(read_split, tmp_path, "test", ["text", "label"], "data.path")
+
+
+@pytest.mark.parametrize("name", ["reviews.csv", "a.jsonl"])
+def test_one_file_is_split_train(tmp_path, name):
+    path = tmp_path / name
+    frame("train").to_csv(path, index=False) if name.endswith("csv") else frame("train").to_json(
+        path, orient="records", lines=True
+    )
+    for place in (path, tmp_path):
+        (rows,) = read_split(place, "train", ["text"], "data.path")
+        assert rows.columns["text"] == TEXTS
+    assert "there is no split test" in refused(read_split, path, "test", ["text"], "data.path")
+    everywhere = dict.fromkeys(("prompt_splits", "test_splits", "sft_splits", "labelled_splits"), ["train"])
+    assert content(path, **everywhere) == content(tmp_path, **everywhere)
+
+
+def test_a_file_that_was_replaced_is_read_anew(tmp_path):
+    """Though it has the name, the size and the time of the one before: what `datasets` caches by is not enough."""
+    everywhere = dict.fromkeys(("prompt_splits", "test_splits", "sft_splits", "labelled_splits"), ["train"])
+    file, found = tmp_path / "train.jsonl.gz", []
+    for word in ("good", "dull"):
+        file.write_bytes(gzip.compress(b'{"text": "A %s film", "label": 1}\n' % word.encode(), 0, mtime=0))
+        os.utime(file, (1, 1))
+        found.append((file.stat().st_size, content(file, **everywhere)))
+        (rows,) = read_split(file, "train", ["text"], "data.path")
+        assert rows.columns["text"] == [f"A {word} film"]
+    (size, first), (again, second) = found
+    assert size == again and first != second
+
+
+def test_another_row_is_another_content():
+    rows: list[tuple[Any, ...]] = [("a", 1), ("b", 0)]
+    others: list[list[tuple[Any, ...]]] = [
+        [("a", 1)],
+        [("b", 0), ("a", 1)],
+        [("a", 1), ("b", 1)],
+        [("a", 1), ("b", None)],
+        [("a1", ""), ("b", 0)],
+    ]
+    assert len({content_of(rows), *(content_of(other) for other in others)}) == 6
+    assert content_of([("ab", "c")]) != content_of([("a", "bc")])
+
+
+# --- refusals
+
+
+def refused(call: Any, *arguments: Any) -> str:
+    with pytest.raises(RunError) as caught:
+        call(*arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def touch(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["train-00000-of-00004.parquet"], "holds 1 of the 4 files of split train; number 1 is missing"),
+        (["train-00000-of-00003.csv", "train-00002-of-00003.csv"], "holds 2 of the 3 files of split train; number 1"),
+        (["x/train/0001.parquet", "x/train/0002.parquet"], "holds 2 of the 3 files of split train; number 0"),
+        (["train-00000-of-00001.csv", "train-00000-of-00002.csv"], "holds several sets of files of split train"),
+        (["train.csv", "train-00000-of-00001.csv"], "holds several sets of files of split train"),
+        (["train.csv", "train.parquet"], "holds split train more than once (train.csv, train.parquet); leave one"),
+        (["a/train.csv", "b/train.csv"], "holds split train more than once (a/train.csv, b/train.csv); leave one"),
+        (["test.csv"], "holds no file of split train; there are test.csv"),
+        (["restraining.csv", "test.csv"], "holds no file of split train; there are restraining.csv, test.csv"),
+        (["notes.txt", "dataset_infos.json"], "holds no data (one of .parquet, .csv"),
+    ],
+)
+def test_files_that_are_not_one_whole_split(tmp_path, names, message):
+    assert refused(files_of, touch(tmp_path, *names), "train", "data.path").startswith(
+        f"data.path={tmp_path} {message}"
+    )
+
+
+def test_whole_splits(tmp_path):
+    names = [f"train-0000{number}-of-00002.parquet" for number in range(2)]
+    found = files_of(touch(tmp_path, *names, "test-00000-of-00001.parquet"), "train", "data.path")
+    assert [path.name for path in found] == names
+
+
+@pytest.mark.parametrize(
+    "name", ["train.csv", "train.json", "train.jsonl", "train.arrow", "train.parquet", "train.csv.gz"]
+)
+@pytest.mark.parametrize("damage", [b"", b"\x00\xff\xfe{[", b'{"text": "a"'])
+def test_files_that_cannot_be_read(tmp_path, name, damage):
+    (tmp_path / name).write_bytes(damage)
+    message = refused(read_split, tmp_path, "train", ["text", "label"], "data.path")
+    assert message.startswith(f"{tmp_path / name} ")
+    assert "is not a readable" in message or "has no column" in message
+
+
+def test_a_folder_of_save_to_disk_without_a_split(tmp_path):
+    saved(tmp_path)
+    message = refused(read_split, tmp_path, "validation", ["text"], "data.path")
+    assert message == f"data.path={tmp_path} has no split validation; there are test, train, unsupervised"
+    assert "there is no split test" in refused(read_split, tmp_path / "train", "test", ["text"], "data.path")
+    (only,) = (tmp_path / "train").glob("*.arrow")
+    only.write_bytes(b"none")
+    message = refused(read_split, tmp_path, "train", ["text"], "data.path")
+    assert message.startswith(f"{tmp_path}/train cannot be read as save_to_disk left it: ")
+
+
+def test_what_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
+    parquet(tmp_path)
+    whole = containers.read_split
+
+    def late(place: Path, split: str, *others: Any) -> Any:
+        found = whole(place, split, *others)
+        frame("test")[:3].to_parquet(tmp_path / "plain_text" / "test-00000-of-00001.parquet")
+        return found
+
+    monkeypatch.setattr("imdb_rlhf.data.imdb.read_split", late)
+    assert "changed while it was read" in refused(content, tmp_path)
