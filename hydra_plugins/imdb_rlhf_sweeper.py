@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -43,7 +44,7 @@ class GridsSweeper(Sweeper):
             RunError: something that a job needs is not there.
         """
         refuse_torchrun()
-        title, grids = grids_of([*cli.SWEEP_COMMAND.overrides, *arguments], self._lines)
+        title, grids = grids_of([*cli.SWEEP_COMMAND.overrides, *arguments], self._lines, self.loader)
         overrides = [job for grid in grids for job in product_of(grid)]
         runs = [self._run(job, alone=len(overrides) == 1) for job in overrides]
         first = distinct(runs)
@@ -84,7 +85,9 @@ class GridsSweeper(Sweeper):
 
 
 def grids_of(
-    arguments: Sequence[str], lines: Callable[[str], tuple[list[str], dict[str, str]]]
+    arguments: Sequence[str],
+    lines: Callable[[str], tuple[list[str], dict[str, str]]],
+    loader: ConfigLoader | None = None,
 ) -> tuple[str, list[list[Override]]]:
     """The sweep's title, and its grids: lists of overrides whose values multiply.
 
@@ -95,8 +98,10 @@ def grids_of(
     Args:
         arguments: of the command line.
         lines: the grids of a sweep by its name, and the overrides that each experiment adds to them.
+        loader: knows the choices that `algo=glob(p*)` means; without it, such an override is refused.
     """
-    typed = OverridesParser.create().parse_overrides(list(arguments))
+    parse = OverridesParser.create(config_loader=loader).parse_overrides
+    typed = parse(list(arguments))
     names = [name for override in typed if override.key_or_group == "sweep" for name in _values(override)]
     typed = [override for override in typed if override.key_or_group != "sweep"]
     if not names:
@@ -107,17 +112,13 @@ def grids_of(
     for name in names:
         grid_lines, experiments = lines(name)
         for line in grid_lines:
-            grid = _parsed(line)
+            grid = parse(shlex.split(line))
             chosen = [value for o in (*typed, *grid) if o.key_or_group == "experiment" for value in _values(o)]
-            added = [] if len(chosen) > 1 else _parsed(experiments.get((chosen or ["default"])[0], ""))
+            added = [] if len(chosen) > 1 else parse(shlex.split(experiments.get((chosen or ["default"])[0], "")))
             known = typed_keys | {_key(override) for override in grid}
             grid += [override for override in added if _key(override) not in known]
             grids.append([*(override for override in grid if _key(override) not in typed_keys), *typed])
     return "-".join(names), grids
-
-
-def _parsed(line: str) -> list[Override]:
-    return OverridesParser.create().parse_overrides(shlex.split(line))
 
 
 def product_of(grid: Sequence[Override]) -> list[list[str]]:
@@ -135,6 +136,8 @@ def product_of(grid: Sequence[Override]) -> list[list[str]]:
         key, words = override.get_key_element(), [str(override.input_line)]
         if override.is_sweep_override():
             words = [f"{key}={value}" for value in override.sweep_string_iterator()]
+            if not words:
+                raise ConfigError(f"{override.input_line}: no choice of {override.key_or_group} is called so")
         choices[key] = words
     return [list(job) for job in itertools.product(*choices.values())]
 

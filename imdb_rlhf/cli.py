@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from imdb_rlhf.config.explain import explain, not_listed
-from imdb_rlhf.config.keys import ALGORITHMS, SCHEMAS, names_of, unknown_choice, unknown_key
+from imdb_rlhf.config.keys import ALGORITHMS, PLACES, SCHEMAS, names_of, unknown_choice, unknown_key
 from imdb_rlhf.config.machine import check_processes
 from imdb_rlhf.config.run import Run
 from imdb_rlhf.errors import ConfigError, RunError, Stopped
@@ -85,6 +85,7 @@ def to_run(composed: DictConfig) -> Run:
         values.pop("hydra", None)
     try:
         OmegaConf.resolve(values)
+        _expand_home(values)
         _refuse_unknown(values, OmegaConf.get_type(values), "", str(values.algo))
         run = cast(Run, OmegaConf.to_object(values))
         if type(run) is not ALGORITHMS.get(run.algo):
@@ -97,6 +98,18 @@ def to_run(composed: DictConfig) -> Run:
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error)) from error
     return run
+
+
+def _expand_home(values: DictConfig) -> None:
+    """Put the home folder in for `~` at the beginning of every path."""
+    for key in (*PLACES, "paths.outputs"):
+        *above, name = key.split(".")
+        node: Any = values
+        for part in above:
+            node = node.get(part) if isinstance(node, DictConfig) else None
+        value = node.get(name) if isinstance(node, DictConfig) else None
+        if isinstance(value, str) and value.startswith("~"):
+            node[name] = os.path.expanduser(value)
 
 
 def checked(composed: DictConfig, overrides: Sequence[str]) -> Run:
@@ -211,6 +224,8 @@ def _set_aside(options: Namespace) -> None:
     sweeps = [word for word in options.overrides if word.lstrip("+").startswith("sweep=")]
     if sweeps and not options.multirun:
         _leave(2, f"refused: {sweeps[0]} is many runs; python train.py -m {sweeps[0]} runs them")
+    if options.multirun and (options.cfg or options.info or options.shell_completion):
+        _leave(2, "refused: --cfg and --info show the configuration of one run; drop -m, and give each key one value")
     overrides = [word for word in options.overrides if not word.lstrip("+~").startswith(("hydra.", "hydra/"))]
     needed = [word for word in options.overrides if word not in overrides]
     for name in ("config_path", "config_name", "config_dir"):

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from imdb_rlhf.config.algos import DPORun
 from imdb_rlhf.config.explain import explain
 from imdb_rlhf.errors import ConfigError, RunError, Stopped
-from tests.command import Answer, run, train
+from tests.command import Answer, run, run_of, train
 
 
 @pytest.fixture
@@ -93,6 +93,8 @@ def test_a_refusal_in_a_process_of_its_own(here, arguments, start):
         (["beta"], "beta is not of the form key=value"),
         (["beta = 0.1"], "beta = 0.1 is not of the form key=value"),
         (["data.path=a(b)"], "data.path=a(b) is not of the form key=value"),
+        (["reward.function=a=b"], "reward.function=a=b is not of the form key=value"),
+        (["data.path=~/reviews"], "data.path=~/reviews is not of the form key=value"),
         (["--colour=red"], "unrecognized arguments: --colour=red"),
         (["--cfg", "all the keys"], "argument --cfg/-c: invalid choice"),
         (["--config-dir", "nowhere"], "Additional config directory"),
@@ -100,6 +102,12 @@ def test_a_refusal_in_a_process_of_its_own(here, arguments, start):
 )
 def test_a_refusal(here, arguments, start, multirun):
     one_line(train(*multirun, *arguments, f"paths.outputs={here / 'out'}"), 2, f"refused: {start}")
+    assert not list(here.iterdir())
+
+
+@pytest.mark.parametrize("option", [["--cfg", "job"], ["--info", "all"]])
+def test_what_shows_one_configuration_is_no_sweep(here, option):
+    one_line(train("-m", *option, "beta=0.1,1"), 2, "refused: --cfg and --info show the configuration of one run")
     assert not list(here.iterdir())
 
 
@@ -197,6 +205,21 @@ def test_cfg_job_shows_the_composed_configuration(here):
     assert (shown.algo, shown.beta, shown.data.name, shown.policy.optim.name) == ("dpo", 0.5, "imdb", "rmsprop")
     assert "hydra" not in shown
     assert not list(here.iterdir())
+
+
+def test_every_path_may_begin_at_home(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/of")
+    run: Any = run_of(
+        'paths.outputs="~/out"',
+        "data=imdb",
+        'data.path="~/imdb"',
+        'data.preferences="~/pairs.parquet"',
+        "reward=own",
+        'reward.function="~/own.py:score"',
+        'sft.path="~/model"',
+    )
+    paths = [run.paths.outputs, run.data.path, run.data.preferences, run.reward.function, run.sft.path]
+    assert paths == [f"/home/of/{name}" for name in ("out", "imdb", "pairs.parquet", "own.py:score", "model")]
 
 
 @pytest.mark.parametrize("arguments", [["ppo=trl_2023", "algo=ppo"], ["algo=ppo", "ppo=trl_2023"]])

@@ -144,6 +144,11 @@ def test_without_a_file_the_command_line_is_the_grid(handed):
     assert sweep.name.startswith("beta-seed-")
 
 
+def test_a_pattern_stands_for_the_choices_that_it_fits(handed):
+    sweep = handed("-m", "algo=glob(*,exclude=[b*,o*,p*,r*,u*])", "seed=3")
+    assert sweep.overrides == ["algo=dpo seed=3", "algo=sft seed=3"]
+
+
 def test_a_name_is_of_the_jobs_alone(handed):
     def name(*arguments: str) -> str:
         return str(handed("-m", *arguments).name)
@@ -186,6 +191,7 @@ def test_the_group_of_a_sweeps_jobs(handed):
             "launcher is one for all jobs of a sweep, and they differ; give one launcher=... on the command line",
         ),
         (["-m", "beta=1,2", "launcher.jobs=0"], "job beta=1 launcher.jobs=0: launcher.jobs=0 is out of range"),
+        (["-m", "algo=glob(zz*)"], "algo=glob(zz*): no choice of algo is called so"),
         (["-m", "beta=interval(0,1)"], "beta=interval(0,1): a grid needs single values, such as beta=1,2,5"),
         (
             ["-m", "algo=ppo", "seed=0,1", "ppo.preset=paper"],
