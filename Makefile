@@ -1,10 +1,10 @@
-# make setup | demo | test | test-slow | bench | bench-peers | bench-growth | bench-stages | lint | clean
+# make setup | demo | test | test-slow | fuzz | bench | bench-peers | bench-growth | bench-stages | lint | clean
 # PYTHON=python3.12 picks another Python
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test test-slow bench bench-peers bench-growth bench-stages lint clean
+.PHONY: setup demo test test-slow fuzz bench bench-peers bench-growth bench-stages lint clean
 
 setup: $(VENV)/.dev  ## the package, and what its tests need
 
@@ -16,6 +16,10 @@ test: lint  ## two workers with a thread each; a file's tests stay together, as 
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -m "slow and not gpu"
+
+# 20 tests with 500 new cases each.
+fuzz: $(VENV)/.dev  ## 10,000 random configurations, files, models and texts: right, or refused in one line
+	FUZZ_CASES=500 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 tests/fuzz
 
 bench: $(VENV)/.package bench-peers  ## us and the peers, one table; hours on two cores
 	$(BIN)/python -m benchmarks
