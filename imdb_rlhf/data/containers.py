@@ -234,7 +234,7 @@ def read_saved(folder: Path, wanted: Sequence[str], optional: Sequence[str] = ()
         RunError: it cannot be read, or lacks a column.
     """
     try:
-        return _columns(_library().load_from_disk(str(folder)), folder, wanted, optional)
+        return _columns(_library().load_from_disk(str(folder), keep_in_memory=True), folder, wanted, optional)
     except RunError:
         raise
     except Exception as error:
@@ -252,6 +252,7 @@ def _library() -> Any:
 def _columns(table: Any, place: Path, wanted: Sequence[str], optional: Sequence[str]) -> Rows:
     names = list(table.column_names)
     _check_columns(names, place, wanted)
+    table.data.table.validate(full=True)  # damaged offsets would be followed, beyond the memory that is ours
     found = [*wanted, *(column for column in optional if column in names)]
     return Rows(place, {column: list(table[column]) for column in found})
 
