@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,9 +39,6 @@ class Rows:
     place: Path
     columns: dict[str, list[Any]]
 
-    def __len__(self) -> int:
-        return len(next(iter(self.columns.values()), []))
-
 
 def format_of(file: Path) -> str | None:
     """The reader of a file, by its name; None if there is none."""
@@ -59,6 +56,21 @@ def stem_of(file: Path) -> str:
             break
         name = name.removesuffix(suffix)
     return name
+
+
+def read_splits(
+    place: Path, splits: Iterable[str], wanted: Sequence[str], key: str, optional: Sequence[str] = ()
+) -> dict[str, list[Rows]]:
+    """Read several splits, none of which may change meanwhile; otherwise as `read_split`.
+
+    Raises:
+        RunError: as there, or something changed.
+    """
+    before = signature_of(place)
+    read = {split: read_split(place, split, wanted, key, optional) for split in dict.fromkeys(splits)}
+    if signature_of(place) != before:
+        raise RunError(f"{key}={place} changed while it was read; run again")
+    return read
 
 
 def read_split(place: Path, split: str, wanted: Sequence[str], key: str, optional: Sequence[str] = ()) -> list[Rows]:
@@ -190,10 +202,7 @@ def read_file(file: Path, wanted: Sequence[str], optional: Sequence[str] = ()) -
     Raises:
         RunError: it cannot be read, or lacks a column.
     """
-    kind = format_of(file)
-    if kind is None:
-        raise RunError(f"{file} is none of the files that are read ({EXPECTED})")
-    datasets = _library()
+    kind, datasets = format_of(file), _library()
     with tempfile.TemporaryDirectory() as cache:
         try:
             options = _csv_options(file, datasets, wanted) if kind == "csv" else {}
@@ -268,6 +277,17 @@ def signature_of(place: Path) -> tuple[Any, ...]:
     files = [place] if place.is_file() else [path for path in sorted(place.rglob("*")) if path.is_file()]
     stats = [(path, path.stat()) for path in files]
     return tuple((str(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino) for path, stat in stats)
+
+
+def content_once(place: Path, choice: Sequence[str], compute: Callable[[], str]) -> str:
+    """The hash of what is chosen of a place, computed once in a process while nobody touches the place."""
+    state = (signature_of(place), *choice)
+    if state not in _CONTENTS:
+        _CONTENTS[state] = compute()
+    return _CONTENTS[state]
+
+
+_CONTENTS: dict[tuple[Any, ...], str] = {}
 
 
 def content_of(rows: Sequence[Sequence[Any]]) -> str:

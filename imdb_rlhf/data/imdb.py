@@ -11,15 +11,13 @@ import pandas as pd
 
 from imdb_rlhf.config.data import Br, ImdbData
 from imdb_rlhf.data import hub
-from imdb_rlhf.data.containers import Rows, content_of, read_split, signature_of
+from imdb_rlhf.data.containers import Rows, content_of, content_once, read_splits
 from imdb_rlhf.data.reviews import DatasetKind, Reviews
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.seeds import generator
 
-# What a label may be called where it is a text. A test of the IMDb's own unlabelled reviews: -1.
+# What a label may be called where it is a text.
 NAMES = {"neg": 0, "negative": 0, "pos": 1, "positive": 1, "unsup": -1}
-# Contents that this process has hashed, by the state of the files: hashed again only where one was touched.
-_CONTENTS: dict[tuple[Any, ...], str] = {}
 
 
 def label_of(value: Any) -> int | None:
@@ -198,17 +196,16 @@ class Kind(DatasetKind[ImdbData]):
         place = Path(config.path).expanduser()
         return place if place.is_file() else hub.local_folder(config.path, "data.path")
 
+    @property
+    def splits(self) -> list[str]:
+        """Every split that is used, by name."""
+        config = self.config
+        return sorted({*config.test_splits, *config.prompt_splits, *config.sft_splits, *config.labelled_splits})
+
     @cached_property
     def splits_read(self) -> dict[str, list[Rows]]:
         """The rows of every split that is used, read once."""
-        config = self.config
-        splits = (*config.test_splits, *config.prompt_splits, *config.sft_splits, *config.labelled_splits)
-        columns = [config.text_column, config.label_column]
-        before = signature_of(self.place)
-        read = {split: read_split(self.place, split, columns, "data.path") for split in dict.fromkeys(splits)}
-        if signature_of(self.place) != before:
-            raise RunError(f"data.path={self.place} changed while it was read; run again")
-        return read
+        return read_splits(self.place, self.splits, [self.config.text_column, self.config.label_column], "data.path")
 
     def check(self) -> None:
         """Refuse what lacks a file or a column, or holds a row that is no review."""
@@ -224,16 +221,14 @@ class Kind(DatasetKind[ImdbData]):
         config = self.config
         if config.path is None:
             return hub.identity(config.hub_id, config.revision, "data.path")
-        splits = {*config.test_splits, *config.prompt_splits, *config.sft_splits, *config.labelled_splits}
-        state = (signature_of(self.place), config.text_column, config.label_column, *sorted(splits))
-        if state not in _CONTENTS:
-            hashes = []
-            for split in sorted(splits):
-                files = self.splits_read[split]
-                reviews = reviews_of(files, config.text_column, config.label_column, labels=False)
-                hashes.append((split, content_of(list(zip(reviews["text"], reviews["label"].tolist(), strict=True)))))
-            _CONTENTS[state] = content_of(hashes)
-        return _CONTENTS[state]
+        return content_once(self.place, [config.text_column, config.label_column, *self.splits], self._content)
+
+    def _content(self) -> str:
+        config, hashes = self.config, []
+        for split, files in self.splits_read.items():
+            reviews = reviews_of(files, config.text_column, config.label_column, labels=False)
+            hashes.append((split, content_of(list(zip(reviews["text"], reviews["label"].tolist(), strict=True)))))
+        return content_of(hashes)
 
     def divide(self, held_out: int) -> Reviews:
         """Split by split, without duplicates."""

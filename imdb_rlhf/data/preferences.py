@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from imdb_rlhf.data import hub
-from imdb_rlhf.data.containers import Rows, content_of, format_of, read_split, signature_of
+from imdb_rlhf.data.containers import Rows, content_of, content_once, format_of, read_splits
 from imdb_rlhf.data.groups import COLUMNS
 from imdb_rlhf.data.pairs import Pairs
 from imdb_rlhf.data.prompts import Encode, beginning
@@ -155,10 +155,7 @@ class PreferenceData:
         Raises:
             RunError: naming the file, and the row or the column.
         """
-        before = signature_of(self.place)
-        files = read_split(self.place, self.split, PAIR, KEY, optional=[PROMPT])
-        if signature_of(self.place) != before:
-            raise RunError(f"{KEY}={self.place} changed while it was read; run again")
+        files = read_splits(self.place, [self.split], PAIR, KEY, optional=[PROMPT])[self.split]
         for rows in files:
             for row, values in enumerate(_values(rows)):
                 _check_row(values, f"{rows.place} row {row}")
@@ -168,6 +165,9 @@ class PreferenceData:
         """A hash of the rows, whatever they are stored in; or the Hub's id and commit."""
         if not self.is_local:
             return hub.identity(self.path, self.revision, KEY)
+        return content_once(self.place, [KEY, self.split], self._content)
+
+    def _content(self) -> str:
         return content_of([list(values.values()) for rows in self.files for values in _values(rows)])
 
     def examples(self, chat: Chat | None) -> Examples:

@@ -257,5 +257,5 @@ def test_what_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
         frame("test")[:3].to_parquet(tmp_path / "plain_text" / "test-00000-of-00001.parquet")
         return found
 
-    monkeypatch.setattr("imdb_rlhf.data.imdb.read_split", late)
+    monkeypatch.setattr("imdb_rlhf.data.containers.read_split", late)
     assert "changed while it was read" in refused(content, tmp_path)
