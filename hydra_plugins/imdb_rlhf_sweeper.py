@@ -122,12 +122,13 @@ def grids_of(
 
 
 def product_of(grid: Sequence[Override]) -> list[list[str]]:
-    """The jobs of a grid: every key with one of its values. Where a key is given twice, the last one counts.
+    """The jobs of a grid: every key with one of its values. Where a key has one value twice, the last one counts.
 
     Raises:
-        ConfigError: an override has no single values, such as `interval(0, 1)`.
+        ConfigError: an override has no single values, such as `interval(0, 1)`, or a key with several is given again.
     """
     choices: dict[str, list[str]] = {}
+    lines: dict[str, str] = {}
     for override in grid:
         if override.is_sweep_override() and not override.is_discrete_sweep():
             raise ConfigError(
@@ -138,7 +139,9 @@ def product_of(grid: Sequence[Override]) -> list[list[str]]:
             words = [f"{key}={value}" for value in override.sweep_string_iterator()]
             if not words:
                 raise ConfigError(f"{override.input_line}: no choice of {override.key_or_group} is called so")
-        choices[key] = words
+        if key in choices and max(len(words), len(choices[key])) > 1:
+            raise ConfigError(f"{lines[key]} and {override.input_line}: give all values of {key} in one list")
+        choices[key], lines[key] = words, str(override.input_line)
     return [list(job) for job in itertools.product(*choices.values())]
 
 

@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 
 from imdb_rlhf.artifacts.files import check_manifest
-from imdb_rlhf.data.preferences import PreferenceData, from_preferences
+from imdb_rlhf.data.preference_groups import from_preferences
+from imdb_rlhf.data.preferences import PreferenceData
 from imdb_rlhf.runs import folder as folders
 from imdb_rlhf.tracking.jsonl import read
 from tests.command import train

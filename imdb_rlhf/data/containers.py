@@ -263,7 +263,15 @@ def _columns(table: Any, place: Path, wanted: Sequence[str], optional: Sequence[
     _check_columns(names, place, wanted)
     table.data.table.validate(full=True)  # damaged offsets would be followed, beyond the memory that is ours
     found = [*wanted, *(column for column in optional if column in names)]
-    return Rows(place, {column: list(table[column]) for column in found})
+    return Rows(place, {column: _values(table, column) for column in found})
+
+
+def _values(table: Any, column: str) -> list[Any]:
+    """A column's values; classes by their names, as any order of names is possible, and -1 for none."""
+    values, names = list(table[column]), getattr(table.features[column], "names", None)
+    if not names:
+        return values
+    return [names[value] if isinstance(value, int) and 0 <= value < len(names) else value for value in values]
 
 
 def _check_columns(names: Sequence[str], place: Path, wanted: Sequence[str]) -> None:

@@ -4,10 +4,11 @@ Scoring pads on the right and passes no mask, sampling reads one token at a time
 states with the output layer in blocks. A model that works otherwise would give wrong numbers in silence.
 """
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,45 @@ TOKENS, PROMPTS = 24, (0.25, 0.5, 0.25, 0.1)
 # The largest difference between two ways to read the same row, in standard deviations of the logits. Rounding in
 # float32 makes 1e-5 to 1e-4, a token that is not remembered 0.1 and more.
 TOLERANCE = 2e-3
+
+# What older versions of transformers stored beside weights: masks, positions and frequencies, which models make anew.
+MADE_ANEW = re.compile(r"(inv_freq|masked_bias|(attn|attention)\.bias|position_ids|token_type_ids)$")
+
+
+def check_weights(model: PreTrainedModel, loaded: Mapping[str, Any], folder: Path, key: str, kind: str) -> None:
+    """Refuse a folder whose weights and configuration are of different models.
+
+    transformers draws weights that are missing at random, and leaves out those that a configuration has no place for: a
+    layer, a bias, an adapter. A whole part that the model does not have, such as another task's head, may be there.
+
+    Args:
+        model: as loaded.
+        loaded: transformers' loading info.
+        folder: of both, for messages.
+        key: config key that messages name.
+        kind: what the model is to be, for messages.
+
+    Raises:
+        RunError: naming weights that are missing or left out.
+    """
+    if loaded["missing_keys"]:
+        missing = ", ".join(sorted(loaded["missing_keys"])[:3])
+        raise RunError(f"{key}={folder} has no weights for {missing}; give a model that was saved as a {kind}")
+    outer = dict(model.named_modules())
+    inner = dict(model.base_model.named_modules())  # files may name its parts alone
+
+    def left_out(name: str) -> bool:
+        parts = name.split(".")
+        places = [".".join(parts[:at]) for at in range(len(parts) - 1, 0, -1)]
+        deepest = next((found[place] for found in (outer, inner) for place in places if place in found), None)
+        return deepest is not None and deepest is not model.base_model and not MADE_ANEW.search(name)
+
+    unused = sorted(filter(left_out, loaded["unexpected_keys"]))
+    if unused:
+        raise RunError(
+            f"{key}={folder} holds weights that its config.json has no place for ({', '.join(unused[:3])}); give the "
+            "configuration that they were trained with, or merge the adapter that they are"
+        )
 
 
 def check_finite(lm: PreTrainedModel, folder: Path, key: str) -> None:

@@ -19,7 +19,7 @@ from transformers import (
 
 from imdb_rlhf.config.model import ScratchModel
 from imdb_rlhf.errors import RunError, first_line
-from imdb_rlhf.models.contract import check_finite, check_output_layer
+from imdb_rlhf.models.contract import check_finite, check_output_layer, check_weights
 from imdb_rlhf.models.logprobs import output_layer
 from imdb_rlhf.models.tokens import check_vocabulary, load_tokenizer
 
@@ -85,11 +85,16 @@ def train_tokenizer(texts: Iterable[str], size: int, vocabulary: int) -> PreTrai
 
 
 def check_folder(folder: Path, key: str) -> None:
-    """Refuse a model folder without configuration or weights before anything is loaded.
+    """Refuse an adapter, or a model folder without configuration or weights, before anything is loaded.
 
     Raises:
-        RunError: naming the missing files.
+        RunError: naming the files.
     """
+    if (folder / "adapter_config.json").exists():  # with the library peft transformers would add it, without not
+        raise RunError(
+            f"{key}={folder} holds an adapter (adapter_config.json); merge it into its model (peft's merge_and_unload) "
+            "and give that"
+        )
     if not (folder / "config.json").exists():
         raise RunError(f"{key}={folder} holds no config.json; give a folder made by save_pretrained")
     if not any(True for pattern in WEIGHTS for _ in folder.glob(pattern)):
@@ -107,8 +112,8 @@ def load(folder: Path, attention: str, key: str = "model.path") -> Policy:
         key: config key that messages name.
 
     Raises:
-        RunError: weights or tokenizer are missing, a weight is not finite, the vocabularies do not fit, or the model
-            changes its logits after the output layer.
+        RunError: weights or tokenizer are missing, weights and configuration do not fit, a weight is not finite, the
+            vocabularies do not fit, or the model changes its logits after the output layer.
     """
     check_folder(folder, key)
     tokenizer = load_tokenizer(folder, key)
@@ -122,9 +127,7 @@ def load(folder: Path, attention: str, key: str = "model.path") -> Policy:
         )
     except Exception as error:
         raise RunError(f"{key}={folder}: its weights cannot be loaded: {first_line(error)}") from error
-    if loaded["missing_keys"]:  # transformers would draw them at random
-        missing = ", ".join(sorted(loaded["missing_keys"])[:3])
-        raise RunError(f"{key}={folder} has no weights for {missing}; give a model that was saved as a causal LM")
+    check_weights(lm, loaded, folder, key, "causal LM")
     check_finite(lm, folder, key)
     check_vocabulary(output_layer(lm).vocabulary, tokenizer, folder, key)
     check_output_layer(lm, key)

@@ -111,11 +111,15 @@ def chat_of(tokenizer: PreTrainedTokenizerBase) -> Chat | None:
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, rows: Iterable[list[int]]) -> list[str]:
-    """Decode token rows into the texts that a reward scores, without special tokens and ids that are no token."""
+    """Decode token rows into the texts that a reward scores, without special tokens and ids that are no token.
+
+    A tokenizer's `clean_up_tokenization_spaces` is not followed: it would take blanks out that the tokens hold.
+    """
     if not tokenizer.is_fast:  # one that is written in Python fails at an id that is no token
         size = len(tokenizer)
         rows = [[number for number in row if number < size] for row in rows]
-    return cast(list[str], tokenizer.batch_decode(list(rows), skip_special_tokens=True))
+    options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+    return cast(list[str], tokenizer.batch_decode(list(rows), **options))
 
 
 def template(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:

@@ -16,7 +16,7 @@ from imdb_rlhf.data import hub
 from imdb_rlhf.data.prompts import beginning
 from imdb_rlhf.errors import RunError, first_line
 from imdb_rlhf.models import policy as policies
-from imdb_rlhf.models.contract import check_finite
+from imdb_rlhf.models.contract import check_finite, check_weights
 from imdb_rlhf.models.sampling import batches_by_length
 from imdb_rlhf.models.tokens import check_vocabulary, control_ids, encoder, template
 from imdb_rlhf.rewards import Reward, RewardKind, Scores, sigmoid
@@ -104,7 +104,6 @@ class ClassifierReward:
         self.model.config.pad_token_id = self.tokenizer.pad_token_id
         self.model.to(device).eval()
         self.batch_size = batch_size
-        self.side: str | None = None
         self.limit = min(_stated_length(self.model.config), self.tokenizer.model_max_length)
         self.side = self._padding_side()
 
@@ -118,7 +117,7 @@ class ClassifierReward:
         rows = [row or [self.tokenizer.pad_token_id] for row in rows]
         logits = np.zeros((len(rows), 2), dtype=np.float64)  # of the positive label, of the other
         for part in self._batches([len(row) for row in rows]):
-            logits[part] = self._logits([rows[index] for index in part])
+            logits[part] = self._logits([rows[index] for index in part], self.side or "right")
         log_odds = logits[:, 0] - logits[:, 1]
         return Scores(sigmoid(log_odds), log_odds if self.ranking == Ranking.log_odds else logits[:, 0])
 
@@ -129,15 +128,14 @@ class ClassifierReward:
         order = np.argsort(lengths, kind="stable")
         return [order[at : at + self.batch_size] for at in range(0, len(order), self.batch_size)]
 
-    def _logits(self, rows: list[list[int]]) -> np.ndarray:
-        """(rows, 2) float64 logits of the positive label and the other."""
+    def _logits(self, rows: list[list[int]], side: str) -> np.ndarray:
+        """(rows, 2) float64 logits of the positive label and the other; shorter rows are padded on a side."""
         device, inputs = self.model.device, {"input_ids": rows}
         if self.types is not None:
             before, own, after = self.types
             inputs["token_type_ids"] = [
                 [*before, *[own] * (len(row) - len(before) - len(after)), *after] for row in rows
             ]
-        side = self.side or "right"
         padded = self.tokenizer.pad(
             inputs, padding_side=side, return_attention_mask=True, return_tensors="pt", verbose=False
         )
@@ -161,11 +159,11 @@ class ClassifierReward:
         words = sorted(set(self.tokenizer.get_vocab().values()) - never) or [0]
         bodies = [[words[(7 * at + 3) % len(words)] for at in range(length)] for length in (room, room // 2, 1)]
         rows = [[*self.before, *body, *self.after] for body in bodies if body]
-        alone = np.concatenate([np.zeros((0, 2)), *(self._logits([row]) for row in rows)])
         own = str(self.tokenizer.padding_side)
-        for self.side in (own, "left" if own == "right" else "right"):
-            if not rows or np.allclose(self._logits(rows), alone, rtol=1e-3, atol=1e-4):
-                return self.side
+        alone = np.concatenate([np.zeros((0, 2)), *(self._logits([row], own) for row in rows)])
+        for side in (own, "left" if own == "right" else "right"):
+            if not rows or np.allclose(self._logits(rows, side), alone, rtol=1e-3, atol=1e-4):
+                return side
         return None
 
 
@@ -179,11 +177,7 @@ def _load(folder: Path, key: str) -> tuple[Any, Any]:
     except Exception as error:
         reason = first_line(error)
         raise RunError(f"{key}={folder} cannot be loaded as a sequence classifier: {reason}") from error
-    if loaded["missing_keys"]:  # transformers would draw them at random
-        raise RunError(
-            f"{key}={folder} has no weights for {', '.join(sorted(loaded['missing_keys'])[:3])}; "
-            "give a model that was trained as a sequence classifier"
-        )
+    check_weights(model, loaded, folder, key, "sequence classifier")
     check_finite(model, folder, key)
     check_vocabulary(model.get_input_embeddings().num_embeddings, tokenizer, folder, key, spare=True)
     return tokenizer, model

@@ -18,8 +18,8 @@ import pandas as pd
 from imdb_rlhf.artifacts.files import write_json
 from imdb_rlhf.artifacts.tables import write_table
 from imdb_rlhf.config.families import GroupsRun, PreferenceRun
-from imdb_rlhf.data import groups, preferences
-from imdb_rlhf.data.preferences import PreferenceData
+from imdb_rlhf.data import groups, preference_groups
+from imdb_rlhf.data.preferences import KEY, PreferenceData
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.models import policy as policies
 from imdb_rlhf.models.logprobs import Rows, sequence_logprobs
@@ -122,10 +122,10 @@ class Groups(Stage):
         if self.runtime.rank:
             return
         _write(folder, frame)
-        exported = preferences.to_trl(frame)
+        exported = preference_groups.to_trl(frame)
         write_table(folder / "preferences.parquet", exported)
         (folder / "README.md").write_text(
-            preferences.card(len(exported), self.run.reward.name, f"groups/{folder.stem}")
+            preference_groups.card(len(exported), self.run.reward.name, f"groups/{folder.stem}")
         )
         write_json(folder / "report.json", report_of(frame) | {"pairs": len(exported)})
 
@@ -134,14 +134,14 @@ class Groups(Stage):
         policy = self.flow.get(Reference).policy()
         chat = chat_of(policy.tokenizer)
         examples = data.examples(chat)
-        table, pairs, inside = preferences.from_preferences(
+        table, pairs, inside = preference_groups.from_preferences(
             examples,
             chat.encode if chat is not None and examples.conversations else encoder(policy.tokenizer),
             policy.eos_id,
             self.flow.get(Base).bos_id,
             append_eos=self.run.data.preferences_eos,
             context=policy.context,
-            where=f"{preferences.KEY}={data.path}",
+            where=f"{KEY}={data.path}",
         )
         logprobs = _reference_logprobs(self, self.runtime, self.run, policy, table)
         if self.runtime.rank:

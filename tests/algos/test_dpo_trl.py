@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from imdb_rlhf.algos.dpo import DPO
 from imdb_rlhf.config.algos import DPORun
 from imdb_rlhf.data.pairs import Pairs
-from imdb_rlhf.data.preferences import to_trl
+from imdb_rlhf.data.preference_groups import to_trl
 from imdb_rlhf.models.policy import Policy, scratch, train_tokenizer
 from tests import tiny
 

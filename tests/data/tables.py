@@ -1,4 +1,4 @@
-"""Tables that the tests of this room share: groups from their rewards, and reviews in the Hub's layout."""
+"""Tables that the tests of this room share: groups from their rewards, reviews in the Hub's layout, preferences."""
 
 import math
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from imdb_rlhf.config.data import Bos, Br, ImdbData
+from imdb_rlhf.data.preferences import PreferenceData
 from tests import tiny
 
 
@@ -44,3 +45,13 @@ def write_split(
     labels = [index % 2 for index in range(len(texts))] if labels is None else labels
     pd.DataFrame({"text": texts, "label": labels}).to_parquet(path)
     return path
+
+
+def write_pairs(folder: Path, rows: list[tuple[Any, ...]], columns: str = "prompt chosen rejected") -> Path:
+    """A parquet file of preferences."""
+    pd.DataFrame(rows, columns=columns.split()).to_parquet(folder / "pairs.parquet")
+    return folder / "pairs.parquet"
+
+
+def preference_data(place: Path) -> PreferenceData:
+    return PreferenceData(str(place), None, "train")

@@ -102,6 +102,15 @@ def class_labels(folder: Path) -> None:
         table(split).cast_column("label", names).to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
 
 
+def class_labels_the_other_way_round(folder: Path) -> None:
+    """Class 0 is positive here, as its name says."""
+    names = datasets.ClassLabel(names=["pos", "neg"])
+    for split in SPLITS:
+        other = frame(split)["label"].map({0: 1, 1: 0, -1: -1})
+        table = datasets.Dataset.from_pandas(frame(split).assign(label=other), preserve_index=False)
+        table.cast_column("label", names).to_parquet(folder / f"{split}.parquet")
+
+
 def words(folder: Path) -> None:
     """Labels by name."""
     for split in SPLITS:
@@ -110,6 +119,7 @@ def words(folder: Path) -> None:
 
 
 CONTAINERS = [parquet, parts, converted, older, csv, tsv, jsonl, json_list, arrow, saved, class_labels, words]
+CONTAINERS += [class_labels_the_other_way_round]
 
 
 def content(place: Path, **changes: Any) -> str:
@@ -125,6 +135,14 @@ def test_the_same_rows_have_the_same_content(write, tmp_path):
     assert content(tmp_path / "two") == content(tmp_path / "one")
     files = read_split(tmp_path / "two", "train", ["text"], "data.path")
     assert [text for rows in files for text in rows.columns["text"]] == TEXTS
+
+
+def test_classes_whose_names_tell_nothing(tmp_path):
+    names = datasets.ClassLabel(names=["left", "right"])
+    table("train").cast_column("label", names).to_parquet(tmp_path / "train.parquet")
+    everywhere = dict.fromkeys(("prompt_splits", "test_splits", "sft_splits", "labelled_splits"), ["train"])
+    message = refused(Kind(imdb_data(path=str(tmp_path), **everywhere)).check)
+    assert message.endswith("train.parquet row 0: label left is not one of [-1, 0, 1]; mend the file")
 
 
 def test_reviews_of_a_file_each(tmp_path):

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from imdb_rlhf.config.data import Br
 from imdb_rlhf.data.containers import read_split
 from imdb_rlhf.data.imdb import Kind, cleaned, label_of, reviews_of
-from imdb_rlhf.data.preferences import PreferenceData, from_preferences
+from imdb_rlhf.data.preference_groups import from_preferences
+from imdb_rlhf.data.preferences import PreferenceData
 from imdb_rlhf.errors import RunError
 from tests.data.tables import imdb_data
 

@@ -103,6 +103,19 @@ def test_the_command_line_beats_the_file(handed, own):
     ]
 
 
+@pytest.mark.parametrize(("first", "second"), [("beta=1,2", "beta=3"), ("beta=3", "beta=1,2"), ("seed=0,1", "seed=2")])
+def test_values_of_a_key_in_two_places(handed, first, second):
+    """Hydra's own sweeper drops the first list without a word."""
+    sweep = handed("-m", first, second)
+    key = first.partition("=")[0]
+    assert sweep.answer.code == 2 and not sweep.jobs
+    assert sweep.answer.err == f"refused: {first} and {second}: give all values of {key} in one list\n"
+
+
+def test_of_two_single_values_the_last_one_counts(handed):
+    assert handed("-m", "beta=1", "seed=0,1", "beta=2").overrides == ["beta=2 seed=0", "beta=2 seed=1"]
+
+
 def test_what_an_experiment_adds(handed, own):
     added = {"default": "trainer.threads=1 seed=5", "smoke": "seed=6"}
     option = own(

@@ -214,6 +214,50 @@ def test_missing_weights_are_refused(copy: Path) -> None:
         load(copy, "eager")
 
 
+def add_weights(folder: Path, *names: str, strip: str = "") -> None:
+    """Put small tensors of these names beside a model's weights, whose own names may lose a beginning."""
+    weights = {name.removeprefix(strip): tensor for name, tensor in load_file(folder / "model.safetensors").items()}
+    save_file(weights | {name: torch.ones(2) for name in names}, folder / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("names", "strip"),
+    [
+        (["transformer.h.1.ln_1.weight"], ""),  # of a layer that the configuration does not count
+        (["h.1.ln_1.weight"], "transformer."),
+        (["lm_head.bias"], ""),
+        (["transformer.h.0.attn.c_attn.lora_A.default.weight"], ""),
+        (["transformer.h.0.attn.q_norm.weight"], ""),
+    ],
+)
+def test_weights_that_would_be_left_out_are_refused(copy: Path, names: list[str], strip: str) -> None:
+    add_weights(copy, *names, strip=strip)
+    with pytest.raises(RunError, match=f"^model.path={copy} holds weights that its config.json has no place for .*"):
+        load(copy, "eager")
+
+
+@pytest.mark.parametrize(
+    ("names", "strip"),
+    [
+        (["v_head.summary.weight"], ""),  # the value head of TRL
+        (["score.weight", "classifier.bias", "transformer.pooler.dense.weight"], ""),
+        (["h.0.attn.bias", "h.0.attn.masked_bias"], "transformer."),  # the masks of published GPT-2s
+        (["transformer.h.0.attn.rotary_emb.inv_freq"], ""),
+    ],
+)
+def test_parts_that_a_model_does_without_may_be_there(copy: Path, policy: Policy, names: list[str], strip: str) -> None:
+    add_weights(copy, *names, strip=strip)
+    found = load(copy, "eager").lm.state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in policy.lm.state_dict().items())
+
+
+def test_an_adapter_is_refused(copy: Path) -> None:
+    """transformers would add it only where the library peft is installed."""
+    (copy / "adapter_config.json").write_text("{}")
+    with pytest.raises(RunError, match=f"^model.path={copy} holds an adapter .*merge_and_unload"):
+        load(copy, "eager")
+
+
 def test_the_tokenizer_of_another_model_is_refused(copy: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(copy)
     tokenizer.add_tokens(["zebra"])  # one word more than the model has

@@ -1,5 +1,6 @@
 """Special tokens' names are text, rows begin as the model was trained, and tokenizers that do not fit are refused."""
 
+import json
 import string
 from collections.abc import Callable
 from pathlib import Path
@@ -119,6 +120,25 @@ def test_ids_that_are_no_token_decode_to_nothing(make: Make) -> None:
     tokenizer = make()
     (row,) = encoder(tokenizer)(["good"])
     assert decode(tokenizer, [[*row, 5000, 10**6], [5000]]) == [decode(tokenizer, [row])[0], ""]
+
+
+@pytest.mark.parametrize("make", [unigram_tokenizer, llama, byte_level])
+def test_blanks_before_punctuation_are_kept(make: Make, tmp_path: Path) -> None:
+    """Many published tokenizers say clean_up_tokenization_spaces, with which transformers takes them out."""
+    make().save_pretrained(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps(
+            json.loads((tmp_path / "tokenizer_config.json").read_text())
+            | {
+                "clean_up_tokenization_spaces": True,
+                "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output": True,
+            }
+        )
+    )
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    text = "good , they 're not 'so ' bad !"
+    (row,) = encoder(tokenizer)([text])
+    assert tokenizer.decode(row) != text and decode(tokenizer, [row]) == [text]
 
 
 @pytest.mark.skipif(not GPT2.exists(), reason="needs GPT-2's tokenizer")

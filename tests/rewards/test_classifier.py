@@ -309,6 +309,18 @@ def test_a_model_without_a_head(make):
         ClassifierReward(folder, None, 4, CPU)
 
 
+def test_weights_that_would_be_left_out(make):
+    """A published RoBERTa classifier holds a pooler that it does not use, which is no fault; a bias left out is one."""
+    folder = make("roberta")
+    weights = load_file(folder / "model.safetensors")
+    save_file(weights | {"roberta.pooler.dense.weight": torch.ones(2)}, folder / "model.safetensors", {"format": "pt"})
+    ClassifierReward(folder, None, 4, CPU)
+    more = {"classifier.dense.lora_A.weight": torch.ones(2)}
+    save_file(weights | more, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(RunError, match=f"^reward.path={folder} holds weights that its config.json has no place for"):
+        ClassifierReward(folder, None, 4, CPU)
+
+
 def test_a_tokenizer_with_more_entries_than_the_model(make):
     folder = make()
     longer = bert()[1]
@@ -327,9 +339,9 @@ def rows_read(reward: ClassifierReward, monkeypatch: pytest.MonkeyPatch) -> list
     read: list[list[int]] = []
     logits = reward._logits
 
-    def noted(rows: list[list[int]]) -> np.ndarray:
+    def noted(rows: list[list[int]], side: str) -> np.ndarray:
         read.extend(rows)
-        return logits(rows)
+        return logits(rows, side)
 
     monkeypatch.setattr(reward, "_logits", noted)
     return read
