@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import tempfile
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +22,11 @@ FORMATS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json",
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 # What `save_to_disk` leaves beside its rows.
 SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"
-# How parts are numbered: train-00000-of-00004, or 0000 in a folder of the split's name.
-PARTS = (re.compile(r"^(.*?)-?(\d{5})-of-(\d{5})$"), re.compile(r"^()(\d{4,5})$"))
+# How parts are numbered: train-00000-of-00004, with the hash that the Hub once added or without; or 0000 in a folder of
+# the split's name.
+PARTS = (re.compile(r"^(.*?)[-_.]?(\d+)[-_.]of[-_.](\d+)(?:-[0-9a-f]{8,})?$"), re.compile(r"^()(\d{4,5})$"))
+# What splits are called.
+SPLITS = {"train", "test", "validation", "valid", "val", "dev", "unsupervised", "unsup"}
 BATCH = 10_000  # rows of a parquet file that are read at once
 EXPECTED = f"one of {', '.join(FORMATS)}"
 
@@ -153,9 +157,9 @@ def files_of(place: Path, split: str, key: str) -> list[Path]:
     every = [path for path in every if not any(part.startswith(".") for part in path.relative_to(place).parts)]
     if not every:
         raise RunError(f"{key}={place} holds no data ({EXPECTED}); for example {split}-00000-of-00001.parquet")
-    names = {path: path.relative_to(place).with_name(stem_of(path)).as_posix().lower() for path in every}
-    files = [path for path in every if split in re.split("[^a-z]+", names[path])]
-    if not files and split == "train" and not any(re.search("train|test|valid|unsup", name) for name in names.values()):
+    words = {path: _words(path.relative_to(place).with_name(stem_of(path)).as_posix()) for path in every}
+    files = [path for path in every if _holds(words[path], _words(split))]
+    if not files and split == "train" and SPLITS.isdisjoint(word for path in every for word in words[path]):
         files = every
     if not files:
         raise RunError(f"{key}={place} holds no file of split {split}; there are {', '.join(names_of(every, place))}")
@@ -165,8 +169,36 @@ def files_of(place: Path, split: str, key: str) -> list[Path]:
             [next(path for path in files if (path.parent, format_of(path)) == kind) for kind in kinds], place
         )
         raise RunError(f"{key}={place} holds split {split} more than once ({', '.join(sorted(both))}); leave one")
+    files = _one_set(files, split, f"{key}={place}")
     _check_parts(files, split, f"{key}={place}")
     return files
+
+
+def _words(name: str) -> list[str]:
+    return re.findall("[a-z]+|[0-9]+", name.lower())
+
+
+def _holds(words: list[str], wanted: list[str]) -> bool:
+    """Whether words hold others, one after the other."""
+    return any(words[at : at + len(wanted)] == wanted for at in range(len(words)))
+
+
+def _one_set(files: list[Path], split: str, where: str) -> list[Path]:
+    """The files of the set that a split's name means: train-* and not train_old-*; train_prefs-* if it is alone."""
+
+    def set_of(file: Path) -> str:
+        stem = stem_of(file)
+        parts = next((match[1] for pattern in PARTS if (match := pattern.match(stem))), re.sub(r"[-_.]?\d+$", "", stem))
+        return parts if _holds(_words(parts), _words(split)) else ""  # else its folder is called so
+
+    sets = {file: set_of(file) for file in files}
+    exact = [file for file in files if _words(sets[file]) == _words(split)]
+    if exact or len(set(sets.values())) == 1:
+        return exact or files
+    raise RunError(
+        f"{where} holds several sets of files of split {split} ({', '.join(sorted(set(sets.values())))}); leave one, "
+        f"or put all into a folder called {split}"
+    )
 
 
 def names_of(files: Sequence[Path], folder: Path) -> list[str]:
@@ -189,7 +221,8 @@ def _check_parts(files: Sequence[Path], split: str, where: str) -> None:
         raise RunError(f"{where} holds several sets of files of split {split}; leave one")
     ((_, total), found) = next(iter(parts.items()))
     count = max(found) + 1 if total is None else total
-    missing = sorted(set(range(count)) - found)
+    first = int(0 not in found and count in found)  # some count from 1
+    missing = sorted(set(range(first, count + first)) - found)
     if missing:
         raise RunError(
             f"{where} holds {len(found)} of the {count} files of split {split}; number {missing[0]} is missing"
@@ -208,15 +241,17 @@ def read_file(file: Path, wanted: Sequence[str], optional: Sequence[str] = ()) -
             options = _csv_options(file, datasets, wanted) if kind == "csv" else {}
             if kind == "parquet":
                 options["batch_size"] = BATCH  # else it is that of the first group, and a file without rows has none
-            table = datasets.load_dataset(
-                kind,
-                data_files=str(file),
-                split="train",
-                cache_dir=cache,
-                keep_in_memory=True,
-                verification_mode="no_checks",
-                **options,
-            )
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", pd.errors.ParserWarning)  # of values that pandas would leave out
+                table = datasets.load_dataset(
+                    kind,
+                    data_files=str(file),
+                    split="train",
+                    cache_dir=cache,
+                    keep_in_memory=True,
+                    verification_mode="no_checks",
+                    **options,
+                )
             return _columns(table, file, wanted, optional)
         except RunError:
             raise
@@ -229,11 +264,12 @@ def read_file(file: Path, wanted: Sequence[str], optional: Sequence[str] = ()) -
 
 def _csv_options(file: Path, datasets: Any, wanted: Sequence[str]) -> dict[str, Any]:
     """Read every value as a text: "NA" is one, and so is "12"."""
-    separator = "\t" if ".tsv" in file.suffixes else ","
-    names = list(pd.read_csv(file, sep=separator, nrows=0, dtype=str).columns)
+    separator = "\t" if ".tsv" in file.name.lower() else ","
+    names = list(pd.read_csv(file, sep=separator, nrows=0, dtype=str, index_col=False).columns)
     _check_columns(names, file, wanted)
     features = datasets.Features({name: datasets.Value("string") for name in names})
-    return {"sep": separator, "keep_default_na": False, "features": features}
+    # without index_col, a comma too many in every row makes the first value a row's name
+    return {"sep": separator, "keep_default_na": False, "index_col": False, "features": features}
 
 
 def read_saved(folder: Path, wanted: Sequence[str], optional: Sequence[str] = ()) -> Rows:
@@ -254,7 +290,7 @@ def _library() -> Any:
     import datasets  # takes a second, and the generated world does without
 
     datasets.disable_progress_bars()
-    datasets.logging.set_verbosity_error()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what cannot be read is told in one line of ours
     return datasets
 
 

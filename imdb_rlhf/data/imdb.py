@@ -17,14 +17,14 @@ from imdb_rlhf.errors import RunError
 from imdb_rlhf.seeds import generator
 
 # What a label may be called where it is a text.
-NAMES = {"neg": 0, "negative": 0, "pos": 1, "positive": 1, "unsup": -1}
+NAMES = {"neg": 0, "negative": 0, "false": 0, "pos": 1, "positive": 1, "true": 1, "unsup": -1}
 
 
 def label_of(value: Any) -> int | None:
-    """A label as a whole number: 1, 1.0, "1", "pos" and "Positive" are 1; None for what is none."""
+    """A label as a whole number: 1, 1.0, True and these as text, "pos" and "Positive" are 1; None for what is none."""
     if isinstance(value, str):
         word = value.strip().lower()
-        return NAMES.get(word, int(word) if re.fullmatch("-?[0-9]{1,9}", word) else None)
+        return NAMES.get(word, int(float(word)) if re.fullmatch(r"-?[0-9]{1,9}(\.0+)?", word) else None)
     whole = isinstance(value, bool | int | np.integer) or (isinstance(value, float) and value.is_integer())
     return int(value) if whole else None
 

@@ -101,7 +101,7 @@ class PreferenceData:
         return content_once(self.place, [KEY, self.split], self._content)
 
     def _content(self) -> str:
-        return content_of([list(values.values()) for rows in self.files for values in _values(rows)])
+        return content_of([[*values, *values.values()] for rows in self.files for values in _values(rows)])
 
     def examples(self, chat: Chat | None) -> Examples:
         """The pairs as text, by TRL's rules: a prompt that is not given is what both begin with.
@@ -116,6 +116,8 @@ class PreferenceData:
         for rows in self.files:
             for row, values in enumerate(_values(rows)):
                 where = f"{rows.place} row {row}"
+                if _tells_prompt_again(values):
+                    values = {side: values[side] for side in PAIR}
                 if PROMPT in values:
                     again = [_begins(values[side], values[PROMPT]) for side in PAIR]
                     repeated += bool(len(values[PROMPT])) and all(again)
@@ -149,8 +151,16 @@ def _check_row(values: Mapping[str, Any], where: str) -> None:
                     raise RunError(f"{where}: {name} is not a list of messages with role and content; mend the file")
         else:
             raise RunError(f"{where}: {name} is not a string; mend the file")
-    if len(kinds) > 1:
+    if len(kinds) > 1 and not _tells_prompt_again(values):
         raise RunError(f"{where} holds a text and a conversation; mend the file")
+
+
+def _tells_prompt_again(values: Mapping[str, Any]) -> bool:
+    """Whether the prompt is a text that both conversations hold in their beginning: TRL then reads it there."""
+    prompt, chosen, rejected = (values.get(name) for name in (PROMPT, *PAIR))
+    if not isinstance(prompt, str) or not isinstance(chosen, list) or not isinstance(rejected, list):
+        return False
+    return any(message["content"] == prompt for message in chosen[: common(chosen, rejected)])
 
 
 def _begins(completion: Any, prompt: Any) -> bool:

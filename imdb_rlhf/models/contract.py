@@ -128,14 +128,14 @@ def check_reading(lm: PreTrainedModel, context: int, key: str) -> None:
     name, time = f"{key}: {type(lm).__name__}", min(TOKENS, context)
     vocabulary = output_layer(lm).vocabulary
     ids = torch.randint(vocabulary, (len(PROMPTS), time), generator=torch.Generator().manual_seed(0))
-    with _or_refuse(f"{name} cannot be read as a causal LM"):
+    with or_refuse(f"{name} cannot be read as a causal LM"):
         truth = _own_logits(lm, ids)
         half = time // 2
         changed = torch.cat([ids[:, :half], (ids[:, half:] + 1) % vocabulary], 1)
         seen_ahead = _largest([_own_logits(lm, changed)[:, :half] - truth[:, :half]])
-    with _or_refuse(f"{name} cannot be read without its output layer"):
+    with or_refuse(f"{name} cannot be read without its output layer"):
         padded = _largest([logits - truth[row, : len(logits)] for row, logits in _padded(lm, ids)])
-    with _or_refuse(f"{name} cannot be read token by token through transformers' cache"):
+    with or_refuse(f"{name} cannot be read token by token through transformers' cache"):
         decoded = _largest([logits - truth[rows, at] for rows, at, logits in _decoded(lm, ids)])
     largest = TOLERANCE * max(float(truth.std()), torch.finfo(truth.dtype).tiny)
     if not seen_ahead <= largest:  # nan is not
@@ -155,10 +155,12 @@ def check_reading(lm: PreTrainedModel, context: int, key: str) -> None:
 
 
 @contextmanager
-def _or_refuse(message: str) -> Iterator[None]:
+def or_refuse(message: str) -> Iterator[None]:
     """Turn an error of a model's own code into one line."""
     try:
         yield
+    except RunError:
+        raise
     except Exception as error:
         raise RunError(f"{message} ({first_line(error)}); give another model") from error
 

@@ -1,6 +1,6 @@
 """Any Hugging Face causal LM as a policy: load, create with random weights, freeze, save."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -19,7 +19,7 @@ from transformers import (
 
 from imdb_rlhf.config.model import ScratchModel
 from imdb_rlhf.errors import RunError, first_line
-from imdb_rlhf.models.contract import check_finite, check_output_layer, check_weights
+from imdb_rlhf.models.contract import check_finite, check_output_layer, check_weights, or_refuse
 from imdb_rlhf.models.logprobs import output_layer
 from imdb_rlhf.models.tokens import check_vocabulary, load_tokenizer
 
@@ -52,11 +52,19 @@ class Policy:
 
 
 def context_length(config: object) -> int:
-    """The longest row that a model of this configuration reads, in tokens."""
-    for name in ("n_positions", "max_position_embeddings", "seq_length", "n_ctx"):
-        if getattr(config, name, None):
-            return int(getattr(config, name))
-    return 1 << 20
+    """The longest row that a model of this configuration reads, in tokens.
+
+    With LongRoPE (Phi-3) the length of the longest row beside it decides how a row is read; up to the original length,
+    which is the limit here, it is read in one way.
+    """
+    names = ("n_positions", "max_position_embeddings", "seq_length", "n_ctx", "max_seq_len", "max_sequence_length")
+    stated = next((int(getattr(config, name)) for name in names if getattr(config, name, None)), 1 << 20)
+    rope = getattr(config, "rope_parameters", None) or {}
+    for kind in (rope, *rope.values()):  # one for all layers, or one per type of layer
+        if isinstance(kind, Mapping) and kind.get("rope_type") == "longrope":
+            name = "original_max_position_embeddings"
+            stated = min(stated, int(kind.get(name) or getattr(config, name, None) or stated))
+    return stated
 
 
 def train_tokenizer(texts: Iterable[str], size: int, vocabulary: int) -> PreTrainedTokenizerFast:
@@ -130,7 +138,8 @@ def load(folder: Path, attention: str, key: str = "model.path") -> Policy:
     check_weights(lm, loaded, folder, key, "causal LM")
     check_finite(lm, folder, key)
     check_vocabulary(output_layer(lm).vocabulary, tokenizer, folder, key)
-    check_output_layer(lm, key)
+    with or_refuse(f"{key}={folder}: {type(lm).__name__} cannot be read without its output layer"):
+        check_output_layer(lm, key)
     return Policy(lm.eval(), tokenizer)
 
 

@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoConfig, PreTrainedTokenizerBase
 
 from imdb_rlhf.config.data import Bos
 from imdb_rlhf.config.model import PretrainedModel, ScratchModel
@@ -176,6 +176,19 @@ class Base:
         if self.source is not None and not self.source.is_local:
             self.source.fetch()
             self.source.check_lengths(self.run, self.bos_id)
+
+    def check_classifier(self) -> None:
+        """Refuse a model that is here and of which no sequence classifier can be made.
+
+        Raises:
+            RunError: naming its type and the way out.
+        """
+        if self.source is not None and type(self.source.config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+            raise RunError(
+                f"{self.source.key}={self.source.path}: transformers has no sequence classifier for "
+                f"{self.source.config.model_type} models, which a reward that is trained needs; give another model, or "
+                "a reward and an algorithm that train none (ppo.reward=ground_truth)"
+            )
 
     @property
     def is_here(self) -> bool:

@@ -57,6 +57,15 @@ class TrainedReward(Stage):
             "machine": self.flow.training_facts,
         } | self.flow.get(Base).bos_identity
 
+    def check(self) -> None:
+        """Refuse a model of which no classifier can be made."""
+        if self.flow.get(Base).is_here:
+            self.flow.get(Base).check_classifier()
+
+    def fetch(self) -> None:
+        """The same for a model from the Hub, which is downloaded by now."""
+        self.flow.get(Base).check_classifier()
+
     def make(self, folder: Path) -> None:
         """Fine-tune the head, and measure it beside an n-gram classifier."""
         config, run = self.config, self.flow.run

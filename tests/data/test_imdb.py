@@ -191,6 +191,8 @@ def test_minus_one_where_labels_are_needed(folder):
         ("0", 0),
         (" 1 ", 1),
         ("-1", -1),
+        ("1.0", 1),  # as csv has it
+        ("False", 0),
         ("pos", 1),
         ("Negative", 0),
         ("unsup", -1),
@@ -200,7 +202,7 @@ def test_labels_and_what_they_may_be_called(value, label):
     assert imdb.label_of(value) == label
 
 
-@pytest.mark.parametrize("value", [None, 0.5, "", "good", "positively", "1.0", "0x1", [1], float("nan"), "9" * 400])
+@pytest.mark.parametrize("value", [None, 0.5, "", "good", "positively", "1.5", "0x1", [1], float("nan"), "9" * 400])
 def test_what_is_no_label(value):
     assert imdb.label_of(value) is None
 

@@ -9,7 +9,7 @@ import datasets
 import pandas as pd
 import pytest
 from transformers import PreTrainedTokenizerFast
-from trl import apply_chat_template, extract_prompt
+from trl import apply_chat_template, extract_prompt, maybe_extract_prompt
 
 from imdb_rlhf.data.preference_groups import from_preferences
 from imdb_rlhf.data.preferences import Example
@@ -139,6 +139,25 @@ def test_prompts_that_are_repeated_in_both_completions_are_counted(tmp_path: Pat
     assert preference_data(write_pairs(tmp_path, rows)).examples(None).repeated == 1
     whole = {"prompt": MESSAGES["prompt"]} | implicit(MESSAGES)
     assert preference_data(write_rows(tmp_path, [whole])).examples(chat_of(chatting())).repeated == 1
+
+
+def test_a_prompt_as_text_beside_conversations_is_read_from_them(tmp_path: Path) -> None:
+    """As UltraFeedback has it; so does TRL."""
+    row = {"prompt": "A film?"} | implicit(MESSAGES)
+    tokenizer = chatting()
+    (pair,) = preference_data(write_rows(tmp_path, [row])).examples(chat_of(tokenizer)).pairs
+    assert asdict(pair) == apply_chat_template(maybe_extract_prompt(row), tokenizer)
+    other = row | {"prompt": "Another film?"}
+    message = refused(lambda: preference_data(write_rows(tmp_path, [other])).examples(chat_of(tokenizer)))
+    assert message.endswith("row 0 holds a text and a conversation; mend the file")
+
+
+def test_a_prompt_is_no_completion_to_the_content(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    pairs = [{"chosen": "1", "rejected": "2"}, {"chosen": "3", "rejected": "4"}, {"chosen": "5", "rejected": "6"}]
+    prompted = [{"prompt": "1", "chosen": "2", "rejected": "3"}, {"prompt": "4", "chosen": "5", "rejected": "6"}]
+    three, two = write_rows(tmp_path, pairs), write_rows(tmp_path / "b", prompted)
+    assert preference_data(three).content() != preference_data(two).content()
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     CohereConfig,
@@ -18,6 +19,8 @@ from transformers import (
     GPT2Config,
     GraniteConfig,
     GraniteForCausalLM,
+    MptConfig,
+    Phi3Config,
 )
 
 from imdb_rlhf.config.model import Attention, ScratchModel
@@ -127,7 +130,36 @@ def test_a_frozen_model_has_no_gradients() -> None:
 def test_the_context_is_found_in_the_configuration() -> None:
     assert context_length(GPT2Config(n_positions=77)) == 77
     assert context_length(CohereConfig(max_position_embeddings=55)) == 55
+    assert context_length(MptConfig(max_seq_len=66)) == 66
     assert context_length(object()) >= 1 << 20
+
+
+def test_longrope_is_read_up_to_its_original_length() -> None:
+    """Beyond, the longest row of a batch would decide how the others are read."""
+    factors = {"short_factor": [1.0] * 4, "long_factor": [4.0, 8.0, 16.0, 32.0]}
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 32, **factors}
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "max_position_embeddings": 128}
+    config = Phi3Config(rope_parameters=rope, original_max_position_embeddings=32, **sizes)
+    assert context_length(config) == 32
+    old = {"type": "longrope", **factors}
+    assert context_length(Phi3Config(rope_scaling=old, original_max_position_embeddings=32, **sizes)) == 32
+    assert context_length(Phi3Config(**sizes)) == 128
+
+
+def test_a_class_without_an_inner_model_is_refused(copy: Path) -> None:
+    """transformers' AutoModel gives Llama 4 its causal LM again."""
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+        "head_dim": 8,
+    }
+    more = {"num_key_value_heads": 4, "intermediate_size_mlp": 48, "num_local_experts": 2, "vocab_size": 310}
+    config = AutoConfig.for_model("llama4_text", **sizes, **more, pad_token_id=1, bos_token_id=0, eos_token_id=0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(copy)
+    with pytest.raises(RunError, match="Llama4ForCausalLM cannot be read without its output layer"):
+        load(copy, "eager")
 
 
 # --- saved and loaded

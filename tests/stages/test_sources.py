@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, CohereConfig, CohereForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from imdb_rlhf.data.embedded import generate
 from imdb_rlhf.rewards.classifier import ClassifierReward
@@ -158,3 +158,16 @@ def test_a_model_without_bos_is_not_given_one(first):
     model = ["model=gpt2", "model.attention=eager", f"model.path={first.folder}/model", "logger=none"]
     answer = train(*values, *model, "data.bos=always", "algo=sft")
     one_line(answer, 2, f"refused: data.bos=always: the tokenizer of model.path={first.folder}/model has no BOS token")
+
+
+def test_a_model_of_which_no_classifier_can_be_made(tmp_path):
+    """Before any stage: the reward model comes after SFT and groups."""
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    ends = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    CohereForCausalLM(CohereConfig(vocab_size=304, **sizes, **ends)).save_pretrained(tmp_path / "model")
+    llama_tokenizer([review.text for review in generate(200, 5)], size=304).save_pretrained(tmp_path / "model")
+    values = ["experiment=smoke", f"sft.path={tmp_path / 'model'}", f"paths.outputs={tmp_path}", "plan=true"]
+    message = one_line(train(*values, "algo=ppo", "target_kl=1"), 1, "failed: sft.path=")
+    assert "transformers has no sequence classifier for cohere models" in message
+    well(train(*values, "algo=ppo", "target_kl=1", "ppo.reward=ground_truth"))
+    well(train(*values))
