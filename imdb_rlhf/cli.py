@@ -1,7 +1,6 @@
 """Hydra glue: schemas, a composed config to a typed `Run`, and every refusal as one line with its exit code."""
 
 import os
-import signal
 import sys
 import threading
 import traceback
@@ -10,7 +9,6 @@ from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn, cast
 
 import hydra
@@ -27,9 +25,16 @@ from imdb_rlhf.config.keys import ALGORITHMS, PLACES, SCHEMAS, names_of, unknown
 from imdb_rlhf.config.machine import check_processes
 from imdb_rlhf.config.run import Run
 from imdb_rlhf.errors import ConfigError, RunError, Stopped
+from imdb_rlhf.signals import interrupt_at_any
 
-CONF = Path(__file__).resolve().parent.parent / "conf"
-SWEEPS = CONF.parent / "sweeps"
+
+def _shipped(name: str) -> Path:
+    """A folder of the repository; a package that pip has installed has it inside."""
+    package = Path(__file__).resolve().parent
+    return package / name if (package / name).is_dir() else package.parent / name
+
+
+CONF, SWEEPS = _shipped("conf"), _shipped("sweeps")
 
 
 def register(folder: Path | None = None) -> None:
@@ -196,7 +201,7 @@ def main() -> None:
     options = parser.parse_args()
     _set_aside(options)
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _interrupt)  # as the keyboard would; the training loop has a handler of its own
+        interrupt_at_any()
     try:
         register(Path(options.config_dir) if options.config_dir else None)
         _job()
@@ -233,10 +238,6 @@ def _set_aside(options: Namespace) -> None:
             needed += [f"--{name.replace('_', '-')}", getattr(options, name)]
     SWEEP_COMMAND = SweepCommand(sys.argv[1:], needed, overrides) if options.multirun else SweepCommand([], [], [])
     sys.argv = [word for word in sys.argv if word not in SWEEP_COMMAND.overrides]
-
-
-def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 def _refuse_option(message: str) -> NoReturn:

@@ -16,19 +16,19 @@ from multiprocessing import Pipe, get_context, parent_process
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from imdb_rlhf.artifacts import files
 from imdb_rlhf.config.machine import TrainerConfig, WandbLogger
 from imdb_rlhf.errors import ConfigError, RunError, Stopped
+from imdb_rlhf.signals import interrupt_at_any
 from imdb_rlhf.sweep.jobs import Job, Machine, cores
 
 if TYPE_CHECKING:  # it imports torch, which the process that watches the others does not need
     from imdb_rlhf.runs.kind import RunKind
 
 PRELOAD = ["imdb_rlhf.runs.experiment", "imdb_rlhf.frontier.draw"]
-TRAIN = Path(__file__).resolve().parents[2] / "train.py"
+PACKAGE = Path(__file__).resolve().parents[1]
 PATIENCE = 60.0  # seconds that a job waits for a run folder: the job of a killed sweep may be writing its checkpoint
 # Threads that spin while they wait cost the other jobs of the same cores more than half their speed.
 PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
@@ -71,7 +71,7 @@ def start(target: Callable[..., int | None], *arguments: Any) -> ForkServerProce
 
 def _begin(target: Callable[..., int | None], arguments: tuple[Any, ...]) -> None:
     os.setsid()
-    signal.signal(signal.SIGTERM, _interrupt)  # as the keyboard would; the training loop has a handler of its own
+    interrupt_at_any()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         sys.exit(target(*arguments) or 0)
@@ -85,10 +85,6 @@ def _end_with_parent() -> None:
     assert parent is not None
     parent.join()
     os.killpg(0, signal.SIGTERM)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 def stop(process: ForkServerProcess, number: int = signal.SIGTERM) -> None:
@@ -107,7 +103,7 @@ def describe_exit(code: int | None) -> str:
     if code is not None and code < 0:
         name = signal.Signals(-code).name
         return f"killed by {name}" + (", as the system does when memory runs out" if name == "SIGKILL" else "")
-    return f"ended with exit code {code}"
+    return f"ended with exit code {code}" + (" before its run was finished" if code == 0 else "")
 
 
 def _write_to(log: Path) -> None:
@@ -255,8 +251,10 @@ def _torchrun(job: Job) -> int:
     trainer, logger = job.run.trainer, job.run.logger
     group = [f"logger.group={logger.group}"] if isinstance(logger, WandbLogger) else []
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={trainer.processes}"]
-    on_cpu = {"ACCELERATE_USE_CPU": "true"} if resolve_device(trainer.device) == "cpu" else {}
-    workers = subprocess.Popen([*command, str(TRAIN), *job.options, *job.overrides, *group], env=os.environ | on_cpu)
+    command += ["--module", PACKAGE.name, *job.options, *job.overrides, *group]
+    added = {"ACCELERATE_USE_CPU": "true"} if resolve_device(trainer.device) == "cpu" else {}
+    added["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
+    workers = subprocess.Popen(command, env=os.environ | added)
     try:
         return workers.wait()
     except KeyboardInterrupt:

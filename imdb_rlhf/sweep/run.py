@@ -10,10 +10,11 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from types import FrameType
 
-from imdb_rlhf.artifacts.files import in_use
+from imdb_rlhf.artifacts.files import MANIFEST, in_use
 from imdb_rlhf.config.machine import WandbLogger
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.frontier import files
+from imdb_rlhf.signals import stopping
 from imdb_rlhf.sweep import processes
 from imdb_rlhf.sweep.drawing import Drawing
 from imdb_rlhf.sweep.jobs import Job, Machine, devices, labels, slots
@@ -145,8 +146,8 @@ class Sweep:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM are passed on to the jobs, which write a checkpoint; a second one ends them at once."""
-        before = {number: signal.signal(number, self._caught) for number in (signal.SIGINT, signal.SIGTERM)}
+        """A signal to stop is passed on to the jobs, which write a checkpoint; a second one ends them at once."""
+        before = {number: signal.signal(number, self._caught) for number in stopping()}
         try:
             yield
         finally:
@@ -204,7 +205,8 @@ class Sweep:
         record.exit_code, record.pid = process.exitcode, None
         record.seconds = (record.seconds or 0.0) + time.monotonic() - began
         code = process.exitcode
-        record.state = "done" if code == 0 else "stopped" if code == 75 or self.signals else "failed"
+        finished = code == 0 and (record.path / MANIFEST).is_file()  # any code may call os._exit(0)
+        record.state = "done" if finished else "stopped" if code == 75 or self.signals else "failed"
         if record.state == "failed":
             message = last_line(record.log).removeprefix("failed: ").removeprefix("refused: ")
             record.reason = message if message and code is not None and code > 0 else describe_exit(code)

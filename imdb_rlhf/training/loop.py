@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from imdb_rlhf.config.optim import OptimConfig
 from imdb_rlhf.errors import RunError, Stopped
 from imdb_rlhf.seeds import derive
+from imdb_rlhf.signals import stopping
 from imdb_rlhf.training import checkpoint, optim
 from imdb_rlhf.training.runtime import Runtime
 
@@ -149,14 +150,14 @@ class Hooks:
 
 @dataclass
 class _Signals:
-    """Turns SIGTERM and SIGINT into a request for a checkpoint after the step in progress."""
+    """Turns a signal to stop into a request for a checkpoint after the step in progress."""
 
     caught: list[int] = field(default_factory=list)
     before: dict[int, Any] = field(default_factory=dict)
 
     def __enter__(self) -> "_Signals":
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in stopping():
                 self.before[number] = signal.signal(number, self._catch)
         return self
 

@@ -110,6 +110,17 @@ def test_a_run_that_was_changed_by_hand_and_a_frontier(outputs):
     assert "was changed after it was finished: metrics.jsonl has" in reason and reason in answer.out
 
 
+def test_a_job_that_ends_before_its_run_is_finished(outputs, tmp_path):
+    """Its exit code says that all is well."""
+    (tmp_path / "own.py").write_text("import os\n\ndef score(texts):\n    os._exit(0)\n")
+    reward = ["reward=own", f"reward.function={tmp_path / 'own.py'}:score", "pairs.min_margin=0"]
+    answer = whole(outputs, *reward, "beta=7")
+    assert answer.code == 1, answer.out + answer.err
+    (job,) = sweep_file(outputs, "single")["jobs"]
+    assert (job["state"], job["exit_code"]) == ("failed", 0)
+    assert job["reason"] == "ended with exit code 0 before its run was finished" and job["reason"] in answer.out
+
+
 @pytest.mark.slow
 def test_a_signal_and_the_death_of_a_sweep(outputs):
     """SIGTERM leaves a checkpoint, SIGKILL no orphan; what follows repeats nothing."""

@@ -22,6 +22,7 @@ from imdb_rlhf.config.optim import OptimConfig, Schedule
 from imdb_rlhf.data.pairs import Pairs
 from imdb_rlhf.errors import RunError, Stopped
 from imdb_rlhf.models.policy import Policy
+from imdb_rlhf.signals import stopping
 from imdb_rlhf.training import checkpoint, loop
 from imdb_rlhf.training.runtime import Runtime
 from tests import tiny
@@ -459,14 +460,14 @@ def send_at(step: int, number: int, times: int = 1) -> Callable[[dict[str, float
     return advance
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", stopping())
 def test_a_signal_stops_at_a_checkpoint(number: signal.Signals, tmp_path: Path) -> None:
-    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    before = [signal.getsignal(n) for n in stopping()]
     rows, straight = train(make_sft(make_policy()), settings(adamw()), tmp_path / "straight")
     folder = tmp_path / "stopped"
     with pytest.raises(Stopped, match="sft at step 2 of 6"):
         train(make_sft(make_policy()), settings(adamw()), folder, advance=send_at(2, number))
-    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
+    assert [signal.getsignal(n) for n in stopping()] == before
     saved = checkpoint.load(folder)
     assert saved is not None and saved.step == 2
     later, resumed = train(make_sft(make_policy()), settings(adamw()), folder)
