@@ -213,14 +213,27 @@ def main() -> None:
         _leave(2, f"refused: {explain(error)}")
     except YAMLError as error:
         _leave(2, f"refused: a file cannot be read as YAML: {' '.join(str(error).split())}; mend it")
-    except ValueError as error:  # a group that is set to null: Hydra's only complaint of this type
-        if not str(error).startswith("Config group override"):
+    except UnicodeDecodeError as error:
+        folders = [Path(options.config_dir)] if options.config_dir else []
+        _leave(2, f"refused: {_not_utf8([*folders, CONF])} is not UTF-8 text ({error.reason}); save it as UTF-8")
+    except ValueError as error:  # Hydra's two of this type: a group that is set to null, defaults that are no list
+        if not str(error).startswith(("Config group override", "Invalid defaults list")):
             raise
-        _leave(2, f"refused: {error}; give one of the choices that --help lists")
+        _leave(2, f"refused: {' '.join(str(error).split())}; give one of the choices that --help lists")
     except KeyboardInterrupt:
         _leave(75, "stopped: finished stages are kept; run the same command to go on")
     if _FAILURES:
         _leave(max(code for code, _ in _FAILURES), "\n".join(line for _, line in _FAILURES))
+
+
+def _not_utf8(folders: Sequence[Path]) -> Path:
+    """The first file of configuration folders that is not UTF-8 text."""
+    for file in (file for folder in folders for file in sorted(folder.rglob("*.yaml"))):
+        try:
+            file.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            return file
+    return folders[0]
 
 
 def _set_aside(options: Namespace) -> None:

@@ -185,6 +185,29 @@ def test_sections_of_ones_own_that_are_none(here, tmp_path, text, message):
     assert message in one_line(train("--config-dir", str(tmp_path / "own")), 2, f"refused: {file}")
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("# @package _global_\n# caf\u00e9\nseed: 1\n".encode("latin-1"), "mine.yaml is not UTF-8 text ("),
+        (b"# @package _global_\ndefaults: foo\n", "Invalid defaults list in 'experiment/mine'"),
+    ],
+)
+def test_a_file_of_ones_own_that_cannot_be_read(here, tmp_path, content, message):
+    file = tmp_path / "own" / "experiment" / "mine.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(content)
+    assert message in one_line(train("--config-dir", str(tmp_path / "own"), "experiment=mine"), 2, "refused: ")
+
+
+def test_the_environment_of_a_launcher_that_is_none(here, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "abc")
+    one_line(train(), 2, "refused: WORLD_SIZE=abc in the environment is not a number; unset it")
+
+
+def test_no_output_folder(here):
+    one_line(train("paths.outputs="), 2, "refused: paths.outputs= names no folder; give one")
+
+
 # --- asked
 
 

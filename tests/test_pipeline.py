@@ -196,6 +196,8 @@ def test_an_own_reward_that_gives_other_scores_than_are_stored(beside, tmp_path)
     well(beside(own))
     assert not stages_made(well(beside(own, "beta=2")))["groups"]  # the same scores are used again
     (tmp_path / "factor").write_text("2")
+    message = one_line(beside(own), 1, "failed: reward=own gives ")  # the finished run itself
+    assert f"{beside.outputs}/runs/" in message
     message = one_line(beside(own, "beta=3"), 1, "failed: reward=own gives ")
     assert "artifacts/groups/" in message and message.rstrip().endswith("name the file in reward.files")
     named = f"reward.files=[{tmp_path / 'factor'}]"
@@ -212,7 +214,7 @@ def test_what_changes_while_it_is_read_is_not_sealed(beside, tmp_path, monkeypat
         table.iloc[::-1].to_parquet(file)
         return found
 
-    monkeypatch.setattr("imdb_rlhf.data.preferences.from_preferences", read_late)
+    monkeypatch.setattr("imdb_rlhf.data.preference_groups.from_preferences", read_late)
     before = set((beside.outputs / "artifacts" / "groups").iterdir())
     message = one_line(beside(f"data.preferences={file}"), 1, "failed: groups: source.file changed while it was read")
     assert message.rstrip().endswith("run again")
@@ -330,6 +332,23 @@ def test_preferences_that_cannot_be_used(first, tmp_path, columns, message):
     answer = first(f"data.preferences={file}", f"paths.outputs={tmp_path}/new")
     one_line(answer, 1, f"failed: {message.format(file=file)}")
     assert not (tmp_path / "new").exists()
+
+
+def test_preferences_of_which_no_pair_is_left(first, tmp_path):
+    """Before any training: with a tokenizer that exists before the first stage, else as soon as it is trained."""
+    (tmp_path / "own.jsonl").write_text('{"prompt": "A film", "chosen": " is", "rejected": " is"}\n')
+    values = [f"data.preferences={tmp_path}/own.jsonl", f"paths.outputs={tmp_path}/new"]
+    one_line(first(*values, f"sft.path={first.folder / 'model'}"), 1, "failed: data.preferences=")
+    assert not (tmp_path / "new").exists()
+    answer = first(*values)
+    assert answer.code == 1 and "no pair is left of 1 (1 same completion" in answer.err
+    assert {path.name for path in (tmp_path / "new" / "artifacts").iterdir()} == {"data"}
+
+
+def test_sft_that_diverged_is_called_that(first, tmp_path):
+    answer = first("sft.optim.lr=1000", f"paths.outputs={tmp_path}/new")
+    assert answer.code == 1 and "nats per token, and guessing has " in answer.err
+    assert not list((tmp_path / "new" / "artifacts").glob("sft/*/DONE"))
 
 
 def test_preferences_that_are_no_texts(beside, tmp_path):

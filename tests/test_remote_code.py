@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from imdb_rlhf.models.heads import make_reward_head
+from imdb_rlhf.models.policy import load, parameters_of, save
 from tests.experiments import one_line
 
 
@@ -24,6 +26,18 @@ def brings_code(folder: Path, source: Path, kind: str) -> Path:
     tokenizer |= {"auto_map": {"AutoTokenizer": [None, "its_code.C"]}, "tokenizer_class": "C"}
     (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
     return folder
+
+
+def test_a_head_on_a_known_type_asks_nothing_and_keeps_nothing_of_it(beside, tmp_path, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *asked: pytest.fail("it asked"))
+    folder = brings_code(tmp_path / "model", beside.folder / "model", "gpt2")
+    for name in ("tokenizer_config.json",):  # the tokenizer's own is refused
+        (folder / name).write_bytes((beside.folder / "model" / name).read_bytes())
+    make_reward_head(folder, "eager", 0, 1)
+    parameters_of(folder)
+    save(load(folder, "eager"), tmp_path / "saved", "", 1.0)
+    assert "auto_map" not in json.loads((tmp_path / "saved" / "config.json").read_text())
+    assert not (folder / "was_run").exists()
 
 
 @pytest.mark.parametrize("kind", ["never_heard_of", "gpt2"])

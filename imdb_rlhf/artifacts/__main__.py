@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from imdb_rlhf.arguments import OneLineParser
+from imdb_rlhf.arguments import OneLineParser, place
 from imdb_rlhf.artifacts.files import RUN_ARTIFACTS, check_manifest, try_lock
 from imdb_rlhf.artifacts.store import INPUTS
 from imdb_rlhf.errors import ConfigError, RunError
@@ -162,7 +162,7 @@ def _human_age(seconds: float) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns 0, 1 for a failure, 2 for arguments that are refused."""
     shared = OneLineParser(add_help=False)
-    shared.add_argument("--outputs", type=Path, default=Path("outputs"), help="the folder that runs write to")
+    shared.add_argument("--outputs", type=place, default=Path("outputs"), help="the folder that runs write to")
     parser = OneLineParser(prog="python -m imdb_rlhf.artifacts", description="List or remove the results of stages.")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=OneLineParser)
     commands.add_parser("list", parents=[shared], help="show all artifacts and check every byte of them")

@@ -90,6 +90,11 @@ class PathsConfig:
 
     outputs: str
 
+    def check(self, at: str) -> None:
+        """Refuse no folder at all, which would be the current one."""
+        if not self.outputs.strip():
+            raise ConfigError(f"{at}outputs= names no folder; give one, or . for the current one")
+
 
 def check_processes(wanted: int) -> None:
     """Refuse to run in another number of processes than `trainer.processes`.
@@ -99,7 +104,10 @@ def check_processes(wanted: int) -> None:
     Raises:
         ConfigError: naming both numbers and the way out.
     """
-    running = int(os.environ.get("WORLD_SIZE", "1"))
+    stated = os.environ.get("WORLD_SIZE", "1")
+    if not stated.isdigit():
+        raise ConfigError(f"WORLD_SIZE={stated} in the environment is not a number; unset it, or start with torchrun")
+    running = int(stated)
     if running != wanted:
         raise ConfigError(
             f"trainer.processes={wanted}, but {running} running; start with `torchrun --nproc-per-node {wanted} "

@@ -17,7 +17,7 @@ class GenerationConfig:
 
     max_new_tokens: Tokens
     shortest_limit: Tokens | None
-    temperature: Annotated[float, Range(0, 100, above=True)]
+    temperature: Annotated[float, Range(0.001, 100)]
 
     def check(self, at: str) -> None:
         """Refuse a shortest limit above the longest."""

@@ -130,6 +130,12 @@ def read_texts(folder: Path, split: str, wanted: Sequence[str], key: str) -> lis
     read = []
     for part in parts:
         files = sorted(part.glob("*.txt"), key=lambda file: (len(file.stem.split("_")[0]), file.stem))
+        numbers = {int(file.stem.split("_")[0]) for file in files if file.stem.split("_")[0].isdigit()}
+        missing = sorted(set(range(max(numbers, default=-1) + 1)) - numbers)
+        if missing:
+            raise RunError(
+                f"{key}={part} holds {len(files)} of {max(numbers) + 1} reviews; number {missing[0]} is missing"
+            )
         for file in files:
             try:
                 text = file.read_text(encoding="utf-8")

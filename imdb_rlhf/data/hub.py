@@ -1,6 +1,7 @@
 """From a Hub id or a folder to a folder: everything that is loaded from the Hub passes through this module."""
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -12,9 +13,10 @@ from imdb_rlhf.errors import RunError
 
 TIMEOUT = 4.0  # seconds to wait for the Hub's answer; with the start of the process that makes at most 10
 # The files of a dataset that are downloaded.
-DATA = ("*.parquet", "*.csv", "*.tsv", "*.json", "*.jsonl", "*.arrow", "*.gz", "*.zst")
+DATA = ("*.parquet", "*.csv", "*.tsv", "*.json", "*.jsonl", "*.arrow", "*.gz", "*.bz2", "*.xz", "*.zst")
 
 T = TypeVar("T")
+Kind = Literal["model", "dataset"]
 
 
 def is_folder(path: str) -> bool:
@@ -22,15 +24,50 @@ def is_folder(path: str) -> bool:
     return Path(path).expanduser().is_dir() or path.startswith((".", "/", "~")) or path.count("/") > 1
 
 
-def identity(path: str, revision: str | None, key: str) -> str:
+def identity(path: str, revision: str | None, key: str, kind: Kind = "model") -> str:
     """How an artifact's key names `path`: the hash of a folder's content, or the Hub's id and commit.
 
     Raises:
         RunError: the folder does not exist.
     """
     if not is_folder(path):
-        return f"hub:{path}@{revision or 'main'}"
+        return f"hub:{path}@{commit(path, revision, kind)}"
     return hash_folder(local_folder(path, key))
+
+
+def commit(path: str, revision: str | None, kind: Kind) -> str:
+    """The commit that a branch or tag of the Hub is at, the same throughout a process.
+
+    Where the Hub is out of reach it is the one in the cache; where that has none, the branch's or tag's own name.
+    """
+    name = revision or "main"
+    if re.fullmatch("[0-9a-f]{40}", name):
+        return name
+    if (path, name, kind) not in _COMMITS:
+        _COMMITS[path, name, kind] = _asked_commit(path, name, kind) or _cached_commit(path, name, kind) or name
+    return _COMMITS[path, name, kind]
+
+
+_COMMITS: dict[tuple[str, str, str], str] = {}
+
+
+def _asked_commit(path: str, revision: str, kind: Kind) -> str | None:
+    from huggingface_hub import HfApi, constants
+
+    constants.HF_HUB_DISABLE_TELEMETRY = True
+    try:
+        info = _in_time(lambda: HfApi().repo_info(path, repo_type=kind, revision=revision, timeout=TIMEOUT))
+    except Exception:  # out of reach, or no such thing: `fetch` says which
+        return None
+    return getattr(info, "sha", None)
+
+
+def _cached_commit(path: str, revision: str, kind: Kind) -> str | None:
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    reference = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=path, repo_type=kind) / "refs" / revision
+    return reference.read_text().strip() or None if reference.is_file() else None
 
 
 def local_folder(path: str, key: str) -> Path:
@@ -45,7 +82,7 @@ def local_folder(path: str, key: str) -> Path:
     return folder
 
 
-def fetch(path: str, revision: str | None, key: str, kind: Literal["model", "dataset"] = "model") -> Path:
+def fetch(path: str, revision: str | None, key: str, kind: Kind = "model") -> Path:
     """The local folder of a Hub id at a commit, downloaded if it is not in the cache; a folder is returned as it is.
 
     Args:
@@ -80,13 +117,14 @@ def fetch(path: str, revision: str | None, key: str, kind: Literal["model", "dat
     files = [sibling.rfilename for sibling in getattr(info, "siblings", None) or []]
     if kind == "model" and not any(name.endswith(".safetensors") and "/" not in name for name in files):
         patterns.append("pytorch_model*.bin")
+    at = _COMMITS.get((path, revision or "main", kind), revision)  # the one in keys, if the branch has moved since
     try:
-        return Path(snapshot_download(path, repo_type=kind, revision=revision, allow_patterns=patterns))
+        return Path(snapshot_download(path, repo_type=kind, revision=at, allow_patterns=patterns))
     except Exception as error:
         raise RunError(f"downloading {path} failed ({error}); run again to go on, or set {key}=DIR") from error
 
 
-def _cached(path: str, revision: str | None, key: str, kind: Literal["model", "dataset"]) -> Path | None:
+def _cached(path: str, revision: str | None, key: str, kind: Kind) -> Path | None:
     """The cache's snapshot of a Hub id if it holds weights, or rows; None if not.
 
     It may be incomplete: only the Hub knows. Files that it holds are not downloaded again.

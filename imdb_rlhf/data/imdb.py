@@ -220,7 +220,7 @@ class Kind(DatasetKind[ImdbData]):
         """A hash of the rows, whatever they are stored in; or the Hub's id and commit."""
         config = self.config
         if config.path is None:
-            return hub.identity(config.hub_id, config.revision, "data.path")
+            return hub.identity(config.hub_id, config.revision, "data.path", "dataset")
         return content_once(self.place, [config.text_column, config.label_column, *self.splits], self._content)
 
     def _content(self) -> str:

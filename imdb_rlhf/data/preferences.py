@@ -97,7 +97,7 @@ class PreferenceData:
     def content(self) -> str:
         """A hash of the rows, whatever they are stored in; or the Hub's id and commit."""
         if not self.is_local:
-            return hub.identity(self.path, self.revision, KEY)
+            return hub.identity(self.path, self.revision, KEY, "dataset")
         return content_once(self.place, [KEY, self.split], self._content)
 
     def _content(self) -> str:

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from imdb_rlhf.arguments import OneLineParser
+from imdb_rlhf.arguments import OneLineParser, place
 from imdb_rlhf.artifacts.files import hash_of, remember_hashes
 from imdb_rlhf.errors import ConfigError, RunError
 from imdb_rlhf.frontier import files
@@ -22,9 +22,9 @@ def _default_folder(places: Sequence[Path], runs: Sequence[Path]) -> Path:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns 0, 1 for a failure, 2 for arguments that are refused."""
     parser = OneLineParser(prog="python -m imdb_rlhf.frontier", description="Draw the frontier of finished runs.")
-    parser.add_argument("places", metavar="DIR", type=Path, nargs="+", help="a run, a sweep, or a folder of runs")
+    parser.add_argument("places", metavar="DIR", type=place, nargs="+", help="a run, a sweep, or a folder of runs")
     parser.add_argument(
-        "--to", type=Path, help="folder to write into; by default the sweep's own, or outputs/frontiers/<hash>"
+        "--to", type=place, help="folder to write into; by default the sweep's own, or outputs/frontiers/<hash>"
     )
     try:
         options = parser.parse_args(arguments)

@@ -20,8 +20,8 @@ from imdb_rlhf.models.logprobs import hidden_states, output_layer
 
 # The largest logit that an output layer is checked with.
 LARGEST = 200.0
-# Rows that a model is checked on: at most this many tokens, the prompts' lengths as parts of it.
-TOKENS, PROMPTS = 24, (0.25, 0.5, 0.25, 0.1)
+# Rows that a model is checked on: at most this many tokens; the lengths of rows and prompts as parts of it.
+TOKENS, ROWS, PROMPTS = 128, (1.0, 0.6, 0.3, 0.1), (0.25, 0.5, 0.25, 0.1)
 # The largest difference between two ways to read the same row, in standard deviations of the logits. Rounding in
 # float32 makes 1e-5 to 1e-4, a token that is not remembered 0.1 and more.
 TOLERANCE = 2e-3
@@ -111,7 +111,7 @@ def check_output_layer(lm: PreTrainedModel, key: str) -> None:
 
 
 @torch.no_grad()
-def check_reading(lm: PreTrainedModel, context: int, key: str) -> None:
+def check_reading(lm: PreTrainedModel, longest: int, key: str) -> None:
     """Refuse a model that is not causal, that padding changes, or whose decoder reads otherwise than its own forward.
 
     Random rows of several lengths are read whole and alone by the model's own forward; then with other tokens at their
@@ -119,13 +119,13 @@ def check_reading(lm: PreTrainedModel, context: int, key: str) -> None:
 
     Args:
         lm: on the CPU, in float32, in evaluation mode.
-        context: the longest row that it reads, in tokens.
+        longest: the longest row that it is to read, in tokens; more than `TOKENS` are not checked.
         key: config key that messages name.
 
     Raises:
         RunError: naming the model's class and what it does otherwise.
     """
-    name, time = f"{key}: {type(lm).__name__}", min(TOKENS, context)
+    name, time = f"{key}: {type(lm).__name__}", min(TOKENS, longest)
     vocabulary = output_layer(lm).vocabulary
     ids = torch.randint(vocabulary, (len(PROMPTS), time), generator=torch.Generator().manual_seed(0))
     with or_refuse(f"{name} cannot be read as a causal LM"):
@@ -178,7 +178,7 @@ def _own_logits(lm: PreTrainedModel, ids: Tensor) -> Tensor:
 def _padded(lm: PreTrainedModel, ids: Tensor) -> Iterator[tuple[int, Tensor]]:
     """Each row with its logits as scoring computes them: rows of several lengths in one table."""
     rows, time = ids.shape
-    lengths = [max(1, time - 3 * row) for row in range(rows)]
+    lengths = [max(1, int(part * time)) for part in ROWS]
     table = torch.zeros_like(ids)
     for row, length in enumerate(lengths):
         table[row, :length] = ids[row, :length]

@@ -63,11 +63,11 @@ def make_reward_head(folder: Path, attention: str, seed: int, pad_id: int) -> Re
         seed: of the head's weights.
         pad_id: is written into the configuration, for users who load the classifier in transformers; not used here.
     """
-    config = AutoConfig.from_pretrained(folder, num_labels=1)
+    config = AutoConfig.from_pretrained(folder, num_labels=1, trust_remote_code=False)
     config.pad_token_id = pad_id
     with torch.random.fork_rng(devices=[]):  # transformers draws a head from the global generator
         model = AutoModelForSequenceClassification.from_pretrained(
-            folder, config=config, dtype=torch.float32, attn_implementation=attention
+            folder, config=config, dtype=torch.float32, attn_implementation=attention, trust_remote_code=False
         )
     head = RewardHead(model).eval()
     weight, random = head.layer.weight, torch.Generator().manual_seed(derive(seed, "reward_head"))

@@ -64,9 +64,8 @@ def make_head(folder: Path, attention: str, reward: TwoLabelReward, pad_id: int)
     Raises:
         RunError: there is to be a next-token loss, but the model's output layer is not its embedding.
     """
-    config = AutoConfig.from_pretrained(
-        folder, num_labels=2, id2label={0: "negative", 1: "positive"}, label2id={"negative": 0, "positive": 1}
-    )
+    labels = {"id2label": {0: "negative", 1: "positive"}, "label2id": {"negative": 0, "positive": 1}}
+    config = AutoConfig.from_pretrained(folder, num_labels=2, trust_remote_code=False, **labels)
     config.pad_token_id = pad_id
     for name in DROPOUTS:
         if getattr(config, name, None) is not None:
@@ -76,6 +75,6 @@ def make_head(folder: Path, attention: str, reward: TwoLabelReward, pad_id: int)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(reward.seed)
         model = AutoModelForSequenceClassification.from_pretrained(
-            folder, config=config, dtype=torch.float32, attn_implementation=attention
+            folder, config=config, dtype=torch.float32, attn_implementation=attention, trust_remote_code=False
         )
     return LabelHead(model, reward.lm_weight)

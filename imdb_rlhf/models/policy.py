@@ -135,6 +135,8 @@ def load(folder: Path, attention: str, key: str = "model.path") -> Policy:
         )
     except Exception as error:
         raise RunError(f"{key}={folder}: its weights cannot be loaded: {first_line(error)}") from error
+    if hasattr(lm.config, "auto_map"):
+        del lm.config.auto_map  # code of the folder's own, which is not run, here or where the model is saved to
     check_weights(lm, loaded, folder, key, "causal LM")
     check_finite(lm, folder, key)
     check_vocabulary(output_layer(lm).vocabulary, tokenizer, folder, key)
@@ -173,7 +175,7 @@ def scratch(config: ScratchModel, tokenizer: PreTrainedTokenizerBase) -> Policy:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.init_seed)
-        lm = AutoModelForCausalLM.from_config(gpt2, attn_implementation=str(config.attention))
+        lm = AutoModelForCausalLM.from_config(gpt2, attn_implementation=str(config.attention), trust_remote_code=False)
     return Policy(lm.eval(), tokenizer)
 
 
@@ -186,7 +188,7 @@ def parameters_of(folder: Path) -> int:
     """Count the parameters of the model in a folder, without loading its weights."""
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     with torch.device("meta"):
-        return sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+        return sum(p.numel() for p in AutoModelForCausalLM.from_config(config, trust_remote_code=False).parameters())
 
 
 def save(policy: Policy, folder: Path, card: str, temperature: float) -> None:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,10 @@ from imdb_rlhf.models.tokens import check_vocabulary, control_ids, encoder, temp
 from imdb_rlhf.rewards import Reward, RewardKind, Scores, sigmoid
 
 # Words that tell the positive label from the other one.
-POSITIVE, NEGATIONS = frozenset(("positive", "pos")), frozenset(("not", "no", "non", "un"))
+POSITIVE = frozenset(("positive", "pos"))
+NEGATIONS = frozenset(("not", "no", "non", "un", "never", "hardly", "without", "false", "anti", "less"))
+# No token's id.
+NO_TOKEN = -1
 # What a classifier reads at most where neither it nor its tokenizer states it.
 UNLIMITED = 1 << 20
 
@@ -96,16 +100,18 @@ class ClassifierReward:
         self.encode = encoder(self.tokenizer)
         self.ranking = ranking
         self.positive = positive_index(self.model.config.id2label, positive_label, key)
-        if self.tokenizer.pad_token_id is None:
-            never = [self.tokenizer.eos_token_id, *sorted(control_ids(self.tokenizer)), self.tokenizer.unk_token_id, 0]
-            number = next(number for number in never if number is not None)
-            self.tokenizer.pad_token = self.tokenizer.convert_ids_to_tokens(number)
+        problem = self.model.config.problem_type
+        if problem == "regression":
+            raise RunError(f"{key}={folder} gives two numbers that are no labels' (regression); give a classifier")
+        self.exclusive = problem != "multi_label_classification"
+        pads = self._find_padding()
         # heads that read the last token locate it by this id; the configuration's own may differ from the tokenizer's
-        self.model.config.pad_token_id = self.tokenizer.pad_token_id
-        self.model.to(device).eval()
+        self.model.config.pad_token_id = self.tokenizer.pad_token_id if pads else NO_TOKEN
+        self.model.eval()
         self.batch_size = batch_size
-        self.limit = min(_stated_length(self.model.config), self.tokenizer.model_max_length)
-        self.side = self._padding_side()
+        self.limit = self._longest(f"{key}={folder}")  # on the CPU, where a position too far is an error like others
+        self.side = self._padding_side() if pads else None
+        self.model.to(device)
 
     @torch.no_grad()
     def score(self, texts: Sequence[str]) -> Scores:
@@ -118,7 +124,7 @@ class ClassifierReward:
         logits = np.zeros((len(rows), 2), dtype=np.float64)  # of the positive label, of the other
         for part in self._batches([len(row) for row in rows]):
             logits[part] = self._logits([rows[index] for index in part], self.side or "right")
-        log_odds = logits[:, 0] - logits[:, 1]
+        log_odds = logits[:, 0] - logits[:, 1] if self.exclusive else logits[:, 0]
         return Scores(sigmoid(log_odds), log_odds if self.ranking == Ranking.log_odds else logits[:, 0])
 
     def _batches(self, lengths: list[int]) -> list[np.ndarray]:
@@ -143,6 +149,35 @@ class ClassifierReward:
             logits = self.model(**padded.to(device)).logits.float()
         return logits[:, [self.positive, 1 - self.positive]].double().cpu().numpy()
 
+    def _find_padding(self) -> bool:
+        """Give the tokenizer a padding token if it has none; whether rows can be padded with it.
+
+        They cannot where a row may hold it: a head would take an earlier token for the last one.
+        """
+        if self.tokenizer.pad_token_id is not None:
+            return True
+        never = {self.tokenizer.eos_token_id, *control_ids(self.tokenizer)} - {None, *self.before, *self.after}
+        number = min(never, default=self.tokenizer.unk_token_id or 0)
+        self.tokenizer.pad_token = self.tokenizer.convert_ids_to_tokens(number)
+        return bool(never)
+
+    def _some_ids(self) -> list[int]:
+        """Ids that texts have, at least one."""
+        never = control_ids(self.tokenizer) | {self.tokenizer.pad_token_id}
+        return sorted(set(self.tokenizer.get_vocab().values()) - never) or [0]
+
+    @torch.no_grad()
+    def _longest(self, where: str) -> int:
+        """The longest row that the model reads: as stated, or some tokens less where positions begin after 0."""
+        stated = min(_stated_length(self.model.config), self.tokenizer.model_max_length)
+        if stated >= UNLIMITED:
+            return stated
+        for spare in range(5):
+            with suppress(IndexError, RuntimeError):
+                self._logits([self._some_ids()[:1] * (stated - spare)], "right")
+                return stated - spare
+        raise RunError(f"{where} cannot read a row of {stated} tokens, which it states; mend its config.json")
+
     def _token_types(self) -> tuple[list[int], int, list[int]] | None:
         """The segments that the tokenizer gives to what is before a text, to a text's tokens, and to what is after."""
         types = self.tokenizer("x").get("token_type_ids")
@@ -155,8 +190,7 @@ class ClassifierReward:
     def _padding_side(self) -> str | None:
         """The side that can be padded without a change of scores, the tokenizer's own first; None if neither can."""
         room = int(min(9, self.limit - len(self.before) - len(self.after)))
-        never = control_ids(self.tokenizer) | {self.tokenizer.pad_token_id}
-        words = sorted(set(self.tokenizer.get_vocab().values()) - never) or [0]
+        words = self._some_ids()
         bodies = [[words[(7 * at + 3) % len(words)] for at in range(length)] for length in (room, room // 2, 1)]
         rows = [[*self.before, *body, *self.after] for body in bodies if body]
         own = str(self.tokenizer.padding_side)
@@ -179,7 +213,7 @@ def _load(folder: Path, key: str) -> tuple[Any, Any]:
         raise RunError(f"{key}={folder} cannot be loaded as a sequence classifier: {reason}") from error
     check_weights(model, loaded, folder, key, "sequence classifier")
     check_finite(model, folder, key)
-    check_vocabulary(model.get_input_embeddings().num_embeddings, tokenizer, folder, key, spare=True)
+    check_vocabulary(len(model.get_input_embeddings().weight), tokenizer, folder, key, spare=True)
     return tokenizer, model
 
 

@@ -60,7 +60,7 @@ def _classifier(folder: Path) -> PreTrainedModel:
         raise RunError(f"reward_model: {folder} holds no config.json; make the reward model again")
     try:
         model, loaded = AutoModelForSequenceClassification.from_pretrained(
-            folder, dtype=torch.float32, output_loading_info=True
+            folder, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
         )
     except Exception as error:
         message = f"reward_model: {folder} cannot be loaded as a sequence classifier: {first_line(error)}"

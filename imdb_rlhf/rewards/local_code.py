@@ -28,19 +28,20 @@ def local_modules(file: Path) -> dict[str, Path]:
     Args:
         file: Python source; modules beside it are found first, as when it is run as a script.
     """
-    found: dict[str, Path] = {}
+    places: dict[str, Path] = {}  # a folder for a package without __init__.py
     waiting = [(file, "")]
     while waiting:
         source, package = waiting.pop()
         for name in _imported(source, package):
             for part in _parents(name):
-                place = found.get(part) or _locate(part, file.parent, found)
+                place = places.get(part) or _locate(part, file.parent, places)
                 if place is None:
                     break
-                if part not in found:
-                    found[part] = place
-                    waiting.append((place, part if place.name == "__init__.py" else part.rpartition(".")[0]))
-    return found
+                if part not in places:
+                    places[part] = place
+                    if place.suffix == ".py":
+                        waiting.append((place, part if place.name == "__init__.py" else part.rpartition(".")[0]))
+    return {name: place for name, place in places.items() if place.is_file()}
 
 
 def _imported(file: Path, package: str) -> Iterator[str]:
@@ -66,21 +67,33 @@ def _parents(name: str) -> Iterator[str]:
     yield from (".".join(parts[: end + 1]) for end in range(len(parts)))
 
 
-def _locate(name: str, beside: Path, found: dict[str, Path]) -> Path | None:
-    """The source file of a module whose package is found already; None where it is not the user's own."""
+def _locate(name: str, beside: Path, places: dict[str, Path]) -> Path | None:
+    """The file of a module whose package is found already, or the folder of a package without one.
+
+    None where it is not the user's own.
+    """
     package, _, last = name.rpartition(".")
     if package:
-        folder = found[package].parent if found[package].name == "__init__.py" else None
+        place = places[package]
+        folder = place if place.is_dir() else place.parent if place.name == "__init__.py" else None
         spec = None if folder is None else PathFinder.find_spec(last, [str(folder)])
     else:
         spec = PathFinder.find_spec(name, [str(beside)]) or _spec_of(name)
-    origin = None if spec is None or spec.origin is None else Path(spec.origin)
-    if origin is None or not origin.is_file() or origin.suffix != ".py":
+    if spec is None:
         return None
-    resolved = origin.resolve()
+    inside = list(spec.submodule_search_locations or [])
+    origin = Path(spec.origin or (inside[0] if inside else ""))
+    if not (origin.is_file() or (spec.origin is None and inside)):
+        return None
+    return origin if is_own(origin) else None
+
+
+def is_own(file: Path) -> bool:
+    """Whether a file is the user's own: no part of this package, of Python or of what was installed."""
+    resolved = file.resolve()
     own = not resolved.is_relative_to(PACKAGE) and not any(resolved.is_relative_to(path) for path in INSTALLED)
     # a virtual environment may lie in a folder that is the user's own
-    return origin if own and "site-packages" not in resolved.parts else None
+    return own and resolved.exists() and "site-packages" not in resolved.parts
 
 
 def _spec_of(name: str) -> ModuleSpec | None:

@@ -3,7 +3,10 @@
 import importlib.util
 import math
 import sys
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ from imdb_rlhf.artifacts.files import hash_file, hash_folder
 from imdb_rlhf.config.reward import OwnReward as OwnConfig
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.rewards import Reward, RewardKind, Scores
-from imdb_rlhf.rewards.local_code import local_modules
+from imdb_rlhf.rewards.local_code import is_own, local_modules
 
 
 def locate(function: str) -> tuple[Path, str]:
@@ -41,15 +44,12 @@ class OwnReward:
         sys.modules[spec.name] = module  # dataclasses and pickles look their module up
         for name in local_modules(file):  # another file's, of the same name
             sys.modules.pop(name, None)
-        beside = str(file.resolve().parent)
-        if beside not in sys.path:  # as for a script; it stays, since a function may import when it is called
-            sys.path.insert(0, beside)
+        self.beside = str(file.resolve().parent)
         try:
-            spec.loader.exec_module(module)
+            with self._modules_beside():
+                spec.loader.exec_module(module)
         except (Exception, SystemExit) as error:
-            raise RunError(
-                f"reward.function={function}: importing {file} raised {type(error).__name__}: {error}"
-            ) from error
+            raise RunError(f"reward.function={function}: importing {file} raised {_told(error)}") from error
         if not callable(getattr(module, self.name, None)):
             raise RunError(f"reward.function={function}: {file} has no function {self.name}")
         self.function: Callable[[list[str]], Sequence[float]] = getattr(module, self.name)
@@ -61,9 +61,10 @@ class OwnReward:
             RunError: it raised, or gave another count than texts, or a number that is not finite.
         """
         try:
-            values = np.asarray(self.function(list(texts)), dtype=np.float64)
+            with self._modules_beside():
+                values = np.asarray(self.function(list(texts)), dtype=np.float64)
         except (Exception, SystemExit) as error:
-            raise RunError(f"reward.function {self.name} raised {type(error).__name__}: {error}") from error
+            raise RunError(f"reward.function {self.name} raised {_told(error)}") from error
         if values.shape != (len(texts),):
             raise RunError(
                 f"reward.function {self.name} gave shape {values.shape} for {len(texts)} texts; "
@@ -77,6 +78,24 @@ class OwnReward:
             )
         return Scores(values, values)
 
+    @contextmanager
+    def _modules_beside(self) -> Iterator[None]:
+        """Find modules beside the file first, as for a script; libraries that others import later are found as ever."""
+        sys.path.insert(0, self.beside)
+        try:
+            yield
+        finally:
+            if self.beside in sys.path:
+                sys.path.remove(self.beside)
+
+
+def _told(error: BaseException) -> str:
+    """An error of the user's code, with the line of it that is nearest to the error."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
+    own = [frame for frame in frames if is_own(Path(frame.filename))]
+    line = f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
+    return f"{type(error).__name__}: {error}{line}"
+
 
 class Kind(RewardKind[OwnConfig]):
     """A function of the user's: nothing is known of its range."""
@@ -84,9 +103,17 @@ class Kind(RewardKind[OwnConfig]):
     range = (-math.inf, math.inf)
     compared = True
 
+    @cached_property
+    def reward(self) -> OwnReward:
+        """The function, imported once."""
+        return OwnReward(self.config.function)
+
     def check(self) -> None:
-        """Refuse a function whose file does not exist, and files that it reads but that do not."""
-        locate(self.config.function)
+        """Refuse a function that is not there or cannot be imported, and files that it reads but that are not there.
+
+        It is imported before its key is made: what it puts on the path is then found.
+        """
+        _ = self.reward
         for path in self.config.files:
             if not Path(path).expanduser().exists():
                 raise RunError(f"reward.files: no file or folder {path}; give what {self.config.function} reads")
@@ -102,5 +129,5 @@ class Kind(RewardKind[OwnConfig]):
         return {"own": hash_file(file), "name": name} | {what: hashes for what, hashes in others.items() if hashes}
 
     def open(self, device: torch.device, artifact: Path | None) -> Reward:
-        """Import the function."""
-        return OwnReward(self.config.function)
+        """The function."""
+        return self.reward

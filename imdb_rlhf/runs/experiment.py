@@ -2,13 +2,17 @@
 
 import time
 
+import pandas as pd
+
 from imdb_rlhf.config.run import Run
 from imdb_rlhf.errors import Stopped
 from imdb_rlhf.pipeline import Pipeline
+from imdb_rlhf.runs import files
 from imdb_rlhf.runs.folder import RunFolder
 from imdb_rlhf.runs.kind import RunKind
 from imdb_rlhf.runs.kinds import kind_of
 from imdb_rlhf.runs.show import show, show_again, trackers_of
+from imdb_rlhf.stages.true_reward import TrueReward
 from imdb_rlhf.tracking.console import Console
 from imdb_rlhf.training import checkpoint
 from imdb_rlhf.training.runtime import Runtime
@@ -38,11 +42,20 @@ def run_experiment(run: Run, config_yaml: str, overrides: list[str]) -> None:
         pipeline.fetch()  # before anything is written, so that a refusal leaves nothing behind
     with folder.held():
         if folder.finished():
+            _check_reward(folder)
             show_again(kind)
             return
         folder.begin()
         pipeline.build()
         _work(kind)
+
+
+def _check_reward(folder: RunFolder) -> None:
+    """Refuse to show a finished run whose texts the true reward now scores otherwise."""
+    reward, samples = folder.pipeline.get(TrueReward), folder.path / files.SAMPLES
+    if reward.kind.compared and samples.exists():
+        frame = pd.read_parquet(samples, columns=["prompt", "policy", "policy_reward_logit"])
+        reward.compare((frame["prompt"] + frame["policy"]).tolist(), frame["policy_reward_logit"].tolist(), folder.path)
 
 
 def plan(kind: RunKind) -> None:

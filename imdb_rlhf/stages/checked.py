@@ -9,7 +9,7 @@ import transformers
 from imdb_rlhf.artifacts.files import write_json
 from imdb_rlhf.config.algos import OwnModelRun
 from imdb_rlhf.models import policy as policies
-from imdb_rlhf.models.contract import check_reading
+from imdb_rlhf.models.contract import TOKENS, check_reading
 from imdb_rlhf.stages.evaluations import OwnModel
 from imdb_rlhf.stages.sources import Base, ModelSource
 from imdb_rlhf.stages.stage import Disk, Flow, Stage, unchanging
@@ -35,7 +35,14 @@ class CheckedModels(Stage):
     def inputs(self) -> dict[str, Any]:
         """The models, and the library whose code they run."""
         models = {source.key: [source.identity, source.attention] for source in self.sources}
-        return {"models": models, "transformers": transformers.__version__}
+        return {"models": models, "transformers": transformers.__version__, "longest": self.longest}
+
+    @property
+    def longest(self) -> int:
+        """The longest row of the run, in tokens, as far as it is checked."""
+        run = self.flow.run
+        sampled = 1 + run.data.prompts.max_tokens + run.generation.max_new_tokens + run.appends_eos
+        return min(TOKENS, max(sampled, 0 if run.sft.path else run.sft.max_tokens))
 
     def make(self, folder: Path) -> None:
         """Load and read each model."""
@@ -44,7 +51,7 @@ class CheckedModels(Stage):
         report = {}
         for source in self.sources:
             policy = policies.load(source.folder, source.attention, source.key)
-            check_reading(policy.lm, policy.context, f"{source.key}={source.path}")
+            check_reading(policy.lm, min(policy.context, self.longest), f"{source.key}={source.path}")
             parameters = sum(parameter.numel() for parameter in policy.lm.parameters())
             report[source.key] = {"class": type(policy.lm).__name__, "parameters": parameters}
         write_json(folder / "report.json", report)

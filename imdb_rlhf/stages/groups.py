@@ -14,12 +14,14 @@ from typing import Any, Self
 
 import numpy as np
 import pandas as pd
+from transformers import PreTrainedTokenizerBase
 
 from imdb_rlhf.artifacts.files import write_json
 from imdb_rlhf.artifacts.tables import write_table
 from imdb_rlhf.config.families import GroupsRun, PreferenceRun
 from imdb_rlhf.data import groups, preference_groups
-from imdb_rlhf.data.preferences import KEY, PreferenceData
+from imdb_rlhf.data.pairs import Pairs
+from imdb_rlhf.data.preferences import KEY, Examples, PreferenceData
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.models import policy as policies
 from imdb_rlhf.models.logprobs import Rows, sequence_logprobs
@@ -86,6 +88,9 @@ class Groups(Stage):
         """Refuse preferences that cannot be read, row by row."""
         if self.preferences is not None and self.preferences.is_local:
             _ = self.preferences.files
+            base = self.flow.get(Base)
+            if base.source is not None and base.is_here:
+                self._pairs(self.preferences, base.source.tokenizer())
 
     def fetch(self) -> None:
         """Download preferences from the Hub."""
@@ -93,11 +98,27 @@ class Groups(Stage):
             _ = self.preferences.files
 
     def check_after(self, built: Stage) -> None:
-        """Refuse conversations that the reference's tokenizer cannot render, as soon as it is known."""
+        """Refuse preferences of which no pair is left, as soon as the reference's tokenizer is known."""
         tokenizer = None if self.preferences is None or self.checked else self.flow.get(Reviews).known_tokenizer()
         if tokenizer is not None and self.preferences is not None:
-            self.preferences.examples(chat_of(tokenizer))
+            self._pairs(self.preferences, tokenizer)
             self.checked = True
+
+    def _pairs(
+        self, data: PreferenceData, tokenizer: PreTrainedTokenizerBase
+    ) -> tuple[Examples, tuple[pd.DataFrame, Pairs, int]]:
+        """The preferences as text, and as groups, pairs and prompts that end inside a token."""
+        chat, base = chat_of(tokenizer), self.flow.get(Base)
+        examples = data.examples(chat)
+        return examples, preference_groups.from_preferences(
+            examples,
+            chat.encode if chat is not None and examples.conversations else encoder(tokenizer),
+            int(tokenizer.eos_token_id),
+            base.bos_id,
+            append_eos=self.run.data.preferences_eos,
+            context=base.context,
+            where=f"{KEY}={data.path}",
+        )
 
     def make(self, folder: Path) -> None:
         """Sample and score the groups, or score the preferences that were brought."""
@@ -132,17 +153,7 @@ class Groups(Stage):
     def _score_preferences(self, folder: Path, data: PreferenceData) -> None:
         """The pairs that were brought as groups, with the reference's log-probs."""
         policy = self.flow.get(Reference).policy()
-        chat = chat_of(policy.tokenizer)
-        examples = data.examples(chat)
-        table, pairs, inside = preference_groups.from_preferences(
-            examples,
-            chat.encode if chat is not None and examples.conversations else encoder(policy.tokenizer),
-            policy.eos_id,
-            self.flow.get(Base).bos_id,
-            append_eos=self.run.data.preferences_eos,
-            context=policy.context,
-            where=f"{KEY}={data.path}",
-        )
+        examples, (table, pairs, inside) = self._pairs(data, policy.tokenizer)
         logprobs = _reference_logprobs(self, self.runtime, self.run, policy, table)
         if self.runtime.rank:
             return

@@ -15,6 +15,7 @@ from imdb_rlhf.config.reward import Init
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.models import policy as policies
 from imdb_rlhf.models.card import card
+from imdb_rlhf.models.logprobs import output_layer
 from imdb_rlhf.models.policy import Policy
 from imdb_rlhf.stages.reviews import Reviews
 from imdb_rlhf.stages.sources import Base
@@ -22,6 +23,8 @@ from imdb_rlhf.stages.stage import Disk, Flow, Stage
 from imdb_rlhf.stages.training import settings, train, training_disk
 from imdb_rlhf.training import checkpoint
 
+# A held-out loss beyond so many times that of guessing is no model's.
+WRECKED = 2.0
 HELD_OUT_ROWS = 512  # SFT rows that its loss is measured on and that it does not train on
 
 
@@ -64,6 +67,12 @@ class TrainedReference(Stage):
             report["held_out_loss"] = loss = held_out_loss(policy, rows[:held_out], run.sft.batch_size)
             if not math.isfinite(loss):
                 raise RunError(f"sft: the held-out loss is {loss}, so the model cannot be used; lower sft.optim.lr")
+            uniform = math.log(output_layer(policy.lm).vocabulary)
+            if loss > WRECKED * uniform:
+                raise RunError(
+                    f"sft: the held-out loss is {loss:,.4g} nats per token, and guessing has {uniform:.4g}: training "
+                    "diverged; lower sft.optim.lr"
+                )
         tokens = float(np.mean([len(row) for row in rows])) * run.sft.batch_size * algorithm.steps
         report["tokens"], report["tokens_per_second"] = int(tokens), tokens / seconds
         write_json(folder / "report.json", report)

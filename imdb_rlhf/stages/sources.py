@@ -195,6 +195,12 @@ class Base:
         """Whether nothing is to be downloaded."""
         return self.source is None or self.source.is_local
 
+    @property
+    def context(self) -> int:
+        """The longest row that it reads, in tokens; it must be on this machine."""
+        model = self.scratch
+        return model.context if model is not None else policies.context_length(self.source and self.source.config)
+
     @cached_property
     def bos_id(self) -> int | None:
         """The token that every row of the run begins with, or None: THE decision, which all that read rows follow.

@@ -30,6 +30,8 @@ from imdb_rlhf.training import checkpoint
 
 # Texts of a reused artifact that are scored again.
 COMPARED = 16
+# What a reward is tried with.
+TRIAL = ("The film is", "The film is a delight from its first minute to its last, and so is the score.")
 
 
 class TrainedReward(Stage):
@@ -152,9 +154,9 @@ class TrueReward:
         self.kind.check()
 
     def fetch(self) -> None:
-        """Open a reward that no stage trains, so that one that cannot be used is refused before the first stage."""
+        """Try a reward that no stage trains, so that one that cannot be used is refused before the first stage."""
         if not self.kind.trained:
-            _ = self.reward
+            self.reward.score(TRIAL)
 
     def compare(self, texts: Sequence[str], stored: Sequence[float], folder: Path) -> None:
         """Score stored texts again, where scores may depend on what their artifact's key cannot know.

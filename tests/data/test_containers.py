@@ -156,6 +156,9 @@ def test_reviews_of_a_file_each(tmp_path):
     assert [rows.columns["label"][0] for rows in read] == ["neg"] * 12 + ["pos"] * 2
     (only,) = read_split(tmp_path, "unsupervised", ["text", "label"], "data.path")
     assert only.columns == {"text": ["unsup 0"], "label": ["unsup"]}
+    (tmp_path / "aclImdb" / "train" / "neg" / "3_7.txt").unlink()
+    message = refused(read_split, tmp_path, "train", ["text", "label"], "data.path")
+    assert message.endswith("train/neg holds 11 of 12 reviews; number 3 is missing")
     assert "has no folder test/pos" in refused(read_split, tmp_path, "test", ["text", "label"], "data.path")
 
 

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -96,6 +97,21 @@ def test_offline(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     message, seconds = refused("gpt2")
     assert "set model.path=DIR" in message and seconds < 10
+
+
+def test_a_branch_is_known_by_its_commit(monkeypatch, no_hub):
+    monkeypatch.setattr(hub, "_COMMITS", {})
+    sha = "a" * 40
+    assert hub.identity("owner/pinned", sha, "model.path") == f"hub:owner/pinned@{sha}"
+    assert hub.identity("owner/absent", None, "model.path") == "hub:owner/absent@main"
+    reference = no_hub / "datasets--owner--cached" / "refs" / "main"
+    reference.parent.mkdir(parents=True)
+    reference.write_text(sha)
+    assert hub.identity("owner/cached", None, "data.path", "dataset") == f"hub:owner/cached@{sha}"
+    commits = iter("bc")
+    monkeypatch.setattr("huggingface_hub.HfApi.repo_info", lambda *a, **n: SimpleNamespace(sha=next(commits) * 40))
+    for _ in range(2):  # as it was when the process began
+        assert hub.identity("owner/asked", None, "model.path") == f"hub:owner/asked@{'b' * 40}"
 
 
 @pytest.mark.parametrize("path", ["my model", "owner/", "a--b", "x" * 120])

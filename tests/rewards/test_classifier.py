@@ -23,10 +23,12 @@ from transformers import (
     RobertaForSequenceClassification,
     XLNetConfig,
     XLNetForSequenceClassification,
+    pipeline,
 )
 
 from imdb_rlhf.config.data import Bos
 from imdb_rlhf.errors import RunError
+from imdb_rlhf.rewards import classifier
 from imdb_rlhf.rewards.classifier import ClassifierReward, positive_index
 from tests.vocabularies import llama_tokenizer
 
@@ -266,6 +268,8 @@ def test_positive_index(names, wanted, index):
             None,
             "reward.path: which of oppose, support is positive? set reward.positive_label",
         ),
+        ({0: "hardly positive", 1: "ok"}, None, "reward.path: which of hardly positive, ok is positive?"),
+        ({0: "False positive", 1: "other"}, None, "reward.path: which of False positive, other is positive?"),
         ({0: "post", 1: "reply"}, None, "reward.path: which of post, reply is positive?"),
         ({0: "non-positive", 1: "other"}, None, "reward.path: which of non-positive, other is positive?"),
         ({0: "positive", 1: "not positive"}, None, "reward.path: which of positive, not positive is positive?"),
@@ -329,6 +333,34 @@ def test_a_tokenizer_with_more_entries_than_the_model(make):
     message = "the model has 14 entries and its tokenizer 19, of which the model lacks 'word0'"
     with pytest.raises(RunError, match=f"^reward.path={folder}: {message}"):
         ClassifierReward(folder, None, 4, CPU)
+
+
+def test_an_unknown_character_at_the_end_is_read(make):
+    """GPT-1's tokenizer has no token that a text cannot hold, so none can pad."""
+    folder = make("gpt1")
+    texts = ["good film", "good film snowman", "bad snowman", "the plot"]
+    assert ClassifierReward(folder, None, 4, CPU).score(texts).logit == pytest.approx(
+        alone(folder, texts, 24), abs=1e-4
+    )
+
+
+def test_labels_that_do_not_exclude_each_other(make):
+    """As transformers' own pipeline scores them: each label by itself."""
+    folder = make("bert", problem_type="multi_label_classification")
+    pipe = pipeline("text-classification", model=str(folder), top_k=None)
+    (rows,) = pipe(TEXTS[:1])
+    expected = next(row["score"] for row in rows if row["label"] == "POSITIVE")
+    assert ClassifierReward(folder, None, 4, CPU).score(TEXTS[:1]).reward[0] == pytest.approx(expected, abs=1e-6)
+    with pytest.raises(RunError, match="gives two numbers that are no labels' .regression.; give a classifier"):
+        ClassifierReward(make("bert", problem_type="regression"), None, 4, CPU)
+
+
+def test_positions_that_begin_after_0_leave_fewer_of_them(make, monkeypatch):
+    """Many types do as RoBERTa does; which ones is not known by their names."""
+    monkeypatch.setattr(classifier, "_stated_length", lambda config: config.max_position_embeddings)
+    reward = ClassifierReward(make("roberta"), None, 4, CPU)
+    assert reward.limit == 24
+    assert np.isfinite(reward.score(["the film was good " * 20]).logit).all()
 
 
 # --- special tokens

@@ -40,6 +40,13 @@ def test_packages(tmp_path, line):
     }
 
 
+@pytest.mark.parametrize("line", ["from helpers.score import g", "import helpers.score", "from helpers import score"])
+def test_a_package_without_an_init_file(tmp_path, line):
+    (tmp_path / "helpers").mkdir()
+    file = write(tmp_path, own=line, **{"helpers/score": "from . import words", "helpers/words": ""})
+    assert found(file) == {"helpers.score": "helpers/score.py", "helpers.words": "helpers/words.py"}
+
+
 def test_an_import_inside_a_function_counts(tmp_path):
     file = write(tmp_path, own="def score(texts):\n    import helper\n    return helper.of(texts)", helper="")
     assert found(file) == {"helper": "helper.py"}

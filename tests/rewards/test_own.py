@@ -1,15 +1,18 @@
 """A user's own function as a reward: it is loaded, called with all texts, and its numbers are checked."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from imdb_rlhf.config.reward import OwnReward as OwnConfig
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.rewards.own import Kind, OwnReward, locate
 
 GOOD = "def score(texts):\n    return [float(len(text)) for text in texts]\n"
+CPU = torch.device("cpu")
 TEXTS = ["a", "bb", "", "dddd"]
 
 
@@ -108,6 +111,25 @@ def test_a_named_file_that_is_not_there(write, tmp_path):
     assert refused(Kind(config).check).startswith(f"reward.files: no file or folder {tmp_path}/none.txt; give what")
 
 
+def test_what_the_file_puts_on_the_path_is_known_to_its_key(write, tmp_path):
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "far_away_helper.py").write_text("VALUE = 3.0\n")
+    lines = f"import sys\nsys.path.insert(0, {str(tmp_path / 'lib')!r})\nimport far_away_helper\n"
+    function = write(lines + "def score(texts):\n    return [far_away_helper.VALUE] * len(texts)\n")
+    kind = Kind(OwnConfig(name="own", function=function, files=[]))
+    kind.check()
+    assert set(kind.identity(None)["modules"]) == {"far_away_helper"}
+    assert kind.open(CPU, None).score(["a"]).reward[0] == 3.0
+    sys.path.remove(str(tmp_path / "lib"))
+
+
+def test_modules_beside_the_file_do_not_hide_libraries(write, tmp_path):
+    """One that something else imports later, as the package does with datasets."""
+    (tmp_path / "fractions.py").write_text("raise SystemExit\n")
+    OwnReward(write(GOOD)).score(["a"])
+    assert str(tmp_path) not in sys.path
+
+
 # --- bad numbers: refused with the text that they came for
 
 
@@ -145,8 +167,11 @@ def test_no_numbers_at_all(write, expression):
 
 
 def test_a_function_that_raises(write):
-    reward = OwnReward(write("def score(texts):\n    raise KeyError('no such word')\n"))
-    assert refused(reward.score, TEXTS) == "reward.function score raised KeyError: 'no such word'"
+    """Its line is named, also where it is a library that raises."""
+    function = write("def score(texts):\n    import json\n    return json.loads('[1')\n")
+    message = refused(OwnReward(function).score, TEXTS)
+    assert message.startswith("reward.function score raised JSONDecodeError: ")
+    assert message.endswith(f"({function.rpartition(':')[0]}:3)")
 
 
 # --- files and names
