@@ -201,7 +201,8 @@ def test_a_file_of_ones_own_that_cannot_be_read(here, tmp_path, content, message
 
 def test_the_environment_of_a_launcher_that_is_none(here, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "abc")
-    one_line(train(), 2, "refused: WORLD_SIZE=abc in the environment is not a number; unset it")
+    for arguments in ([], ["-m", "beta=1,2"]):
+        one_line(train(*arguments), 2, "refused: WORLD_SIZE=abc in the environment is not a number; unset it")
 
 
 def test_no_output_folder(here):

@@ -31,8 +31,7 @@ def brings_code(folder: Path, source: Path, kind: str) -> Path:
 def test_a_head_on_a_known_type_asks_nothing_and_keeps_nothing_of_it(beside, tmp_path, monkeypatch):
     monkeypatch.setattr("builtins.input", lambda *asked: pytest.fail("it asked"))
     folder = brings_code(tmp_path / "model", beside.folder / "model", "gpt2")
-    for name in ("tokenizer_config.json",):  # the tokenizer's own is refused
-        (folder / name).write_bytes((beside.folder / "model" / name).read_bytes())
+    shutil.copy(beside.folder / "model" / "tokenizer_config.json", folder)  # one with code is refused
     make_reward_head(folder, "eager", 0, 1)
     parameters_of(folder)
     save(load(folder, "eager"), tmp_path / "saved", "", 1.0)

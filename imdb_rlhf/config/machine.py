@@ -96,6 +96,18 @@ class PathsConfig:
             raise ConfigError(f"{at}outputs= names no folder; give one, or . for the current one")
 
 
+def processes_running() -> int:
+    """The processes of this run, as torchrun says in the environment.
+
+    Raises:
+        ConfigError: it says no number.
+    """
+    stated = os.environ.get("WORLD_SIZE", "1")
+    if not stated.isdigit():
+        raise ConfigError(f"WORLD_SIZE={stated} in the environment is not a number; unset it, or start with torchrun")
+    return int(stated)
+
+
 def check_processes(wanted: int) -> None:
     """Refuse to run in another number of processes than `trainer.processes`.
 
@@ -104,10 +116,7 @@ def check_processes(wanted: int) -> None:
     Raises:
         ConfigError: naming both numbers and the way out.
     """
-    stated = os.environ.get("WORLD_SIZE", "1")
-    if not stated.isdigit():
-        raise ConfigError(f"WORLD_SIZE={stated} in the environment is not a number; unset it, or start with torchrun")
-    running = int(stated)
+    running = processes_running()
     if running != wanted:
         raise ConfigError(
             f"trainer.processes={wanted}, but {running} running; start with `torchrun --nproc-per-node {wanted} "

@@ -5,7 +5,6 @@ The library `datasets` reads them. A number or a text is the same whatever the c
 
 import hashlib
 import json
-import re
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,20 +14,12 @@ from typing import Any
 
 import pandas as pd
 
+from imdb_rlhf.data.split_files import files_of, format_of
 from imdb_rlhf.errors import RunError, first_line
 
-# The suffix of a file, without compression, and the name of its reader in `datasets`.
-FORMATS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".arrow": "arrow"}
-COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 # What `save_to_disk` leaves beside its rows.
 SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"
-# How parts are numbered: train-00000-of-00004, with the hash that the Hub once added or without; or 0000 in a folder of
-# the split's name.
-PARTS = (re.compile(r"^(.*?)[-_.]?(\d+)[-_.]of[-_.](\d+)(?:-[0-9a-f]{8,})?$"), re.compile(r"^()(\d{4,5})$"))
-# What splits are called.
-SPLITS = {"train", "test", "validation", "valid", "val", "dev", "unsupervised", "unsup"}
 BATCH = 10_000  # rows of a parquet file that are read at once
-EXPECTED = f"one of {', '.join(FORMATS)}"
 
 
 @dataclass(frozen=True)
@@ -42,24 +33,6 @@ class Rows:
 
     place: Path
     columns: dict[str, list[Any]]
-
-
-def format_of(file: Path) -> str | None:
-    """The reader of a file, by its name; None if there is none."""
-    suffixes = [suffix.lower() for suffix in file.suffixes]
-    if suffixes and suffixes[-1] in COMPRESSIONS:
-        suffixes.pop()
-    return FORMATS.get(suffixes[-1]) if suffixes else None
-
-
-def stem_of(file: Path) -> str:
-    """A file's name without suffixes of format and compression."""
-    name = file.name
-    for suffix in reversed(file.suffixes):
-        if suffix.lower() not in (*COMPRESSIONS, *FORMATS):
-            break
-        name = name.removesuffix(suffix)
-    return name
 
 
 def read_splits(
@@ -117,7 +90,7 @@ def read_texts(folder: Path, split: str, wanted: Sequence[str], key: str) -> lis
     """Read reviews of a file each, sorted by label and number: pos and neg of train and test; unsup is unsupervised.
 
     Raises:
-        RunError: no such split or column, or a file is no UTF-8 text.
+        RunError: no such split or column, a number is missing, or a file is no UTF-8 text.
     """
     parts = (
         [folder / "train" / "unsup"] if split == "unsupervised" else [folder / split / name for name in ("neg", "pos")]
@@ -129,110 +102,20 @@ def read_texts(folder: Path, split: str, wanted: Sequence[str], key: str) -> lis
         raise RunError(f"{key}={folder} has the columns text and label alone, not {' and '.join(wanted)}")
     read = []
     for part in parts:
-        files = sorted(part.glob("*.txt"), key=lambda file: (len(file.stem.split("_")[0]), file.stem))
-        numbers = {int(file.stem.split("_")[0]) for file in files if file.stem.split("_")[0].isdigit()}
+        numbered = {file: file.stem.partition("_")[0] for file in part.glob("*.txt")}
+        numbers = {int(number) for number in numbered.values() if number.isdigit()}
         missing = sorted(set(range(max(numbers, default=-1) + 1)) - numbers)
         if missing:
             raise RunError(
-                f"{key}={part} holds {len(files)} of {max(numbers) + 1} reviews; number {missing[0]} is missing"
+                f"{key}={part} holds {len(numbered)} of {max(numbers) + 1} reviews; number {missing[0]} is missing"
             )
-        for file in files:
+        for file in sorted(numbered, key=lambda file: (len(numbered[file]), file.stem)):
             try:
                 text = file.read_text(encoding="utf-8")
             except UnicodeDecodeError as error:
                 raise RunError(f"{file} is not UTF-8 text: {first_line(error)}") from error
             read.append(Rows(file, {"text": [text], "label": [part.name]}))
     return read
-
-
-def files_of(place: Path, split: str, key: str) -> list[Path]:
-    """The files of a split, all of whose parts are there.
-
-    Raises:
-        RunError: there is none, a part is missing, or there are several sets of files.
-    """
-    if place.is_file():
-        if format_of(place) is None:
-            raise RunError(f"{key}={place} is none of the files that are read ({EXPECTED})")
-        if split != "train":
-            raise RunError(f"{key}={place} is one file, which is split train; there is no split {split}")
-        return [place]
-    every = [path for path in sorted(place.rglob("*")) if path.is_file() and format_of(path) is not None]
-    # the metadata of datasets is JSON too
-    every = [path for path in every if not path.name.startswith(("dataset_info", "dataset_dict", "state."))]
-    every = [path for path in every if not any(part.startswith(".") for part in path.relative_to(place).parts)]
-    if not every:
-        raise RunError(f"{key}={place} holds no data ({EXPECTED}); for example {split}-00000-of-00001.parquet")
-    words = {path: _words(path.relative_to(place).with_name(stem_of(path)).as_posix()) for path in every}
-    files = [path for path in every if _holds(words[path], _words(split))]
-    if not files and split == "train" and SPLITS.isdisjoint(word for path in every for word in words[path]):
-        files = every
-    if not files:
-        raise RunError(f"{key}={place} holds no file of split {split}; there are {', '.join(names_of(every, place))}")
-    kinds = {(path.parent, format_of(path)) for path in files}
-    if len(kinds) > 1:
-        both = names_of(
-            [next(path for path in files if (path.parent, format_of(path)) == kind) for kind in kinds], place
-        )
-        raise RunError(f"{key}={place} holds split {split} more than once ({', '.join(sorted(both))}); leave one")
-    files = _one_set(files, split, f"{key}={place}")
-    _check_parts(files, split, f"{key}={place}")
-    return files
-
-
-def _words(name: str) -> list[str]:
-    return re.findall("[a-z]+|[0-9]+", name.lower())
-
-
-def _holds(words: list[str], wanted: list[str]) -> bool:
-    """Whether words hold others, one after the other."""
-    return any(words[at : at + len(wanted)] == wanted for at in range(len(words)))
-
-
-def _one_set(files: list[Path], split: str, where: str) -> list[Path]:
-    """The files of the set that a split's name means: train-* and not train_old-*; train_prefs-* if it is alone."""
-
-    def set_of(file: Path) -> str:
-        stem = stem_of(file)
-        parts = next((match[1] for pattern in PARTS if (match := pattern.match(stem))), re.sub(r"[-_.]?\d+$", "", stem))
-        return parts if _holds(_words(parts), _words(split)) else ""  # else its folder is called so
-
-    sets = {file: set_of(file) for file in files}
-    exact = [file for file in files if _words(sets[file]) == _words(split)]
-    if exact or len(set(sets.values())) == 1:
-        return exact or files
-    raise RunError(
-        f"{where} holds several sets of files of split {split} ({', '.join(sorted(set(sets.values())))}); leave one, "
-        f"or put all into a folder called {split}"
-    )
-
-
-def names_of(files: Sequence[Path], folder: Path) -> list[str]:
-    """The paths of files in their folder, at most eight of them."""
-    names = [path.relative_to(folder).as_posix() for path in files]
-    return names if len(names) <= 8 else [*names[:7], f"{len(names) - 7} more"]
-
-
-def _check_parts(files: Sequence[Path], split: str, where: str) -> None:
-    """Refuse a split of which a numbered part is missing: `-00000-of-00004`, or 0000, 0001, ..."""
-    parts: dict[tuple[str, int | None], set[int]] = {}
-    for file in files:
-        match = next((match for pattern in PARTS if (match := pattern.match(stem_of(file)))), None)
-        if match is not None:
-            whole = int(match[3]) if match.lastindex == 3 else None
-            parts.setdefault((match[1], whole), set()).add(int(match[2]))
-    if not parts:
-        return
-    if len(parts) > 1 or sum(map(len, parts.values())) != len(files):
-        raise RunError(f"{where} holds several sets of files of split {split}; leave one")
-    ((_, total), found) = next(iter(parts.items()))
-    count = max(found) + 1 if total is None else total
-    first = int(0 not in found and count in found)  # some count from 1
-    missing = sorted(set(range(first, count + first)) - found)
-    if missing:
-        raise RunError(
-            f"{where} holds {len(found)} of the {count} files of split {split}; number {missing[0]} is missing"
-        )
 
 
 def read_file(file: Path, wanted: Sequence[str], optional: Sequence[str] = ()) -> Rows:

@@ -6,14 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
-from typing import Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 from imdb_rlhf.artifacts.files import hash_folder
+from imdb_rlhf.data.split_files import COMPRESSIONS, FORMATS
 from imdb_rlhf.errors import RunError
 
 TIMEOUT = 4.0  # seconds to wait for the Hub's answer; with the start of the process that makes at most 10
 # The files of a dataset that are downloaded.
-DATA = ("*.parquet", "*.csv", "*.tsv", "*.json", "*.jsonl", "*.arrow", "*.gz", "*.bz2", "*.xz", "*.zst")
+DATA = tuple(f"*{suffix}" for suffix in (*FORMATS, *COMPRESSIONS))
 
 T = TypeVar("T")
 Kind = Literal["model", "dataset"]
@@ -43,23 +44,29 @@ def commit(path: str, revision: str | None, kind: Kind) -> str:
     name = revision or "main"
     if re.fullmatch("[0-9a-f]{40}", name):
         return name
-    if (path, name, kind) not in _COMMITS:
-        _COMMITS[path, name, kind] = _asked_commit(path, name, kind) or _cached_commit(path, name, kind) or name
-    return _COMMITS[path, name, kind]
+    answer = _ask(path, name, kind)
+    sha = None if isinstance(answer, Exception) else getattr(answer, "sha", None)
+    return sha or _cached_commit(path, name, kind) or name
 
 
-_COMMITS: dict[tuple[str, str, str], str] = {}
+# What the Hub said of (path, revision, kind), or why it did not: it is asked once in a process.
+_ANSWERS: dict[tuple[str, str, str], Any] = {}
 
 
-def _asked_commit(path: str, revision: str, kind: Kind) -> str | None:
+def _ask(path: str, revision: str, kind: Kind) -> Any:
+    """The Hub's description of a repository, or the exception that came instead."""
     from huggingface_hub import HfApi, constants
 
-    constants.HF_HUB_DISABLE_TELEMETRY = True
-    try:
-        info = _in_time(lambda: HfApi().repo_info(path, repo_type=kind, revision=revision, timeout=TIMEOUT))
-    except Exception:  # out of reach, or no such thing: `fetch` says which
-        return None
-    return getattr(info, "sha", None)
+    constants.HF_HUB_DISABLE_TELEMETRY = True  # otherwise a telemetry request comes first and takes up to 3 seconds
+    asked = path, revision, kind
+    if asked not in _ANSWERS:
+        try:
+            _ANSWERS[asked] = _in_time(
+                lambda: HfApi().repo_info(path, repo_type=kind, revision=revision, timeout=TIMEOUT)
+            )
+        except Exception as error:
+            _ANSWERS[asked] = error
+    return _ANSWERS[asked]
 
 
 def _cached_commit(path: str, revision: str, kind: Kind) -> str | None:
@@ -97,28 +104,26 @@ def fetch(path: str, revision: str | None, key: str, kind: Kind = "model") -> Pa
     if is_folder(path):
         return local_folder(path, key)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    from huggingface_hub import HfApi, constants, snapshot_download
+    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
-    constants.HF_HUB_DISABLE_TELEMETRY = True  # otherwise a telemetry request comes first and takes up to 3 seconds
     patterns = ["*.json", "*.txt", "*.model", "*.safetensors"] if kind == "model" else list(DATA)
     cached = _cached(path, revision, key, kind)
-    try:
-        info = _in_time(lambda: HfApi().repo_info(path, repo_type=kind, revision=revision, timeout=TIMEOUT))
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise RunError(f"{key}={path} (revision {revision or 'main'}): the Hub has no such {kind}") from error
-    except Exception as error:
+    info = _ask(path, revision or "main", kind)
+    if isinstance(info, RepositoryNotFoundError | RevisionNotFoundError):
+        raise RunError(f"{key}={path} (revision {revision or 'main'}): the Hub has no such {kind}") from info
+    if isinstance(info, Exception):
         if cached is not None:
             return cached
         raise RunError(
-            f"the Hub cannot be reached for {path} ({type(error).__name__}); "
+            f"the Hub cannot be reached for {path} ({type(info).__name__}); "
             f"set {key}=DIR to a folder that holds it, or try again with a network"
-        ) from error
+        ) from info
     files = [sibling.rfilename for sibling in getattr(info, "siblings", None) or []]
     if kind == "model" and not any(name.endswith(".safetensors") and "/" not in name for name in files):
         patterns.append("pytorch_model*.bin")
-    at = _COMMITS.get((path, revision or "main", kind), revision)  # the one in keys, if the branch has moved since
-    try:
+    try:  # at the commit of the keys, if the branch has moved since
+        at = commit(path, revision, kind)
         return Path(snapshot_download(path, repo_type=kind, revision=at, allow_patterns=patterns))
     except Exception as error:
         raise RunError(f"downloading {path} failed ({error}); run again to go on, or set {key}=DIR") from error

@@ -21,7 +21,7 @@ NAMES = {"neg": 0, "negative": 0, "false": 0, "pos": 1, "positive": 1, "true": 1
 
 
 def label_of(value: Any) -> int | None:
-    """A label as a whole number: 1, 1.0, True and these as text, "pos" and "Positive" are 1; None for what is none."""
+    """A label as a whole number: 1, 1.0, True, "1", "1.0", "true" and "Positive" are 1; None for what is none."""
     if isinstance(value, str):
         word = value.strip().lower()
         return NAMES.get(word, int(float(word)) if re.fullmatch(r"-?[0-9]{1,9}(\.0+)?", word) else None)

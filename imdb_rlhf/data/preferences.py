@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from imdb_rlhf.data import hub
-from imdb_rlhf.data.containers import Rows, content_of, content_once, format_of, read_splits
+from imdb_rlhf.data.containers import Rows, content_of, content_once, read_splits
+from imdb_rlhf.data.split_files import format_of
 from imdb_rlhf.errors import RunError, first_line
 
 KEY = "data.preferences"

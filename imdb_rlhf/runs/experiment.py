@@ -55,6 +55,8 @@ def _check_reward(folder: RunFolder) -> None:
     reward, samples = folder.pipeline.get(TrueReward), folder.path / files.SAMPLES
     if reward.kind.compared and samples.exists():
         frame = pd.read_parquet(samples, columns=["prompt", "policy", "policy_reward_logit"])
+        # of a character that is split between the two, the table does not hold the first part
+        frame = frame[~frame["prompt"].str.endswith("\ufffd")]
         reward.compare((frame["prompt"] + frame["policy"]).tolist(), frame["policy_reward_logit"].tolist(), folder.path)
 
 

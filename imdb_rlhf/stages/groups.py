@@ -44,7 +44,7 @@ class Groups(Stage):
     def __init__(self, flow: Flow, run: GroupsRun) -> None:
         super().__init__(flow)
         self.run = run
-        self.checked = False  # whether the preferences were held against the tokenizer
+        self.brought: tuple[Examples, pd.DataFrame, Pairs, int] | None = None  # the preferences as groups, once read
 
     @classmethod
     def of(cls, flow: Flow) -> Self | None:
@@ -90,7 +90,7 @@ class Groups(Stage):
             _ = self.preferences.files
             base = self.flow.get(Base)
             if base.source is not None and base.is_here:
-                self._pairs(self.preferences, base.source.tokenizer())
+                self._read(self.preferences, base.source.tokenizer())
 
     def fetch(self) -> None:
         """Download preferences from the Hub."""
@@ -99,26 +99,28 @@ class Groups(Stage):
 
     def check_after(self, built: Stage) -> None:
         """Refuse preferences of which no pair is left, as soon as the reference's tokenizer is known."""
-        tokenizer = None if self.preferences is None or self.checked else self.flow.get(Reviews).known_tokenizer()
+        tokenizer = None if self.preferences is None else self.flow.get(Reviews).known_tokenizer()
         if tokenizer is not None and self.preferences is not None:
-            self._pairs(self.preferences, tokenizer)
-            self.checked = True
+            self._read(self.preferences, tokenizer)
 
-    def _pairs(
+    def _read(
         self, data: PreferenceData, tokenizer: PreTrainedTokenizerBase
-    ) -> tuple[Examples, tuple[pd.DataFrame, Pairs, int]]:
-        """The preferences as text, and as groups, pairs and prompts that end inside a token."""
-        chat, base = chat_of(tokenizer), self.flow.get(Base)
-        examples = data.examples(chat)
-        return examples, preference_groups.from_preferences(
-            examples,
-            chat.encode if chat is not None and examples.conversations else encoder(tokenizer),
-            int(tokenizer.eos_token_id),
-            base.bos_id,
-            append_eos=self.run.data.preferences_eos,
-            context=base.context,
-            where=f"{KEY}={data.path}",
-        )
+    ) -> tuple[Examples, pd.DataFrame, Pairs, int]:
+        """The preferences as text, as groups and pairs, and how many prompts end inside a token; read once."""
+        if self.brought is None:
+            chat, base = chat_of(tokenizer), self.flow.get(Base)
+            examples = data.examples(chat)
+            groups_and_pairs = preference_groups.from_preferences(
+                examples,
+                chat.encode if chat is not None and examples.conversations else encoder(tokenizer),
+                int(tokenizer.eos_token_id),
+                base.bos_id,
+                append_eos=self.run.data.preferences_eos,
+                context=base.context,
+                where=f"{KEY}={data.path}",
+            )
+            self.brought = examples, *groups_and_pairs
+        return self.brought
 
     def make(self, folder: Path) -> None:
         """Sample and score the groups, or score the preferences that were brought."""
@@ -153,7 +155,7 @@ class Groups(Stage):
     def _score_preferences(self, folder: Path, data: PreferenceData) -> None:
         """The pairs that were brought as groups, with the reference's log-probs."""
         policy = self.flow.get(Reference).policy()
-        examples, (table, pairs, inside) = self._pairs(data, policy.tokenizer)
+        examples, table, pairs, inside = self._read(data, policy.tokenizer)
         logprobs = _reference_logprobs(self, self.runtime, self.run, policy, table)
         if self.runtime.rank:
             return

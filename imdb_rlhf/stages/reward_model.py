@@ -24,13 +24,13 @@ from imdb_rlhf.rewards.learned import LearnedReward
 from imdb_rlhf.stages.evaluations import ReferenceEvaluation
 from imdb_rlhf.stages.groups import Groups
 from imdb_rlhf.stages.reference import identity_of, open_start
-from imdb_rlhf.stages.sources import Base
-from imdb_rlhf.stages.stage import Disk, Flow, Stage
+from imdb_rlhf.stages.sources import ClassifierStage
+from imdb_rlhf.stages.stage import Disk, Flow
 from imdb_rlhf.stages.training import settings, train, training_disk
 from imdb_rlhf.training import checkpoint
 
 
-class TrainedRewardModel(Stage):
+class TrainedRewardModel(ClassifierStage):
     """A scalar head on the language model; `model/` and `normalisation.json` are what `rewards.learned` reads."""
 
     name = "reward_model"
@@ -58,15 +58,6 @@ class TrainedRewardModel(Stage):
             "interval": {key: evaluation[key] for key in ("seed", "bootstrap", "confidence")},
             "machine": self.flow.training_facts,
         }
-
-    def check(self) -> None:
-        """Refuse a model of which no classifier can be made."""
-        if self.flow.get(Base).is_here:
-            self.flow.get(Base).check_classifier()
-
-    def fetch(self) -> None:
-        """The same for a model from the Hub, which is downloaded by now."""
-        self.flow.get(Base).check_classifier()
 
     def make(self, folder: Path) -> None:
         """Train it on the groups."""

@@ -16,7 +16,7 @@ from imdb_rlhf.errors import ConfigError, RunError, first_line
 from imdb_rlhf.models import policy as policies
 from imdb_rlhf.models import tokens
 from imdb_rlhf.models.policy import Policy
-from imdb_rlhf.stages.stage import Flow
+from imdb_rlhf.stages.stage import Flow, Stage
 
 # Parameters of gpt2-large and gpt2, for a model that is not on this machine yet.
 LARGE, BASE = 774_030_080, 124_439_808
@@ -177,19 +177,6 @@ class Base:
             self.source.fetch()
             self.source.check_lengths(self.run, self.bos_id)
 
-    def check_classifier(self) -> None:
-        """Refuse a model that is here and of which no sequence classifier can be made.
-
-        Raises:
-            RunError: naming its type and the way out.
-        """
-        if self.source is not None and type(self.source.config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
-            raise RunError(
-                f"{self.source.key}={self.source.path}: transformers has no sequence classifier for "
-                f"{self.source.config.model_type} models, which a reward that is trained needs; give another model, or "
-                "a reward and an algorithm that train none (ppo.reward=ground_truth)"
-            )
-
     @property
     def is_here(self) -> bool:
         """Whether nothing is to be downloaded."""
@@ -198,8 +185,10 @@ class Base:
     @property
     def context(self) -> int:
         """The longest row that it reads, in tokens; it must be on this machine."""
-        model = self.scratch
-        return model.context if model is not None else policies.context_length(self.source and self.source.config)
+        if self.scratch is not None:
+            return self.scratch.context
+        assert self.source is not None  # one of the two
+        return policies.context_length(self.source.config)
 
     @cached_property
     def bos_id(self) -> int | None:
@@ -243,3 +232,26 @@ class Base:
         if hub.is_folder(path):
             return policies.parameters_of(Path(path).expanduser())
         return LARGE if "large" in path else BASE
+
+
+class ClassifierStage(Stage):
+    """A stage that puts a head on the run's model, which transformers must know how to make a sequence classifier."""
+
+    def check(self) -> None:
+        """Refuse a model of which no classifier can be made."""
+        if self.flow.get(Base).is_here:
+            self.fetch()
+
+    def fetch(self) -> None:
+        """The same for a model from the Hub, which is downloaded by now.
+
+        Raises:
+            RunError: naming its type and the way out.
+        """
+        source = self.flow.get(Base).source
+        if source is not None and type(source.config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+            raise RunError(
+                f"{source.key}={source.path}: transformers has no sequence classifier for {source.config.model_type} "
+                "models, which a reward that is trained needs; give another model, or a reward and an algorithm that "
+                "train none (ppo.reward=ground_truth)"
+            )

@@ -23,8 +23,8 @@ from imdb_rlhf.rewards import CheckedReward, Reward, kind_of
 from imdb_rlhf.rewards.classifier import ClassifierReward
 from imdb_rlhf.stages.reference import identity_of, open_start
 from imdb_rlhf.stages.reviews import Labelled
-from imdb_rlhf.stages.sources import Base
-from imdb_rlhf.stages.stage import Disk, Flow, Stage
+from imdb_rlhf.stages.sources import Base, ClassifierStage
+from imdb_rlhf.stages.stage import Disk, Flow
 from imdb_rlhf.stages.training import settings, train, training_disk
 from imdb_rlhf.training import checkpoint
 
@@ -34,7 +34,7 @@ COMPARED = 16
 TRIAL = ("The film is", "The film is a delight from its first minute to its last, and so is the score.")
 
 
-class TrainedReward(Stage):
+class TrainedReward(ClassifierStage):
     """A two-label head, fine-tuned on labelled reviews."""
 
     name = "two_label"
@@ -58,15 +58,6 @@ class TrainedReward(Stage):
             "new_tokens": self.flow.run.generation.max_new_tokens,
             "machine": self.flow.training_facts,
         } | self.flow.get(Base).bos_identity
-
-    def check(self) -> None:
-        """Refuse a model of which no classifier can be made."""
-        if self.flow.get(Base).is_here:
-            self.flow.get(Base).check_classifier()
-
-    def fetch(self) -> None:
-        """The same for a model from the Hub, which is downloaded by now."""
-        self.flow.get(Base).check_classifier()
 
     def make(self, folder: Path) -> None:
         """Fine-tune the head, and measure it beside an n-gram classifier."""

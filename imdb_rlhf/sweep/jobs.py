@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 from imdb_rlhf.artifacts.files import hash_of
-from imdb_rlhf.config.machine import LauncherConfig, WandbLogger
+from imdb_rlhf.config.machine import LauncherConfig, WandbLogger, processes_running
 from imdb_rlhf.config.run import NOT_IN_HASH, Run
 from imdb_rlhf.errors import ConfigError
 
@@ -43,7 +43,7 @@ def refuse_torchrun() -> None:
     Raises:
         ConfigError: naming the way out.
     """
-    if "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if "TORCHELASTIC_RUN_ID" in os.environ or processes_running() > 1:
         raise ConfigError(
             "a sweep starts the processes of its jobs itself: run it without torchrun, with trainer.processes=N for "
             "N processes per job"

@@ -2,7 +2,6 @@
 
 import copy
 import ctypes
-import os
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -15,7 +14,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import broadcast_object_list, convert_outputs_to_fp32, gather_object
 from torch import nn
 
-from imdb_rlhf.config.machine import PolicyPrecision, TrainerConfig, check_processes
+from imdb_rlhf.config.machine import PolicyPrecision, TrainerConfig, check_processes, processes_running
 from imdb_rlhf.training.precision import choose_float32_products, resolve_device, resolve_precision, resolve_threads
 
 T = TypeVar("T")
@@ -128,6 +127,6 @@ def _keep_freed_memory() -> None:
 
 def _reset_accelerate() -> None:
     """Let a second run of this process (a sweep's next job) have another precision or device."""
-    if PartialState._shared_state and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if PartialState._shared_state and processes_running() == 1:
         AcceleratorState._reset_state(True)
         GradientState._reset_state()

@@ -28,6 +28,7 @@ def no_hub(tmp_path, monkeypatch) -> Path:
     for name, value in {"ENDPOINT": NOWHERE, "HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": False}.items():
         monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY", False)
+    monkeypatch.setattr(hub, "_ANSWERS", {})
     return cache
 
 
@@ -100,7 +101,6 @@ def test_offline(monkeypatch):
 
 
 def test_a_branch_is_known_by_its_commit(monkeypatch, no_hub):
-    monkeypatch.setattr(hub, "_COMMITS", {})
     sha = "a" * 40
     assert hub.identity("owner/pinned", sha, "model.path") == f"hub:owner/pinned@{sha}"
     assert hub.identity("owner/absent", None, "model.path") == "hub:owner/absent@main"
@@ -112,6 +112,21 @@ def test_a_branch_is_known_by_its_commit(monkeypatch, no_hub):
     monkeypatch.setattr("huggingface_hub.HfApi.repo_info", lambda *a, **n: SimpleNamespace(sha=next(commits) * 40))
     for _ in range(2):  # as it was when the process began
         assert hub.identity("owner/asked", None, "model.path") == f"hub:owner/asked@{'b' * 40}"
+
+
+def test_a_hub_that_is_out_of_reach_is_waited_for_once(monkeypatch):
+    """The key of a branch asks it, and so does the download: together they take no more than the promised time."""
+    monkeypatch.setattr(hub, "TIMEOUT", 0.2)
+    asked = []
+
+    def repo_info(*arguments: Any, **named: Any) -> None:
+        asked.append(arguments)
+        time.sleep(20)
+
+    monkeypatch.setattr("huggingface_hub.HfApi.repo_info", repo_info)
+    assert hub.identity("owner/name", None, "model.path") == "hub:owner/name@main"
+    refused("owner/name")
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize("path", ["my model", "owner/", "a--b", "x" * 120])

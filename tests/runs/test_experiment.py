@@ -6,9 +6,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pandas as pd
 import pytest
 
+from imdb_rlhf.runs.experiment import _check_reward
 from tests.command import Answer, ended, run, start
 from tests.experiments import rows_of, runs, well
 
@@ -54,3 +58,17 @@ def test_a_stopped_run_resumes_to_the_same_numbers(tmp_path: Path) -> None:
     assert "resumed at step" in again.out
     (straight,), (resumed,) = runs(tmp_path / "a"), runs(tmp_path / "b")
     assert rows_of(straight) == rows_of(resumed)
+
+
+def test_a_finished_run_is_compared_in_texts_that_its_table_holds_whole(tmp_path: Path) -> None:
+    """Where a character is split between prompt and completion, the table has a mark in its place."""
+    rows = {"prompt": ["A film", "A caf\ufffd"], "policy": [" is", "é is"], "policy_reward_logit": [1.0, 2.0]}
+    pd.DataFrame(rows).to_parquet(tmp_path / "samples.parquet")
+    compared: list[tuple[list[str], list[float]]] = []
+    reward = SimpleNamespace(
+        kind=SimpleNamespace(compared=True),
+        compare=lambda texts, stored, folder: compared.append((texts, stored)),
+    )
+    folder: Any = SimpleNamespace(path=tmp_path, pipeline=SimpleNamespace(get=lambda kind: reward))
+    _check_reward(folder)
+    assert compared == [(["A film is"], [1.0])]
