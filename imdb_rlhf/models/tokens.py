@@ -24,17 +24,23 @@ def load_tokenizer(folder: Path, key: str) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model folder.
 
     Raises:
-        RunError: there is none, it cannot be loaded, or it has no EOS.
+        RunError: there is none, it cannot be loaded or used, or it has no EOS.
     """
     if not any((folder / name).exists() for name in TOKENIZERS):
         raise RunError(f"{key}={folder} holds no tokenizer (one of {', '.join(TOKENIZERS)}); save it beside the model")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        try_out(tokenizer)
     except Exception as error:
-        raise RunError(f"{key}={folder}: its tokenizer cannot be loaded: {first_line(error)}") from error
+        raise RunError(f"{key}={folder}: its tokenizer cannot be used: {first_line(error)}") from error
     if tokenizer.eos_token_id is None:
         raise RunError(f"{key}={folder}: its tokenizer has no EOS token; add eos_token to its tokenizer_config.json")
     return cast(PreTrainedTokenizerBase, tokenizer)
+
+
+def try_out(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Encode and decode a text: some settings are loaded whatever they are, and fail in use, with any exception."""
+    decode(tokenizer, encoder(tokenizer)(["A film."]))
 
 
 # --- texts to tokens and back

@@ -19,7 +19,7 @@ from imdb_rlhf.errors import RunError, first_line
 from imdb_rlhf.models import policy as policies
 from imdb_rlhf.models.contract import check_finite, check_weights
 from imdb_rlhf.models.sampling import batches_by_length
-from imdb_rlhf.models.tokens import check_vocabulary, control_ids, encoder, template
+from imdb_rlhf.models.tokens import check_vocabulary, control_ids, encoder, template, try_out
 from imdb_rlhf.rewards import Reward, RewardKind, Scores, sigmoid
 
 # Words that tell the positive label from the other one.
@@ -205,6 +205,7 @@ def _load(folder: Path, key: str) -> tuple[Any, Any]:
     """The tokenizer and the float32 model of a folder, checked; messages name `key`."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        try_out(tokenizer)
         model, loaded = AutoModelForSequenceClassification.from_pretrained(
             folder, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
         )

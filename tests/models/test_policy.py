@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -215,9 +216,20 @@ def test_a_folder_without_tokenizer_is_refused(copy: Path) -> None:
         load(copy, "eager")
 
 
-def test_a_broken_tokenizer_is_refused_in_one_line(copy: Path) -> None:
-    (copy / "tokenizer.json").write_text("{")
-    with pytest.raises(RunError, match="tokenizer cannot be loaded: .+") as caught:
+def broken(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text("{")
+
+
+def set_wrong(folder: Path) -> None:
+    """transformers compares a row's length with it, and not before there is a row."""
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": ""}))
+
+
+@pytest.mark.parametrize("damage", [broken, set_wrong])
+def test_a_tokenizer_that_cannot_be_used_is_refused_in_one_line(copy: Path, damage: Callable[[Path], None]) -> None:
+    damage(copy)
+    with pytest.raises(RunError, match="tokenizer cannot be used: .+") as caught:
         load(copy, "eager")
     assert "\n" not in str(caught.value)
 
