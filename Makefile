@@ -1,10 +1,10 @@
-# make setup | demo | test | test-slow | fuzz | bench | bench-peers | bench-growth | bench-stages | lint | clean
+# make setup | demo | test | test-slow | test-slurm | fuzz | bench | bench-peers | bench-growth | bench-stages | lint | clean
 # PYTHON=python3.12 picks another Python
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test test-slow fuzz bench bench-peers bench-growth bench-stages lint clean
+.PHONY: setup demo test test-slow test-slurm fuzz bench bench-peers bench-growth bench-stages lint clean
 
 setup: $(VENV)/.dev  ## the package, and what its tests need
 
@@ -12,10 +12,13 @@ demo: $(VENV)/.package  ## the whole experiment, small: no network, no GPU
 	$(BIN)/python train.py algo=dpo beta=0.1
 
 test: lint  ## two workers with a thread each; a file's tests stay together, as they share what they set up
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not gpu and not slurm"
 
 test-slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -m "slow and not gpu"
+	$(BIN)/python -m pytest -q -m "slow and not gpu and not slurm"
+
+test-slurm: $(VENV)/.dev  ## sweeps on a SLURM of this machine alone, as root: apt-get install slurm-wlm munge
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs -m slurm
 
 # 20 tests with 500 new cases each.
 fuzz: $(VENV)/.dev  ## 10,000 random configurations, files, models and texts: right, or refused in one line

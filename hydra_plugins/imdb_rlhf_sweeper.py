@@ -1,6 +1,7 @@
 """A union of grids: `sweep=NAME`, or the product of the command line's values. All jobs are checked before one starts.
 
-The jobs then go to `imdb_rlhf.sweep`, which runs each in a process of its own; Hydra's launcher is not used.
+The jobs then go to `imdb_rlhf.sweep`, which runs each in a process of its own, or hands them to the launcher of Hydra's
+that `hydra/launcher=` names.
 """
 
 import itertools
@@ -14,19 +15,17 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
+from hydra_plugins.imdb_rlhf_launcher import composed, handing, job_of, launcher_of
 from imdb_rlhf import cli
-from imdb_rlhf.config.explain import explain
 from imdb_rlhf.config.keys import unknown_choice
-from imdb_rlhf.config.run import Run
 from imdb_rlhf.errors import ConfigError
 from imdb_rlhf.sweep import run as sweep_run
-from imdb_rlhf.sweep.jobs import Job, distinct, folder_name, in_group, refuse_torchrun
+from imdb_rlhf.sweep.jobs import distinct, folder_name, in_group, refuse_torchrun
+from imdb_rlhf.sweep.run import sweep_folder
 
 
 class GridsSweeper(Sweeper):
@@ -34,7 +33,8 @@ class GridsSweeper(Sweeper):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Keep Hydra's loader and the configuration that jobs are composed from."""
-        self.loader, self.master = hydra_context.config_loader, config
+        self.context, self.task_function, self.master = hydra_context, task_function, config
+        self.loader = hydra_context.config_loader
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run the jobs of the command line, and leave with the sweep's exit code.
@@ -46,19 +46,18 @@ class GridsSweeper(Sweeper):
         refuse_torchrun()
         title, grids = grids_of([*cli.SWEEP_COMMAND.overrides, *arguments], self._lines, self.loader)
         overrides = [job for grid in grids for job in product_of(grid)]
-        runs = [self._run(job, alone=len(overrides) == 1) for job in overrides]
+        made = [composed(self.loader, self.master, job, alone=len(overrides) == 1) for job in overrides]
+        runs, launcher = [run for run, _ in made], launcher_of([config for _, config in made])
         first = distinct(runs)
         if len(first) < len(runs):
             sys.stdout.write(f"{len(runs)} jobs, {len(first)} of them different: each is run once\n")
         name = folder_name(title, [runs[position] for position in first])
-        jobs = []
-        for position in first:
-            run = in_group(runs[position], name)
-            text = OmegaConf.to_yaml(OmegaConf.structured(run))
-            jobs.append(Job(run, text, overrides[position], cli.SWEEP_COMMAND.options))
-        typed = cli.SWEEP_COMMAND.arguments
-        command = shlex.join(["python", "train.py", *typed]) if typed else ""
-        if code := sweep_run.run_sweep(name, jobs, command):
+        jobs = [job_of(in_group(runs[position], name), overrides[position]) for position in first]
+        launch = None
+        if launcher is not None:
+            folder = sweep_folder(runs[0], name)
+            launch = handing(launcher, folder, self.context, self.task_function)
+        if code := sweep_run.run_sweep(name, jobs, cli.SWEEP_COMMAND.text, launch):
             sys.exit(code)
 
     def _lines(self, name: str) -> tuple[list[str], dict[str, str]]:
@@ -73,15 +72,6 @@ class GridsSweeper(Sweeper):
         if not isinstance(added, dict) or not all(isinstance(line, str) for line in added.values()):
             raise ConfigError(f"sweep={name}: `experiments:` is a line per name, such as `default: trainer.threads=1`")
         return lines, added
-
-    def _run(self, job: list[str], alone: bool) -> Run:
-        try:
-            composed = self.loader.load_sweep_config(self.master, job)
-            OmegaConf.set_readonly(composed, None)
-            return cli.checked(composed, job)
-        except (ConfigError, HydraException, OmegaConfBaseException) as error:
-            message = str(error) if isinstance(error, ConfigError) else explain(error)
-            raise ConfigError(message if alone else f"job {' '.join(job)}: {message}") from error
 
 
 def grids_of(

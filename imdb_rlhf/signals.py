@@ -1,4 +1,4 @@
-"""Signals that ask for a stop: a checkpoint is written, and the exit code is 75."""
+"""Signals that ask for a stop (a checkpoint is written, and the exit code is 75), and exit codes in words."""
 
 import signal
 from types import FrameType
@@ -22,3 +22,11 @@ def interrupt_at_any() -> None:
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
+
+
+def describe_exit(code: int | None) -> str:
+    """An exit code in words."""
+    if code is not None and code < 0:
+        name = signal.Signals(-code).name
+        return f"killed by {name}" + (", as the system does when memory runs out" if name == "SIGKILL" else "")
+    return f"ended with exit code {code}" + (" before its run was finished" if code == 0 else "")

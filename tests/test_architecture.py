@@ -29,7 +29,7 @@ FLOORS = [
     {"cli"},
     {"train", "hydra_plugins", "command"},
 ]
-FOUNDATION = {"errors", "config", "seeds", "signals", "losses", "artifacts", "arguments", "kinds"}
+FOUNDATION = {"errors", "config", "seeds", "signals", "ranks", "losses", "artifacts", "arguments", "kinds"}
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
 # Who alone may import a library: rooms, or single modules.

@@ -116,9 +116,53 @@ def test_a_value_with_a_comma_is_a_sweep(here):
     assert not list(here.iterdir())
 
 
-def test_another_number_of_processes_than_wanted(here):
-    one_line(train("trainer.processes=2"), 2, "refused: trainer.processes=2, but 1 running; start with `torchrun")
+def test_another_number_of_processes_than_wanted(here, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    one_line(train("trainer.processes=2"), 2, "refused: trainer.processes=2, but 1 running; set trainer.processes=1")
     assert not list(here.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "start"),
+    [
+        (["hydra.run.dir=x"], "hydra.run.dir=x: a run's folder is <paths.outputs>/runs/"),
+        (["hydra.job.chdir=true"], "hydra.job.chdir=true: a run stays in the folder where it is started"),
+        (["-m", "hydra.sweep.dir=x", "seed=0,1"], "hydra.sweep.dir=x: a sweep's folder is <paths.outputs>/sweeps/"),
+        (["-m", "sweep=smoke", "hydra/sweeper=basic"], "sweep=smoke is a union of grids, which hydra/sweeper=basic"),
+        (
+            ["-m", "seed=0,1", "hydra/launcher=basic", "launcher=parallel"],
+            "launcher.jobs=None is for jobs that",
+        ),
+        (["objective=[rewrad]"], "objective=rewrad is no number of a run; give reward, kl, score or reward@K"),
+        (["objective=[]"], "objective=[] names nothing"),
+        (["-m", "hydra/sweeper=nowhere", "seed=0,1"], "hydra/sweeper=nowhere"),
+    ],
+)
+def test_what_hydra_would_do_and_a_run_does_not(here, arguments, start):
+    one_line(train(*arguments), 2, f"refused: {start}")
+    assert not [path for path in here.iterdir() if path.name != "x"]  # Hydra makes its run.dir before anything else
+
+
+# --- completion
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("dpo.loss=", {"dpo.loss=sigmoid", "dpo.loss=ipo"}),
+        ("dpo.loss=si", {"dpo.loss=sigmoid"}),
+        ("keep_model=b", {"keep_model=best"}),
+        ("plan=", {"plan=true", "plan=false"}),
+        ("algo=un", {"algo=unlikelihood"}),
+        ("dpo.lo", {"dpo.loss="}),
+    ],
+)
+def test_completion_offers_every_choice(here, monkeypatch, typed, offered):
+    monkeypatch.setenv("COMP_LINE", f"python train.py {typed}")
+    answer = train("-sc", "query=bash")
+    assert answer.code == 0 and offered <= set(answer.out.split())
+    if "=" in typed and not typed.endswith("="):
+        assert set(answer.out.split()) == offered
 
 
 def test_options_between_values(here):

@@ -305,6 +305,7 @@ def run(kind: type[R], **changes: Any) -> R:
         "algo": "test",
         "seed": 0,
         "plan": False,
+        "objective": ["reward@5"],
         "keep_model": KeepModel.last,
         "model": model(),
         "data": data(),

@@ -238,12 +238,23 @@ def in_use(folder: Path) -> Iterator[None]:
         yield
 
 
-def wait_until_free(folder: Path, seconds: float) -> None:
-    """Wait until no process holds `<folder>.lock`, for at most this many seconds."""
+def wait_until_free(folder: Path, seconds: float | None, note: Callable[[str], object]) -> None:
+    """Wait until no process holds `<folder>.lock`.
+
+    Args:
+        folder: that another process may write into.
+        seconds: to wait at most; None is as long as it takes.
+        note: called with a line where there is something to wait for.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_name(f"{folder.name}.lock"))
+    path = folder.with_name(f"{folder.name}.lock")
+    with try_lock(path) as free:
+        if free:
+            return
+    note(f"waits until another process has left {folder}")
+    lock = FileLock(path)
     with suppress(Timeout):
-        lock.acquire(timeout=seconds)
+        lock.acquire(timeout=-1 if seconds is None else seconds)
         lock.release()
 
 

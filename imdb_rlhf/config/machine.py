@@ -119,8 +119,8 @@ def check_processes(wanted: int) -> None:
     running = processes_running()
     if running != wanted:
         raise ConfigError(
-            f"trainer.processes={wanted}, but {running} running; start with `torchrun --nproc-per-node {wanted} "
-            f"train.py ...` (ACCELERATE_USE_CPU=true on CPUs) or set trainer.processes={running}"
+            f"trainer.processes={wanted}, but {running} running; set trainer.processes={running}, or start "
+            f"`python train.py ... trainer.processes={wanted}` alone, which starts them itself"
         )
 
 

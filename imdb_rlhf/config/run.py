@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from imdb_rlhf.config.data import Bos, DataConfig
 from imdb_rlhf.config.machine import LauncherConfig, LoggerConfig, PathsConfig, TrainerConfig
 from imdb_rlhf.config.model import ModelConfig, ScratchModel
+from imdb_rlhf.config.objective import check_objective
 from imdb_rlhf.config.ranges import Seed, check
 from imdb_rlhf.config.reward import Init, RewardConfig
 from imdb_rlhf.config.stages import EvaluationConfig, GenerationConfig, SFTConfig
@@ -22,7 +23,7 @@ class KeepModel(StrEnum):
 
 
 # Keys that no number of a run depends on.
-NOT_IN_HASH = ("logger", "launcher", "paths", "plan")
+NOT_IN_HASH = ("logger", "launcher", "paths", "plan", "objective")
 
 
 @dataclass
@@ -36,6 +37,7 @@ class Run:
     algo: str
     seed: Seed
     plan: bool
+    objective: list[str]
     keep_model: KeepModel
     model: ModelConfig
     data: DataConfig
@@ -50,6 +52,7 @@ class Run:
 
     def __post_init__(self) -> None:
         check(self)
+        check_objective(self.objective)
         prompt, context = self.data.prompts.max_tokens, self.known_context
         if context is not None:
             if prompt + self.generation.max_new_tokens > context:

@@ -7,8 +7,9 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 from imdb_rlhf.config.machine import WandbLogger
+from imdb_rlhf.signals import describe_exit
 from imdb_rlhf.sweep import processes
-from imdb_rlhf.sweep.processes import FrontierResult, describe_exit
+from imdb_rlhf.sweep.processes import FrontierResult
 from imdb_rlhf.sweep.records import last_line
 
 

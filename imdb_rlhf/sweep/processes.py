@@ -6,22 +6,22 @@ job that is killed takes nothing with it. None outlives the sweep.
 
 import os
 import signal
-import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from multiprocessing import Pipe, get_context, parent_process
+from multiprocessing import Pipe, get_context, parent_process, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from imdb_rlhf import ranks
 from imdb_rlhf.artifacts import files
 from imdb_rlhf.config.machine import TrainerConfig, WandbLogger
 from imdb_rlhf.errors import ConfigError, RunError, Stopped
-from imdb_rlhf.signals import interrupt_at_any
+from imdb_rlhf.signals import describe_exit, interrupt_at_any, stopping
 from imdb_rlhf.sweep.jobs import Job, Machine, cores
 
 if TYPE_CHECKING:  # it imports torch, which the process that watches the others does not need
@@ -64,14 +64,32 @@ def start(target: Callable[..., int | None], *arguments: Any) -> ForkServerProce
     """
     context = get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
-    process = context.Process(target=_begin, args=(target, arguments))
-    process.start()
+    numbers = stopping()
+    process = context.Process(target=_begin, args=(target, arguments, numbers))
+    with _held_back(numbers):
+        process.start()
     return process
 
 
-def _begin(target: Callable[..., int | None], arguments: tuple[Any, ...]) -> None:
+@contextmanager
+def _held_back(numbers: Sequence[signal.Signals]) -> Iterator[None]:
+    """Let what is started meanwhile hold these signals back, until it asks for them.
+
+    A scheduler sends a signal to all processes of a job, and the fork server would die of it, its children unheard.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        resource_tracker.ensure_running()  # it lets two of them through again, hence once more
+        signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _begin(target: Callable[..., int | None], arguments: tuple[Any, ...], numbers: Sequence[signal.Signals]) -> None:
     os.setsid()
     interrupt_at_any()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         sys.exit(target(*arguments) or 0)
@@ -96,14 +114,6 @@ def stop(process: ForkServerProcess, number: int = signal.SIGTERM) -> None:
             os.killpg(process.pid, number)
         except ProcessLookupError:  # it does not lead its group yet
             os.kill(process.pid, number)
-
-
-def describe_exit(code: int | None) -> str:
-    """An exit code in words."""
-    if code is not None and code < 0:
-        name = signal.Signals(-code).name
-        return f"killed by {name}" + (", as the system does when memory runs out" if name == "SIGKILL" else "")
-    return f"ended with exit code {code}" + (" before its run was finished" if code == 0 else "")
 
 
 def _write_to(log: Path) -> None:
@@ -217,14 +227,22 @@ def plan(job: Job) -> None:
 # --- a job ------------------------------------------------------------------------------------------------------------
 
 
-def work(job: Job, path: Path, log: Path, environment: Mapping[str, str]) -> int:
-    """Run one job with its output in `log`; returns the exit code that `train.py` would have."""
+def work(job: Job, path: Path, log: Path, environment: Mapping[str, str], patience: float | None = PATIENCE) -> int:
+    """Run one job with its output in `log`; returns the exit code that `train.py` would have.
+
+    Args:
+        job: checked.
+        path: its run's folder.
+        log: where its output goes.
+        environment: variables that are set first.
+        patience: seconds to wait for the run's folder while another process has it; None waits until it ends.
+    """
     _write_to(log)
     os.environ.update(environment)
     try:
-        files.wait_until_free(path, PATIENCE)
+        files.wait_until_free(path, patience, lambda line: print(line, flush=True))  # noqa: T201  # its log
         if job.run.trainer.processes > 1:
-            return _torchrun(job)
+            return _several(job)
         from imdb_rlhf.runs.experiment import run_experiment
 
         run_experiment(job.run, job.config_yaml, job.overrides)
@@ -244,22 +262,14 @@ def _end(code: int, line: str) -> int:
     return code
 
 
-def _torchrun(job: Job) -> int:
-    """Run a job with several processes, as a user would; signals to this process's group reach them directly."""
-    from imdb_rlhf.training.precision import resolve_device
-
-    trainer, logger = job.run.trainer, job.run.logger
+def _several(job: Job) -> int:
+    """Run a job in several processes."""
+    logger = job.run.logger
     group = [f"logger.group={logger.group}"] if isinstance(logger, WandbLogger) else []
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={trainer.processes}"]
-    command += ["--module", PACKAGE.name, *job.options, *job.overrides, *group]
-    added = {"ACCELERATE_USE_CPU": "true"} if resolve_device(trainer.device) == "cpu" else {}
-    added["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
-    workers = subprocess.Popen(command, env=os.environ | added)
-    try:
-        return workers.wait()
-    except KeyboardInterrupt:
-        workers.wait()
-        raise
+    path = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, "-m", PACKAGE.name, *job.options, *job.overrides, *group]
+    code, line = ranks.run(command, job.run.trainer.processes, {"PYTHONPATH": path})
+    return _end(code, line) if code else 0
 
 
 # --- the frontier -----------------------------------------------------------------------------------------------------

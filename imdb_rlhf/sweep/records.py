@@ -11,6 +11,7 @@ from typing import Any
 from imdb_rlhf.artifacts.files import atomic_write
 from imdb_rlhf.frontier.files import SWEEP_STATE
 from imdb_rlhf.runs import files
+from imdb_rlhf.signals import describe_exit
 from imdb_rlhf.sweep.jobs import Job, labels
 from imdb_rlhf.sweep.processes import RunStatus
 
@@ -76,6 +77,11 @@ class Record:
         }
 
 
+def log_of(folder: Path, name: str) -> Path:
+    """The output of the job in a sweep's folder that makes the run of this name."""
+    return folder / "logs" / f"{name}.log"
+
+
 def records(jobs: Sequence[Job], statuses: Sequence[RunStatus], folder: Path) -> tuple[list[Record], list[str]]:
     """A record per run: done where the run is finished, failed where it was changed by hand.
 
@@ -89,7 +95,7 @@ def records(jobs: Sequence[Job], statuses: Sequence[RunStatus], folder: Path) ->
         if status.path in by_path:
             repetitions.append(label)
             continue
-        log = folder / "logs" / f"{len(by_path) + 1:02d}-{status.name}.log"
+        log = log_of(folder, status.name)
         record = Record(job, label, status.name, status.path, log, seconds=seconds.get(status.name))
         if status.finished:
             record.state, record.exit_code = "done", 0
@@ -112,7 +118,12 @@ def _earlier_seconds(folder: Path) -> dict[str, float]:
 
 def save(folder: Path, command: str, all_records: Sequence[Record]) -> None:
     """Write `sweep.json`."""
-    content = {"name": folder.name, "command": command, "jobs": [record.to_json() for record in all_records]}
+    save_entries(folder, command, [record.to_json() for record in all_records])
+
+
+def save_entries(folder: Path, command: str, entries: Sequence[dict[str, Any]]) -> None:
+    """Write `sweep.json` from the entries of jobs."""
+    content = {"name": folder.name, "command": command, "jobs": entries}
     atomic_write(folder / SWEEP_STATE, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
@@ -134,6 +145,15 @@ def time_left(all_records: Sequence[Record], elapsed: dict[str, float], slots: i
             usual = mean(same_kind or [other.seconds or 0.0 for other in done])
             left.append(max(0.0, usual - elapsed.get(record.name, 0.0)))
     return max(sum(left) / slots, max(left, default=0.0))
+
+
+def reason_of(code: int | None, log: Path) -> str:
+    """Why a job failed: from the exit code of its process and the last line of its log."""
+    line = last_line(log)
+    for word in ("failed: ", "refused: "):
+        if line.startswith(word) and code is not None and code > 0:
+            return line.removeprefix(word)
+    return describe_exit(code) + (f"; its log ends: {line}" if line and code is not None and code > 0 else "")
 
 
 def last_line(log: Path) -> str:

@@ -2,6 +2,7 @@
 
 import copy
 import ctypes
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -43,6 +44,8 @@ class Runtime:
             _keep_freed_memory()
             choose_float32_products()
         _reset_accelerate()
+        if kind == "cpu" and config.processes > 1:
+            os.environ["ACCELERATE_USE_CPU"] = "true"  # `cpu=True` alone makes it one process
         self.accelerator = Accelerator(
             cpu=kind == "cpu",
             mixed_precision="no",  # it has one for all trainings of a process; see `prepare`

@@ -74,7 +74,7 @@ def test_records_have_the_state_of_their_runs_and_the_time_so_far(tmp_path):
         ("failed", "was changed"),
     ]
     assert repetitions == ["algo=dpo beta=2 logger=none"]
-    assert [one.log.name for one in all_records] == ["01-run-1.log", "02-run-2.log", "03-run-3.log"]
+    assert [one.log.name for one in all_records] == ["run-1.log", "run-2.log", "run-3.log"]
     all_records[0].seconds, all_records[1].seconds = 12.5, 3.0
     save(tmp_path, "python train.py", all_records)
     later, _ = records(jobs, statuses, tmp_path)
