@@ -349,7 +349,7 @@ def _complete_choices() -> None:
             return list(hydras(config, word))
         return [f"{key}={value}" for value in values if value.startswith(typed)]
 
-    CompletionPlugin._get_matches = staticmethod(matches)  # type: ignore[method-assign,assignment]
+    CompletionPlugin._get_matches = staticmethod(matches)  # type: ignore[method-assign]
 
 
 def _not_utf8(folders: Sequence[Path]) -> Path:

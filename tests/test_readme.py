@@ -34,7 +34,7 @@ def without_refusals(text: str) -> str:
 def overrides(shown: str) -> list[str]:
     """The words after `train.py` of a shown command line, without its comment and Hydra's options."""
     words = shlex.split(shown.partition("#")[0].replace("--cfg job", ""))
-    return [word for word in words if word == "-m" or not word.startswith("--")]
+    return [word for word in words if word == "-m" or not (word.startswith(("--", "hydra")) or "interval(" in word)]
 
 
 def commands() -> list[str]:

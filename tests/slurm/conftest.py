@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.command import Answer, ended, start
+from tests.command import ROOT, Answer, ended, start
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
 CONFIGURATION = """\
@@ -98,7 +98,7 @@ class Cluster:
         """`train.py -m ARGUMENTS` with jobs that SLURM runs."""
         launcher = ["hydra/launcher=submitit_slurm", "hydra.launcher.partition=low"]
         common = ["experiment=smoke", "logger=none", "trainer.threads=1", f"paths.outputs={outputs}"]
-        return start("-m", *common, *launcher, *arguments, **self.environment)
+        return start("-m", *common, *launcher, *arguments, cwd=ROOT, **self.environment)
 
     def whole(self, outputs: Path, *arguments: str) -> Answer:
         return ended(self.submit(outputs, *arguments), 600)

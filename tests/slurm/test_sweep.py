@@ -43,7 +43,7 @@ def test_a_job_is_preempted_and_goes_on(cluster: Cluster, tmp_path: Path) -> Non
 def test_a_job_over_its_time_limit(cluster: Cluster, tmp_path: Path) -> None:
     """It leaves a checkpoint and is listed as failed, and the same command goes on from there."""
     endless = ["algo=unlikelihood", "alpha=0.3", "policy.steps=100000", "evaluation.every=100000"]
-    answer = cluster.whole(tmp_path, *endless, "hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=45")
+    answer = cluster.whole(tmp_path, *endless, "hydra.launcher.timeout_min=2", "hydra.launcher.signal_delay_s=20")
     assert answer.code == 1, answer.out + answer.err
     [job] = jobs(tmp_path, "single")
     assert job["state"] == "failed" and "timed-out" in job["reason"]

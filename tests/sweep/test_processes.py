@@ -11,8 +11,9 @@ from imdb_rlhf.artifacts import files
 from imdb_rlhf.config.machine import WandbLogger, WandbMode
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.frontier import comparable, draw
+from imdb_rlhf.signals import describe_exit
 from imdb_rlhf.sweep import processes
-from imdb_rlhf.sweep.processes import FrontierResult, describe_exit
+from imdb_rlhf.sweep.processes import FrontierResult
 
 WandbGroup = tuple[WandbLogger, str] | None
 Draw = Callable[..., FrontierResult]
