@@ -208,7 +208,7 @@ def job(composed: DictConfig) -> Any:
         run = checked(composed, overrides)
         _refuse_folders(settings)
         if run.trainer.processes > 1 and not run.plan and "WORLD_SIZE" not in os.environ:
-            code, line = ranks.run([sys.executable, *_this_command()], run.trainer.processes, {})
+            code, line = ranks.run([sys.executable, *sys.orig_argv[1:]], run.trainer.processes, {})
             _leave(code, line) if code else sys.exit(0)
         check_processes(run.trainer.processes)
         with _one_line_if_a_peer_is_lost():
@@ -247,12 +247,6 @@ def _job_of_sweep(run: Run, overrides: list[str], settings: Any) -> Any:
 
     values = objectives(status.path, run.objective)
     return values[0] if len(values) == 1 else values
-
-
-def _this_command() -> list[str]:
-    """What Python was started with: a script, or `-m` and a module."""
-    module = getattr(sys.modules["__main__"], "__spec__", None)
-    return [*(["-m", __package__ or ""] if module is not None else [sys.argv[0]]), *sys.argv[1:]]
 
 
 @contextmanager
