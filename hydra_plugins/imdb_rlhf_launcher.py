@@ -184,8 +184,9 @@ def _one_lost_of_many() -> Iterator[None]:
 
 def lost(job: Any, error: Exception) -> str:
     """One line about a job whose worker left no result, from what the scheduler says of it."""
-    first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return f"job {job.job_id}: {first} (state {job.state})"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip(" -")] or [type(error).__name__]
+    said = lines[-1] if "trace" in lines[0] else lines[0]  # a traceback ends with what is wrong
+    return f"job {job.job_id} (state {job.state}): {said}"
 
 
 def quoted(value: str) -> str:

@@ -5,10 +5,11 @@ that `hydra/launcher=` names.
 """
 
 import itertools
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
@@ -21,11 +22,17 @@ from omegaconf import DictConfig, OmegaConf
 
 from hydra_plugins.imdb_rlhf_launcher import composed, handing, job_of, launcher_of
 from imdb_rlhf import cli
+from imdb_rlhf.config.algos import BestOfNRun
+from imdb_rlhf.config.families import ReservoirRun
 from imdb_rlhf.config.keys import unknown_choice
+from imdb_rlhf.config.run import Run
 from imdb_rlhf.errors import ConfigError
 from imdb_rlhf.sweep import run as sweep_run
-from imdb_rlhf.sweep.jobs import distinct, folder_name, in_group, refuse_torchrun
+from imdb_rlhf.sweep.jobs import distinct, folder_name, identity, in_group, refuse_torchrun
 from imdb_rlhf.sweep.run import sweep_folder
+
+# Sections and keys of best-of-N that other runs may differ in without having other axes.
+NO_PART_OF_A_WORLD = {"algo", "seed", "n", "best_of_n", "keep_model", "groups", "pairs", "reward_model"}
 
 
 class GridsSweeper(Sweeper):
@@ -52,6 +59,10 @@ class GridsSweeper(Sweeper):
         if len(first) < len(runs):
             sys.stdout.write(f"{len(runs)} jobs, {len(first)} of them different: each is run once\n")
         name = folder_name(title, [runs[position] for position in first])
+        for run, words in self._baselines(runs, overrides):
+            first.append(len(runs))
+            runs.append(run)
+            overrides.append(words)
         jobs = [job_of(in_group(runs[position], name), overrides[position]) for position in first]
         launch = None
         if launcher is not None:
@@ -59,6 +70,27 @@ class GridsSweeper(Sweeper):
             launch = handing(launcher, folder, self.context, self.task_function)
         if code := sweep_run.run_sweep(name, jobs, cli.SWEEP_COMMAND.text, launch):
             sys.exit(code)
+
+    def _baselines(self, runs: Sequence[Run], overrides: Sequence[list[str]]) -> list[tuple[Run, list[str]]]:
+        """A run of best-of-N for every world in which several of the runs have a policy and none has a reservoir."""
+        worlds: dict[str, list[Run]] = {}
+        added: dict[str, tuple[Run, list[str]]] = {}
+        for run, job in zip(runs, overrides, strict=True):
+            if not run.baselines or not (run.has_policy or isinstance(run, ReservoirRun)):
+                continue
+            words = baseline_of(job)
+            try:
+                baseline, _ = composed(self.loader, self.master, words, alone=True)
+            except ConfigError as error:
+                sys.stdout.write(f"no best-of-N is added, and the figure has no optimum: {error}\n")
+                return []
+            worlds.setdefault(identity(baseline), []).append(run)
+            added[identity(baseline)] = baseline, words
+        return [
+            added[world]
+            for world, members in worlds.items()
+            if len(members) > 1 and not any(isinstance(run, ReservoirRun) and run.uses_reservoir for run in members)
+        ]
 
     def _lines(self, name: str) -> tuple[list[str], dict[str, str]]:
         """The grids of a sweep by its name, from `sweeps/` or `--config-dir`, and what experiments add to them."""
@@ -109,6 +141,18 @@ def grids_of(
             grid += [override for override in added if _key(override) not in known]
             grids.append([*(override for override in grid if _key(override) not in typed_keys), *typed])
     return "-".join(names), grids
+
+
+def baseline_of(job: Sequence[str]) -> list[str]:
+    """The overrides of best-of-N, by the true reward, in the world of another job: those that both have."""
+    names = {field.name for field in fields(BestOfNRun)} - NO_PART_OF_A_WORLD | {"experiment"}
+    words = []
+    for word in job:
+        key = word.partition("=")[0].lstrip("+~")
+        place = key.rpartition("@")[2]  # `optim@sft.optim` is of sft
+        if re.split(r"[./]", place)[0] in names:
+            words.append(word)
+    return [*words, "algo=best_of_n", "best_of_n.selector=ground_truth", "keep_model=none"]
 
 
 def product_of(grid: Sequence[Override]) -> list[list[str]]:

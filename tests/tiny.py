@@ -306,6 +306,7 @@ def run(kind: type[R], **changes: Any) -> R:
         "seed": 0,
         "plan": False,
         "objective": ["reward@5"],
+        "baselines": True,
         "keep_model": KeepModel.last,
         "model": model(),
         "data": data(),

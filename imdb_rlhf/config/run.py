@@ -23,7 +23,7 @@ class KeepModel(StrEnum):
 
 
 # Keys that no number of a run depends on.
-NOT_IN_HASH = ("logger", "launcher", "paths", "plan", "objective")
+NOT_IN_HASH = ("logger", "launcher", "paths", "plan", "objective", "baselines")
 
 
 @dataclass
@@ -38,6 +38,7 @@ class Run:
     seed: Seed
     plan: bool
     objective: list[str]
+    baselines: bool
     keep_model: KeepModel
     model: ModelConfig
     data: DataConfig

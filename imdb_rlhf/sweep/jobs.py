@@ -63,18 +63,19 @@ def distinct(runs: Sequence[Run]) -> list[int]:
             )
     first: dict[str, int] = {}
     for position, run in enumerate(runs):
-        first.setdefault(_identity(run), position)
+        first.setdefault(identity(run), position)
     return list(first.values())
 
 
-def _identity(run: Run) -> str:
+def identity(run: Run) -> str:
+    """The same for runs that are one run: a hash of what its numbers depend on."""
     return hash_of({key: value for key, value in asdict(run).items() if key not in NOT_IN_HASH})
 
 
 def folder_name(title: str, runs: Sequence[Run]) -> str:
     """`<title>-<hash8>`; the order of the runs and their place on the disk do not change it."""
     words = re.sub(r"[^\w.]+", "-", title).strip("-.")[:80]
-    return f"{words}-{hash_of(sorted(map(_identity, runs)))[:8]}"
+    return f"{words}-{hash_of(sorted(map(identity, runs)))[:8]}"
 
 
 def in_group(run: Run, group: str) -> Run:

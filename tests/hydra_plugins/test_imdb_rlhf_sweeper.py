@@ -13,6 +13,8 @@ from imdb_rlhf.sweep import run as sweeps
 from imdb_rlhf.sweep.jobs import Job
 from tests.command import Answer, train
 
+BASELINE = "algo=best_of_n best_of_n.selector=ground_truth keep_model=none"
+
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -42,13 +44,17 @@ class Handed:
 
 @pytest.fixture
 def handed(here: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Handed]:
-    """`train.py ARGUMENTS`, with the sweep handed over to this test instead of being run."""
+    """`train.py ARGUMENTS`, with the sweep handed over to this test instead of being run.
 
-    def run(*arguments: str) -> Handed:
+    Without the jobs that are added to it, unless `baselines` says so.
+    """
+
+    def run(*arguments: str, baselines: bool = False) -> Handed:
         sweep = Handed()
 
-        def take(name: str, jobs: Sequence[Job], command: str) -> int:
-            sweep.name, sweep.jobs, sweep.command = name, list(jobs), command
+        def take(name: str, jobs: Sequence[Job], command: str, launch: object) -> int:
+            sweep.name, sweep.command = name, command
+            sweep.jobs = [job for job in jobs if baselines or not " ".join(job.overrides).endswith(BASELINE)]
             return 0
 
         monkeypatch.setattr(sweeps, "run_sweep", take)
@@ -88,6 +94,31 @@ def test_a_union_of_grids(handed, own):
     assert isinstance(unlikelihood, UnlikelihoodRun) and unlikelihood.alpha == 0.5
     assert OmegaConf.create(sweep.jobs[3].config_yaml).seed == 1
     assert sweep.jobs[0].options == option and sweep.command.endswith("-m sweep=two")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "added"),
+    [
+        (["beta=1,2"], [""]),
+        (["beta=1", "seed=0,1", "policy.steps=3", "optim@policy.optim=adamw", "pairs.min_margin=0"], [""]),
+        (["algo=dpo,unlikelihood", "seed=4"], [""]),
+        (["algo=dpo,ppo"], []),  # PPO's reservoir is the one
+        (["beta=1,2", "baselines=false"], []),
+        (["beta=1"], []),
+        (["algo=sft,best_of_n"], []),
+        (["beta=1,2", "sft.seed=0,1", "keep_model=best"], ["sft.seed=0 ", "sft.seed=1 "]),
+        (
+            ["beta=1,2", "data.seed=0,1", "experiment=smoke"],
+            ["data.seed=0 experiment=smoke ", "data.seed=1 experiment=smoke "],
+        ),
+        (["beta=1,2", "optim@sft.optim=rmsprop"], ["optim@sft.optim=rmsprop "]),
+    ],
+)
+def test_a_best_of_n_is_added_to_policies_without_a_reservoir(handed, arguments, added):
+    """One per world of several policies; it has what they share and nothing that is theirs."""
+    alone, sweep = handed("-m", *arguments), handed("-m", *arguments, baselines=True)
+    assert sweep.answer.code == 0 and sweep.name == alone.name
+    assert sweep.overrides == alone.overrides + [f"{words}{BASELINE}" for words in added]
 
 
 def test_the_command_line_beats_the_file(handed, own):

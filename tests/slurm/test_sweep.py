@@ -53,7 +53,7 @@ def test_a_job_over_its_time_limit(cluster: Cluster, tmp_path: Path) -> None:
 
 def test_the_frontier_whose_sweep_is_taken_up_again(cluster: Cluster, tmp_path: Path) -> None:
     """All 22 runs, two at a time; the process that submitted them is killed on the way."""
-    command = ["sweep=frontier", "hydra.launcher.array_parallelism=2"]
+    command = ["sweep=frontier", "baselines=false", "hydra.launcher.array_parallelism=2"]
     sweep = cluster.submit(tmp_path, *command)
     most = 0
     try:

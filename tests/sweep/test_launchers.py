@@ -9,7 +9,7 @@ import yaml
 
 from tests.command import Answer, run
 
-COMMON = ["-m", "experiment=smoke", "logger=none", "trainer.threads=1"]
+COMMON = ["-m", "experiment=smoke", "logger=none", "trainer.threads=1", "baselines=false"]
 
 
 @pytest.fixture(scope="module")

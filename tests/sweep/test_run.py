@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from tests.command import Answer, ended, start
 
-SMOKE = ["-m", "experiment=smoke", "reward=lexicon", "trainer.threads=1"]
+SMOKE = ["-m", "experiment=smoke", "reward=lexicon", "trainer.threads=1", "baselines=false"]
 
 
 @pytest.fixture(scope="module")
