@@ -17,4 +17,5 @@ from imdb_rlhf.api.world import World as World
 from imdb_rlhf.errors import ConfigError as ConfigError
 from imdb_rlhf.errors import RunError as RunError
 
+__all__: list[str]
 __version__: str

@@ -166,7 +166,7 @@ class FrontierCallback(TrainerCallback):
                 raise ConfigError(f"knob={knob!r} is no number among the trainer's arguments; give name and value")
             knob = (knob, float(value))
         packages = dict.fromkeys(["transformers", "torch", package])
-        versions = {each: metadata.version(each) for each in packages if each != "__main__" and _installed(each)}
+        versions = {each: metadata.version(each) for each in packages if _installed(each)}
         return Training(
             method=self.method or name,
             knob=knob,

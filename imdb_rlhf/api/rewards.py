@@ -21,6 +21,10 @@ class CallableReward:
         """The function's numbers, checked."""
         return scores_of(self.function, texts, f"reward {self.name}")
 
+    def __call__(self, texts: list[str]) -> list[float]:
+        """The reward of each text: prompt + completion."""
+        return [float(value) for value in self.score(texts).reward]
+
 
 class TrueReward:
     """The true reward of a run: scores on both scales, and as a function its reporting scale."""

@@ -39,7 +39,13 @@ def policy() -> PreTrainedModel:
 
 
 def train(folder: Path, callbacks: list[TrainerCallback], model: Any = None, **changes: Any) -> Trainer:
-    values = {"max_steps": 6, "learning_rate": 0.05, "logging_steps": 2, "per_device_train_batch_size": 4, "seed": 3}
+    values: dict[str, Any] = {
+        "max_steps": 6,
+        "learning_rate": 0.05,
+        "logging_steps": 2,
+        "per_device_train_batch_size": 4,
+        "seed": 3,
+    }
     values |= {"save_strategy": "no", "report_to": "none", "disable_tqdm": True, "use_cpu": True}
     resume = changes.pop("resume", None)
     args = TrainingArguments(output_dir=str(folder / "trainer"), **(values | changes))
@@ -140,7 +146,8 @@ def test_only_runs_of_one_world_share_axes(
     folder, number = trained[0], len(list(run_folder(trained[0]).parent.glob("other*")))
     other, changes = run_folder(folder, f"other{number}"), dict(changes)
     reference, reward = changes.pop("reference", models()[1]), changes.pop("reward", share_of_vowels)
-    arguments = {"max_new_tokens": 3, "samples": 3, "bootstrap": 200, "validation_prompts": ["cb", "ed"]} | changes
+    arguments: dict[str, Any] = {"max_new_tokens": 3, "samples": 3, "bootstrap": 200}
+    arguments |= {"validation_prompts": ["cb", "ed"]} | changes
     made = World(reference, tiny.tokenizer(), PROMPTS, reward, **arguments)
     train(folder, [FrontierCallback(made, every=2, folder=other, method="Other")], max_steps=2)
     if why is None:

@@ -17,6 +17,10 @@ def axis() -> Any:
     return figure.subplots()
 
 
+def legend_of(ax: Any) -> list[Any]:
+    return list(ax.get_legend().get_texts())
+
+
 def example() -> Frontier:
     return Frontier(
         [1.0, 2.0, 4.0, 1.0],
@@ -39,7 +43,7 @@ def test_its_table() -> None:
 
 def test_what_a_budget_buys() -> None:
     """By hand: A's hull is (0, 0.5), (2, 0.9): (1, 0.6) is below that line, and (4, 0.8) earns less; B's is flat."""
-    table = example().reward_at([0, 1, 2, 4])
+    table: Any = example().reward_at([0, 1, 2, 4])
     assert table.loc["A"].tolist() == pytest.approx([0.5, 0.7, 0.9, 0.9])
     assert table.loc["B"].tolist() == pytest.approx([0.5, 0.7, 0.7, 0.7])
 
@@ -51,7 +55,7 @@ def test_its_picture(log: bool) -> None:
     lines = {line.get_label(): line for line in ax.get_lines()}
     shown = [tuple(np.ravel(line.get_xdata())) for line in ax.get_lines() if line.get_linestyle() == "-"]
     assert (1.0, 2.0, 4.0) in shown
-    names = {text.get_text() for text in ax.get_legend().get_texts()}
+    names = {text.get_text() for text in legend_of(ax)}
     assert names == ({"A", "B"} if log else {"A", "B", "reference"})
     assert ("reference" in lines) is not log
     assert ax.get_xlabel() == "KL to the reference (nats)" and (ax.get_xscale() == "log") is log
@@ -81,8 +85,9 @@ def test_runs(write_run: Any) -> None:
     assert found.to_frame()[["method", "step", "last"]].values.tolist() == [["DPO", 5, False], ["DPO", 10, True]]
     assert found.content is not None and found.optimum is not None and found.best_of_n is not None
     at_budget = {row["kl"]: row["reward"] for row in found.content["methods"][0]["at_budget"]}
-    assert found.reward_at([0.5, 2.0]).loc["DPO"].tolist() == pytest.approx([at_budget[0.5], at_budget[2.0]])
-    names = {text.get_text() for text in found.plot(axis()).get_legend().get_texts()}
+    bought: Any = found.reward_at([0.5, 2.0])
+    assert bought.loc["DPO"].tolist() == pytest.approx([at_budget[0.5], at_budget[2.0]])
+    names = {text.get_text() for text in legend_of(found.plot(axis()))}
     assert {"DPO", "best-of-N", "reference"} <= names and any(name.startswith("optimum") for name in names)
 
 

@@ -50,7 +50,7 @@ def test_its_own_policy_has_its_own_numbers(run: Path, world: RunWorld) -> None:
 
 def test_it_gives_what_a_trainer_needs(run: Path, world: RunWorld) -> None:
     assert world.run == run.resolve() and world.outputs == run.resolve().parent.parent
-    assert {"prompt", "chosen", "rejected"} <= set(pd.read_parquet(world.preferences))
+    assert {"prompt", "chosen", "rejected"} <= set(pd.read_parquet(str(world.preferences)))
     assert (Path(str(world.reference)) / "config.json").exists()
     assert world.reward(["a film"]) == [sum(map(ord, " a film"[-6:])) % 97 / 97]
 

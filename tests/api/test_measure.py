@@ -121,10 +121,12 @@ def test_a_model_is_taken_from_a_folder(tmp_path: Any) -> None:
     ],
 )
 def test_what_is_refused_before_anything_is_sampled(changes: dict[str, Any], message: str) -> None:
-    arguments = {"tokenizer": tiny.tokenizer(), "prompts": PROMPTS, "reward": share_of_vowels} | changes
-    sampling = {key: arguments.pop(key) for key in ("samples", "temperature", "shortest_limit") if key in arguments}
+    arguments: dict[str, Any] = {"tokenizer": tiny.tokenizer(), "prompts": PROMPTS, "reward": share_of_vowels} | changes
+    sampling: dict[str, Any] = {
+        key: arguments.pop(key) for key in ("samples", "temperature", "shortest_limit") if key in arguments
+    }
     with pytest.raises(ConfigError, match=message) as refused:
-        World(models()[1], **arguments, **({"max_new_tokens": NEW} | sampling))
+        World(models()[1], **arguments, **(sampling | {"max_new_tokens": NEW}))
     assert "\n" not in str(refused.value)
 
 
