@@ -187,6 +187,7 @@ class Frontier:
             ax.plot(earlier["kl"], earlier["reward"], style.marker, color=style.colour, ms=3, alpha=0.35, lw=0)
             settings = last.groupby("knob_value", dropna=False)[["kl", "reward"]].mean().sort_values("kl")
             ax.plot(settings["kl"], settings["reward"], "-", color=style.colour, lw=1)
+            _write_knobs(ax, settings)
             ax.errorbar(
                 last["kl"],
                 last["reward"],
@@ -206,23 +207,43 @@ class Frontier:
 
 
 def _draw_references(ax: "Axes", frontier: Frontier, log: bool) -> None:
+    """Draw what needs no training; a logarithmic axis has no place for KL 0."""
     furthest = 1.15 * float(frontier.points["kl"].max()) if len(frontier.points) else np.inf
+    if log and (frontier.points["kl"] > 0).any():
+        nearest = float(frontier.points.loc[frontier.points["kl"] > 0, "kl"].min())
+        ax.set_xlim(0.2 * nearest, furthest)
+    least = ax.get_xlim()[0] if log else 0.0
+
+    def shown(curve: pd.DataFrame) -> pd.DataFrame:
+        return curve[(curve["kl"] >= least) & (curve["kl"] <= furthest)]
+
     if frontier.optimum is not None:
-        band = frontier.optimum[frontier.optimum["kl"] <= furthest]
-        trusted = band["kl"] <= frontier.optimum.attrs["trusted_kl"]
-        for part, colour, label in ((trusted, OCHRE, "optimum"), (~trusted, GREY, "optimum: too few samples")):
+        band, trusted = shown(frontier.optimum), frontier.optimum.attrs["trusted_kl"]
+        parts = ((band["kl"] <= trusted, OCHRE, "optimum"), (band["kl"] >= trusted, GREY, "optimum: too few samples"))
+        for part, colour, label in parts:
             if part.any():
                 inside = band[part]
-                ends = [inside[name] for name in ("kl", "lower", "upper")]
-                ax.fill_between(*ends, color=colour, alpha=0.25, lw=0.5, label=label)
+                ax.fill_between(inside["kl"], inside["lower"], inside["upper"], color=colour, alpha=0.3, label=label)
+                for name in ("lower", "upper"):
+                    ax.plot(inside["kl"], inside[name], color=colour, lw=1)
     if frontier.best_of_n is not None:
-        shown = frontier.best_of_n[frontier.best_of_n["kl"] <= furthest]
-        ax.plot(shown["kl"], shown["reward"], color=INK, lw=0.9, label="best-of-N")
+        curve = shown(frontier.best_of_n)
+        ax.plot(curve["kl"], curve["reward"], color=INK, lw=0.9, ls=(0, (4, 2)), label="best-of-N")
     if frontier.reference is not None:
         height = frontier.reference["reward"]
         ax.axhline(height, color=GREY, lw=0.6, ls=":")
         if not log:
             ax.plot([0], [height], "*", color=INK, ms=8, label="reference")
+
+
+def _write_knobs(ax: "Axes", settings: pd.DataFrame) -> None:
+    """Write the knob's value beside each setting of a method that has several."""
+    if len(settings) > 1:
+        for value, kl, reward in zip(settings.index, settings["kl"], settings["reward"], strict=True):
+            if pd.notna(value):
+                ax.annotate(
+                    f"{value:g}", (kl, reward), xytext=(4, -9), textcoords="offset points", fontsize=7, color=GREY
+                )
 
 
 def _optimum(entry: Mapping[str, Any] | None) -> pd.DataFrame | None:
