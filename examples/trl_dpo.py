@@ -11,11 +11,18 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from datasets import load_dataset
+import yaml
+from datasets import Dataset, load_dataset
 from transformers import AutoModelForCausalLM
 from trl import DPOConfig, DPOTrainer
 
 from imdb_rlhf import FrontierCallback, load_world
+
+
+def margins(pairs: Dataset) -> list[float]:
+    """The log-odds by which the better completion of each pair wins."""
+    scores = zip(pairs["score_chosen"], pairs["score_rejected"], strict=True)
+    return [chosen - rejected for chosen, rejected in scores]
 
 
 def main() -> None:
@@ -35,6 +42,11 @@ def main() -> None:
     if world.preferences is None:
         raise SystemExit(f"{options.run} sampled no pairs; name a run of dpo, unlikelihood or preferred_ft")
     pairs = load_dataset("parquet", data_files=str(world.preferences), split="train")
+    # the file holds every pair that is no tie; the run itself trained on those of its own margin
+    least = yaml.safe_load((world.run / "config.yaml").read_text())["pairs"]["min_margin"]
+    kept = [at for at, margin in enumerate(margins(pairs)) if margin >= least]
+    pairs = pairs.select(kept)
+    print(f"{len(pairs)} pairs, as in {world.run.name}")
 
     for beta in options.beta:
         # 2. reward and exact KL in the trainer's log, and a run for the frontier

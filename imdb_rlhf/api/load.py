@@ -48,7 +48,8 @@ class RunWorld(World):
         self._artifact = _needed(run, evaluations.ReferenceEvaluation.name)
         recorded = json.loads((self._artifact / INPUTS).read_text())["inputs"]
         groups = run.artifact(Groups.name)
-        self.preferences = None if groups is None else groups / "preferences.parquet"
+        pairs = None if groups is None else groups / "preferences.parquet"  # none where the user brought them
+        self.preferences = pairs if pairs is not None and pairs.exists() else None
         reward = _reward(run, recorded["reward"], torch.device(device or "cpu"))
         evaluation, generation = run.config["evaluation"], run.config["generation"]
         prompts = _needed(run, Reviews.name)
