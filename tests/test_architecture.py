@@ -25,7 +25,7 @@ FLOORS = [
     {"pipeline"},
     {"runs"},
     {"frontier"},
-    {"sweep"},
+    {"api", "sweep"},
     {"cli"},
     {"train", "hydra_plugins", "command"},
 ]
@@ -136,6 +136,8 @@ def test_a_command_is_a_module_of_its_own():
         ("imdb_rlhf.evaluation.__main__", "imdb_rlhf.cli", False),
         ("imdb_rlhf.evaluation.evaluate", "imdb_rlhf.cli", True),
         ("imdb_rlhf.runs.kinds", "imdb_rlhf.frontier.methods", True),
+        ("imdb_rlhf.api.frontier", "imdb_rlhf.frontier.measure", False),
+        ("imdb_rlhf.frontier.measure", "imdb_rlhf.api.frontier", True),
     ],
 )
 def test_what_climbing_is(importer, imported, expected):
@@ -255,7 +257,7 @@ def test_the_tree_names_every_module_and_no_other():
 
 def test_nothing_is_left_to_do():
     words = re.compile(r"\b(" + "|".join(["TO" + "DO", "FIX" + "ME", "X" * 3, "HA" + "CK", "WI" + "P"]) + r")\b")
-    folders = ["imdb_rlhf", "hydra_plugins", "conf", "sweeps", "tests", "docs", "benchmarks"]
+    folders = ["imdb_rlhf", "hydra_plugins", "conf", "sweeps", "tests", "docs", "benchmarks", "examples"]
     files = [
         path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".yaml", ".md")
     ]

@@ -4,8 +4,8 @@ Sampling and scoring run in float32, whatever the training's precision. A prompt
 policy and every step, so differences between policies are paired.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -21,12 +21,32 @@ from imdb_rlhf.models.policy import Policy
 from imdb_rlhf.models.sampling import batches_by_length, limits, sample, uniforms
 from imdb_rlhf.models.tokens import decode
 from imdb_rlhf.rewards import Reward
-from imdb_rlhf.training.runtime import Runtime
 
 # The columns of `evaluations.parquet`, which has a row per sample of every evaluation point.
 COLUMNS = ["step", "split", "prompt_id", "sample_id", "reward", "reward_logit", "kl", "kl_k1", "length", "finished"]
 # The columns that are kept beside them until a run is finished: texts, and the tokens as they were sampled.
 TEXTS = ["prompt", "completion", "prompt_ids", "completion_ids"]
+
+T = TypeVar("T")
+
+
+class Processes(Protocol):
+    """The processes that share an evaluation's batches, as `training.runtime.Runtime` has them."""
+
+    @property
+    def device(self) -> torch.device:
+        """The models' device."""
+
+    @property
+    def rank(self) -> int:
+        """This process's number, from 0."""
+
+    @property
+    def world(self) -> int:
+        """Number of processes."""
+
+    def gather(self, values: Sequence[T]) -> list[T]:
+        """Return all ranks' values, in the order of the ranks, on every rank."""
 
 
 def evaluate(
@@ -36,7 +56,7 @@ def evaluate(
     prompts: Mapping[str, list[list[int]]],
     config: EvaluationConfig,
     generation: GenerationConfig,
-    runtime: Runtime,
+    runtime: Processes,
     step: int,
     advance: Callable[[int], None] = lambda rows: None,
 ) -> pd.DataFrame:
@@ -137,6 +157,14 @@ def _check(frame: pd.DataFrame, step: int) -> None:
 def metrics(frame: pd.DataFrame) -> dict[str, float]:
     """The metrics of one evaluation point: `eval/...` on test prompts, `eval/validation_...` on validation prompts."""
     test, validation = (frame[frame["split"] == split] for split in ("test", "validation"))
+    return test_metrics(test) | {
+        "eval/validation_reward": float(prompt_means(validation, "reward").mean()),
+        "eval/validation_kl": float(prompt_means(validation, "kl").mean()),
+    }
+
+
+def test_metrics(test: pd.DataFrame) -> dict[str, float]:
+    """The metrics of the rows of test prompts: `eval/...`."""
     return {
         "eval/reward": float(prompt_means(test, "reward").mean()),
         "eval/reward_logit": float(prompt_means(test, "reward_logit").mean()),
@@ -146,8 +174,6 @@ def metrics(frame: pd.DataFrame) -> dict[str, float]:
         "eval/length": float(test["length"].mean()),
         "eval/eos_rate": float(test["finished"].mean()),
         "eval/distinct_2": distinct_n(test["completion"]),
-        "eval/validation_reward": float(prompt_means(validation, "reward").mean()),
-        "eval/validation_kl": float(prompt_means(validation, "kl").mean()),
     }
 
 

@@ -107,6 +107,7 @@ def _run(m: MeasuredRun) -> dict[str, Any]:
         "knob_value": None if knob is None else knob[1],
         "seed": m.run.seed,
         "overrides": list(m.run.overrides),
+        "command": summary.get("command"),
         **{key: summary.get(key) for key in copied},
         "missed_target": bool(summary.get("ppo", {}).get("on_target") is False),
     }

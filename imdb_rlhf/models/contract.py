@@ -88,8 +88,8 @@ def check_output_layer(lm: PreTrainedModel, key: str) -> None:
     does next to nothing to small ones.
     """
     lm.eval()
-    ids, layer = torch.arange(4)[None], output_layer(lm)
-    products = torch.linspace(-LARGEST, LARGEST, 4 * layer.vocabulary).view(1, 4, -1)
+    ids, layer = torch.arange(4, device=lm.device)[None], output_layer(lm)
+    products = torch.linspace(-LARGEST, LARGEST, 4 * layer.vocabulary, device=lm.device).view(1, 4, -1)
     states: list[Tensor] = []
 
     def replaced(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ def check_reading(lm: PreTrainedModel, longest: int, key: str) -> None:
     ends, padded together as in scoring, and token by token as in sampling. Every way must give the same logits.
 
     Args:
-        lm: on the CPU, in float32, in evaluation mode.
+        lm: in float32, in evaluation mode.
         longest: the longest row that it is to read, in tokens; more than `TOKENS` are not checked.
         key: config key that messages name.
 
@@ -127,7 +127,7 @@ def check_reading(lm: PreTrainedModel, longest: int, key: str) -> None:
     """
     name, time = f"{key}: {type(lm).__name__}", min(TOKENS, longest)
     vocabulary = output_layer(lm).vocabulary
-    ids = torch.randint(vocabulary, (len(PROMPTS), time), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(vocabulary, (len(PROMPTS), time), generator=torch.Generator().manual_seed(0)).to(lm.device)
     with or_refuse(f"{name} cannot be read as a causal LM"):
         truth = _own_logits(lm, ids)
         half = time // 2
@@ -167,7 +167,7 @@ def or_refuse(message: str) -> Iterator[None]:
 
 def _largest(differences: list[Tensor]) -> float:
     """The largest absolute value; nan if one is nan."""
-    return float(torch.cat([torch.zeros(1), *(difference.abs().flatten() for difference in differences)]).amax())
+    return float(torch.cat([torch.zeros(1), *(difference.abs().flatten().cpu() for difference in differences)]).amax())
 
 
 def _own_logits(lm: PreTrainedModel, ids: Tensor) -> Tensor:
@@ -189,12 +189,13 @@ def _padded(lm: PreTrainedModel, ids: Tensor) -> Iterator[tuple[int, Tensor]]:
 
 def _decoded(lm: PreTrainedModel, ids: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Rows, the positions of the token that each has just read, and the decoder's logits; rows leave on the way."""
-    rows, time = ids.shape
-    lengths = torch.tensor([max(1, int(part * time)) for part in PROMPTS])
-    prompts = torch.where(torch.arange(int(lengths.max())) < lengths[:, None], ids[:, : int(lengths.max())], 0)
+    (rows, time), device = ids.shape, ids.device
+    lengths = torch.tensor([max(1, int(part * time)) for part in PROMPTS], device=device)
+    longest = int(lengths.max())
+    prompts = torch.where(torch.arange(longest, device=device) < lengths[:, None], ids[:, :longest], 0)
     decoder = open_decoder(lm, rows, time)
     reading, starts = decoder.begin(prompts, lengths)
-    alive = torch.arange(rows)
+    alive = torch.arange(rows, device=device)
     first = reading.shape[1]
     for column in range(first, time + 1):
         logits = decoder.read(reading)
@@ -204,6 +205,6 @@ def _decoded(lm: PreTrainedModel, ids: Tensor) -> Iterator[tuple[Tensor, Tensor,
         if column == time or int(at.max()) + 1 == time:
             return
         if column == first + 2 and rows > 1:
-            decoder.keep(torch.arange(len(alive) - 1, 0, -1))
+            decoder.keep(torch.arange(len(alive) - 1, 0, -1, device=device))
             alive, at = alive[1:].flip(0), at[1:].flip(0)
         reading = ids[alive, at + 1][:, None]

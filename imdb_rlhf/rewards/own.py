@@ -60,23 +60,8 @@ class OwnReward:
         Raises:
             RunError: it raised, or gave another count than texts, or a number that is not finite.
         """
-        try:
-            with self._modules_beside():
-                values = np.asarray(self.function(list(texts)), dtype=np.float64)
-        except (Exception, SystemExit) as error:
-            raise RunError(f"reward.function {self.name} raised {_told(error)}") from error
-        if values.shape != (len(texts),):
-            raise RunError(
-                f"reward.function {self.name} gave shape {values.shape} for {len(texts)} texts; "
-                "return one float per text"
-            )
-        bad = np.flatnonzero(~np.isfinite(values))
-        if len(bad):
-            raise RunError(
-                f"reward.function {self.name} gave {values[bad[0]]} for the text {texts[bad[0]][:60]!r}; "
-                "return finite numbers"
-            )
-        return Scores(values, values)
+        with self._modules_beside():
+            return scores_of(self.function, texts, f"reward.function {self.name}")
 
     @contextmanager
     def _modules_beside(self) -> Iterator[None]:
@@ -87,6 +72,29 @@ class OwnReward:
         finally:
             if self.beside in sys.path:
                 sys.path.remove(self.beside)
+
+
+def scores_of(function: Callable[[list[str]], Sequence[float]], texts: Sequence[str], name: str) -> Scores:
+    """A function's numbers, on both scales as they are.
+
+    Args:
+        function: from texts to as many finite numbers.
+        texts: prompt + completion each.
+        name: what messages call the function.
+
+    Raises:
+        RunError: it raised, or gave another count than texts, or a number that is not finite.
+    """
+    try:
+        values = np.asarray(function(list(texts)), dtype=np.float64)
+    except (Exception, SystemExit) as error:
+        raise RunError(f"{name} raised {_told(error)}") from error
+    if values.shape != (len(texts),):
+        raise RunError(f"{name} gave shape {values.shape} for {len(texts)} texts; return one float per text")
+    bad = np.flatnonzero(~np.isfinite(values))
+    if len(bad):
+        raise RunError(f"{name} gave {values[bad[0]]} for the text {texts[bad[0]][:60]!r}; return finite numbers")
+    return Scores(values, values)
 
 
 def _told(error: BaseException) -> str:

@@ -7,7 +7,7 @@ import pandas as pd
 
 from imdb_rlhf.config.run import Run
 from imdb_rlhf.evaluation.evaluate import interval, metrics
-from imdb_rlhf.evaluation.stats import bootstrap_mean, win_rates
+from imdb_rlhf.evaluation.results import results, win_rate
 from imdb_rlhf.rewards import kind_of
 
 
@@ -39,8 +39,6 @@ def summary(
         base: the same prompts under the model before SFT, where it was pretrained.
     """
     config = run.evaluation
-    test, before = (f[f["split"] == "test"] for f in (frame, reference))
-    values, start = metrics(frame), metrics(reference)
     result = {
         "name": name,
         "algo": run.algo,
@@ -48,29 +46,7 @@ def summary(
         "knob": None if run.knob is None else {"name": run.knob[0], "value": run.knob[1]},
         "seed": run.seed,
         "step": int(frame["step"].iloc[0]),
-        "reward": values["eval/reward"],
-        "reward_ci": interval(frame, "reward", config),
-        "reward_logit": values["eval/reward_logit"],
-        "kl": values["eval/kl"],
-        "kl_ci": interval(frame, "kl", config),
-        "kl_k1": values["eval/kl_k1"],
-        "kl_k1_ci": interval(frame, "kl_k1", config),
-        "kl_per_token": values["eval/kl_per_token"],
-        "length": values["eval/length"],
-        "eos_rate": values["eval/eos_rate"],
-        "distinct_2": values["eval/distinct_2"],
-        "prompts": int(test["prompt_id"].nunique()),
-        "samples_per_prompt": config.samples,
-        "reference": {
-            "reward": start["eval/reward"],
-            "reward_ci": interval(reference, "reward", config),
-            "reward_logit": start["eval/reward_logit"],
-            "reward_std": float(before["reward"].std()),
-            "length": start["eval/length"],
-            "eos_rate": start["eval/eos_rate"],
-            "distinct_2": start["eval/distinct_2"],
-        },
-        **_win_rate("win_rate", test, before, run),
+        **results(frame, reference, config),
         "reward_name": run.reward.name,
         "reward_range": reward_range(run),
         "data_name": run.data.name,
@@ -79,7 +55,8 @@ def summary(
         "config_hash": config_hash,
     }
     if base is not None:
-        result |= _win_rate("win_rate_base", test, base[base["split"] == "test"], run)
+        test, other = (f[f["split"] == "test"] for f in (frame, base))
+        result |= win_rate("win_rate_base", test, other, config)
         result["base"] = {
             "reward": metrics(base)["eval/reward"],
             "reward_ci": interval(base, "reward", config),
@@ -87,13 +64,6 @@ def summary(
             "kl_ci": interval(base, "kl", config),
         }
     return result
-
-
-def _win_rate(key: str, own: pd.DataFrame, other: pd.DataFrame, run: Run) -> dict[str, Any]:
-    """How often a sample has the higher log-odds than one of another policy, with its interval over prompts."""
-    wins, config = win_rates(own, other), run.evaluation
-    ends = bootstrap_mean(wins, config.bootstrap, config.confidence, config.seed)
-    return {key: float(wins.mean()), f"{key}_ci": list(ends)}
 
 
 def learned_reward(report: dict[str, Any]) -> dict[str, Any]:

@@ -132,7 +132,7 @@ def _run(run: Mapping[str, Any], texts: Pool) -> dict[str, Any]:
 
     table = read(files.SAMPLES, pd.read_parquet)
     return {
-        "command": shlex.join(["python", "train.py", *run.get("overrides", [])]),
+        "command": run.get("command") or shlex.join(["python", "train.py", *run.get("overrides", [])]),
         "step": read(files.SUMMARY, lambda path: json.loads(path.read_text(encoding="utf-8"))["step"]),
         "curves": read(files.METRICS, lambda path: curves(jsonl.read(path))),
         "histogram": None if table is None else read(files.SAMPLES, lambda _: histogram(table)),
