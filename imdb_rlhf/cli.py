@@ -25,7 +25,9 @@ from imdb_rlhf.config.keys import ALGORITHMS, PLACES, SCHEMAS, names_of, unknown
 from imdb_rlhf.config.machine import check_processes
 from imdb_rlhf.config.run import Run
 from imdb_rlhf.errors import ConfigError, RunError, Stopped
+from imdb_rlhf.publish.results import prepare
 from imdb_rlhf.signals import interrupt_at_any
+from imdb_rlhf.tracking.console import Console
 
 
 def _shipped(name: str) -> Path:
@@ -161,7 +163,7 @@ class SweepCommand:
 SWEEP_COMMAND = SweepCommand([], [], [])
 
 
-def _experiment() -> Callable[[Run, str, list[str]], None]:
+def _experiment() -> Callable[[Run, str, list[str]], Path | None]:
     """Import what runs an experiment, and torch with it: here and not before.
 
     Raises:
@@ -184,7 +186,10 @@ def _job(composed: DictConfig) -> None:
         overrides = list(HydraConfig.get().overrides.task)
         run = checked(composed, overrides)
         check_processes(run.trainer.processes)
-        _experiment()(run, OmegaConf.to_yaml(OmegaConf.structured(run)), overrides)
+        results = prepare(run, Console())
+        folder = _experiment()(run, OmegaConf.to_yaml(OmegaConf.structured(run)), overrides)
+        if results is not None and folder is not None:
+            results.push({"": folder}, {}, Console().note)
     except ConfigError as error:
         _FAILURES.append((2, f"refused: {error}"))
     except RunError as error:

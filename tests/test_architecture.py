@@ -25,6 +25,7 @@ FLOORS = [
     {"pipeline"},
     {"runs"},
     {"frontier"},
+    {"publish"},
     {"sweep"},
     {"cli"},
     {"train", "hydra_plugins", "command"},

@@ -250,6 +250,7 @@ def _torchrun(job: Job) -> int:
 
     trainer, logger = job.run.trainer, job.run.logger
     group = [f"logger.group={logger.group}"] if isinstance(logger, WandbLogger) else []
+    group += [] if job.run.hub.push is None else ["hub.push=null"]  # the sweep pushes, when all jobs are done
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={trainer.processes}"]
     command += ["--module", PACKAGE.name, *job.options, *job.overrides, *group]
     added = {"ACCELERATE_USE_CPU": "true"} if resolve_device(trainer.device) == "cpu" else {}

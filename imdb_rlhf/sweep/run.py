@@ -14,11 +14,13 @@ from imdb_rlhf.artifacts.files import MANIFEST, in_use
 from imdb_rlhf.config.machine import WandbLogger
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.frontier import files
+from imdb_rlhf.publish.results import prepare_sweep
 from imdb_rlhf.signals import stopping
 from imdb_rlhf.sweep import processes
 from imdb_rlhf.sweep.drawing import Drawing
 from imdb_rlhf.sweep.jobs import Job, Machine, devices, labels, slots
 from imdb_rlhf.sweep.processes import FrontierResult, describe_exit
+from imdb_rlhf.sweep.pushing import push
 from imdb_rlhf.sweep.records import Record, last_line, records, save, time_left
 from imdb_rlhf.tracking.sweep_console import Running, State, SweepConsole, outcome
 
@@ -47,6 +49,7 @@ def run_sweep(name: str, jobs: Sequence[Job], command: str) -> int:
         for key, value in processes.PASSIVE.items():
             os.environ.setdefault(key, value)  # before the fork server loads torch
     machine, statuses = processes.inspect(jobs)
+    results = prepare_sweep({s.name: job.run for job, s in zip(jobs, statuses, strict=True)}, console.note)
     per_job = max(job.run.trainer.processes for job in jobs)
     at_once = slots(first.launcher, machine, per_job)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -62,7 +65,11 @@ def run_sweep(name: str, jobs: Sequence[Job], command: str) -> int:
             console.note(f"{label} is the same run as another job: run once")
         if first.launcher.jobs is None and at_once == 1 and not machine.gpus and machine.cores > 1:
             console.note(_why_alone(first.launcher.name, machine))
-        return Sweep(folder, all_records, environments, console, command).run()
+        sweep = Sweep(folder, all_records, environments, console, command)
+        code = sweep.run()
+        if results is not None and code != 75:
+            code = push(results, all_records, sweep.drawn, console)
+        return code
 
 
 def _why_alone(launcher: str, machine: Machine) -> str:
@@ -105,6 +112,7 @@ class Sweep:
         self.signals = self.passed_on = 0
         self.drawing = Drawing(folder)
         self.problem: str | None = None  # that kept the last frontier from being drawn
+        self.drawn: list[Path] = []  # the folders of the last frontier, one per world
 
     def run(self) -> int:
         """Run the jobs that are waiting; returns the exit code."""
@@ -257,6 +265,7 @@ class Sweep:
 
     def _end(self, result: FrontierResult | None) -> int:
         """Show the results; returns the exit code."""
+        self.drawn = [] if result is None or result.problem is not None else result.folders
         failed = [(record.label, record.reason or "", str(record.log)) for record in self._in("failed")]
         if result is not None and result.problem is not None:
             failed.append(("the frontier", result.problem, str(self.folder / "logs" / "frontier.log")))
