@@ -10,7 +10,6 @@ import json
 import re
 import socket
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -84,16 +83,11 @@ class StandIn(ThreadingHTTPServer):
     def fail(self, method: str, path: str, status: int | None, times: int = 1_000_000) -> None:
         self.failures.append(Failure(method, path, status, times))
 
-    def environment(self, home: Path, token: str | None = TOKEN) -> dict[str, str]:
+    def environment(self, home: Path, token: str | None = TOKEN) -> dict[str, Any]:
         """For a process that is to take it for the Hub; xet, which has a server of its own, is left out."""
         values = {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
         values |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "0", "TRANSFORMERS_OFFLINE": "0"}
         return values | {"HF_TOKEN": token or ""}
-
-    @property
-    def counts(self) -> Counter[str]:
-        """How often each method and path was asked, names of repositories left out."""
-        return Counter(self.asked)
 
 
 @contextmanager
@@ -191,6 +185,10 @@ class Handler(BaseHTTPRequestHandler):
             return self.error(401)
         auth = {"type": "access_token", "accessToken": {"role": roles[self.token], "displayName": "tests"}}
         self.json({"type": "user", "name": "me", "orgs": [{"name": "lab", "type": "org"}], "auth": auth})
+
+    def harnesses(self, body: bytes) -> None:
+        """What the library asks aside, to name the program in its requests."""
+        self.json({"standardEnvVars": [], "harnesses": {}})
 
     def create(self, body: bytes) -> None:
         if not self.may_write():
@@ -346,11 +344,7 @@ def described(path: str, data: bytes) -> dict[str, Any]:
 Action = Callable[..., None]
 ROUTES: list[tuple[str, str, Action]] = [
     ("GET", "/api/whoami-v2", Handler.whoami),
-    (
-        "GET",
-        "/api/agent-harnesses",
-        lambda handler, body: handler.json([]),
-    ),  # asked aside, in a thread of the library's
+    ("GET", "/api/agent-harnesses", Handler.harnesses),
     ("POST", "/api/repos/create", Handler.create),
     ("POST", "/api/validate-yaml", Handler.validate),
     ("POST", rf"{API}/branch/(?P<branch>.+)", Handler.branch),

@@ -200,14 +200,18 @@ def why(error: Exception) -> str:
         said = STATUS.get(status) or f"the Hub {'fails' if status >= 500 else 'refuses it'} ({status})"
         message = next((text for each in _chain(error) if (text := getattr(each, "server_message", None))), None)
         return said if not message else f"{said}; it says: {' '.join(str(message).split())[:200].rstrip('.')}"
-    last = _chain(error)[-1]
-    if isinstance(last, TimeoutError) or "Timeout" in type(last).__name__:
-        return f"the Hub does not answer ({type(last).__name__})"
-    if isinstance(last, OSError) or any(
-        cls.__name__ in ("TransportError", "NetworkError") for cls in type(last).__mro__
-    ):
-        return f"the connection to the Hub failed ({type(last).__name__})"
-    return first_line(last) if isinstance(last, Exception) else type(last).__name__
+    lost = next((each for each in _chain(error) if _is_of_the_connection(each)), None)
+    if lost is None:
+        last = _chain(error)[-1]
+        return first_line(last) if isinstance(last, Exception) else type(last).__name__
+    name = type(lost).__name__
+    return f"the Hub does not answer ({name})" if "Timeout" in name else f"the connection to the Hub failed ({name})"
+
+
+def _is_of_the_connection(error: BaseException) -> bool:
+    """Whether nothing or only part of an answer came, as Python's and the HTTP library's errors say it."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    return not kinds.isdisjoint({"TransportError", "ConnectionError", "TimeoutError", "gaierror", "SSLError"})
 
 
 def _status(error: Exception) -> int | None:

@@ -1,6 +1,7 @@
 """The dataset card, read by the Hub's own parsers."""
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -23,6 +24,11 @@ def folder(tmp_path) -> Path:
     ids = {"prompt_ids": [[1], [1], [2]], "completion_ids": [[2, 3], [4], [5]]}
     pd.DataFrame(ids | {"reward": [0.1, 0.9, 0.5]}).to_parquet(tmp_path / "groups.parquet", index=False)
     return tmp_path
+
+
+def metadata(text: str) -> Any:
+    """What the Hub finds in a card."""
+    return DatasetCard(text).data
 
 
 def test_the_hub_reads_what_the_card_says(folder):
@@ -56,7 +62,7 @@ def test_datasets_reads_the_folder(folder, tmp_path_factory):
 def test_a_table_without_rows_is_no_configuration(folder):
     pd.DataFrame(PAIRS | SCORES).head(0).to_parquet(folder / "preferences.parquet", index=False)
     text = card([Exported(folder, "0123", tiny.run(DPORun))])
-    (only,) = DatasetCard(text).data.to_dict()["configs"]
+    (only,) = metadata(text).to_dict()["configs"]
     assert only["config_name"] == "groups" and only["default"]
     assert "load_dataset" not in text and "there are no preferences" in text
 
@@ -66,7 +72,7 @@ def test_several_groups_are_configurations_of_one_dataset(folder, tmp_path_facto
     for name in ("preferences", "groups"):
         (other / f"{name}.parquet").write_bytes((folder / f"{name}.parquet").read_bytes())
     exports = [Exported(folder, "aa", tiny.run(DPORun)), Exported(other, "bb", tiny.run(DPORun))]
-    data = DatasetCard(card(exports, "me/x")).data.to_dict()
+    data = metadata(card(exports, "me/x")).to_dict()
     names = ["preferences-aa", "groups-aa", "preferences-bb", "groups-bb"]
     assert [each["config_name"] for each in data["configs"]] == names
     assert data["configs"][2]["data_files"] == [{"split": "train", "path": "bb/preferences.parquet"}]
@@ -74,18 +80,18 @@ def test_several_groups_are_configurations_of_one_dataset(folder, tmp_path_facto
 
 
 def test_a_licence_is_stated_by_the_publisher_or_unknown(folder):
-    real = run_of("data=imdb")
+    real: Any = run_of("data=imdb")
     text = card([Exported(folder, "0", real)])
-    data = DatasetCard(text).data
+    data = metadata(text)
     assert data.license == "unknown" and data.source_datasets == ["stanfordnlp/imdb"] and data.language == "en"
     assert "Unknown: the prompts are the first words" in text and "maas2011" in text
-    assert DatasetCard(card([Exported(folder, "0", real)], None, "cc-by-4.0")).data.license == "cc-by-4.0"
+    assert metadata(card([Exported(folder, "0", real)], None, "cc-by-4.0")).license == "cc-by-4.0"
 
 
 def test_where_texts_come_from():
     assert texts_of(run_of().data).generated and texts_of(run_of().data).hub_id is None
-    real = texts_of(run_of("data=imdb").data)
-    assert (real.hub_id, real.revision) == ("stanfordnlp/imdb", run_of("data=imdb").data.revision)  # type: ignore[attr-defined]
+    data: Any = run_of("data=imdb").data
+    assert (texts_of(data).hub_id, texts_of(data).revision) == ("stanfordnlp/imdb", data.revision)
     local = texts_of(run_of("data=imdb", "data.path=/secret/place").data)
     assert local.hub_id is None and not local.generated and "secret" not in local.description
     other = texts_of(run_of("data=imdb", "data.hub_id=me/reviews").data)

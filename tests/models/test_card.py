@@ -27,9 +27,14 @@ LOCAL += ["reward=own", "reward.function=/secret/own.py:score", "reward.files=[/
 LOCAL += ["data.preferences=/secret/pairs.parquet", "paths.outputs=/secret/outputs"]
 
 
+def metadata(text: str) -> Any:
+    """What the Hub finds in a card."""
+    return ModelCard(text).data
+
+
 def test_the_hub_reads_reward_and_kl():
     text = card(run_of(), "DPO", RESULT, None)
-    data = ModelCard(text).data
+    data = metadata(text)
     assert (data.library_name, data.pipeline_tag) == ("transformers", "text-generation")
     assert {"imdb_rlhf", "dpo"} <= set(data.tags)
     assert data.model_name == "DPO, beta=0.1, seed 0"
@@ -52,20 +57,20 @@ def test_what_a_reader_needs():
 
 def test_a_pretrained_base_from_the_hub():
     run = run_of("experiment=paper", "model=gpt2")
-    data = ModelCard(card(run, "DPO", RESULT, None)).data
+    data = metadata(card(run, "DPO", RESULT, None))
     assert data.base_model == "openai-community/gpt2" == base_model(run)
     assert data.to_dict()["base_model_relation"] == "finetune"
     assert data.datasets == ["stanfordnlp/imdb"]
     assert data.eval_results[0].dataset_type == "stanfordnlp/imdb" and len(data.eval_results[0].dataset_revision) == 40
     assert data.language == "en"
     existing = run_of("experiment=paper", "sft.path=lvwerra/gpt2-imdb", "algo=sft")
-    data = ModelCard(card(existing, "SFT", RESULT, None)).data
+    data = metadata(card(existing, "SFT", RESULT, None))
     assert data.base_model == "lvwerra/gpt2-imdb" and "base_model_relation" not in data.to_dict()  # a copy of it
 
 
 def test_preferences_from_the_hub_are_named():
     run = run_of("data.preferences=me/pairs")
-    assert ModelCard(card(run, "DPO", RESULT, None)).data.datasets == ["me/pairs"]
+    assert metadata(card(run, "DPO", RESULT, None)).datasets == ["me/pairs"]
 
 
 def test_no_path_of_this_machine():
@@ -73,14 +78,14 @@ def test_no_path_of_this_machine():
     published = Published("me/x", report="me/x")
     for text in (card(run, "DPO", RESULT, None), card(run, "DPO", RESULT, None, published), card(run, "S", None, None)):
         assert "secret" not in text
-        data = ModelCard(text).data
+        data = metadata(text)
         assert data.base_model is None and data.datasets is None and data.license is None
 
 
 def test_what_is_known_on_the_hub():
     published = Published("me/dpo", "me/dpo-preferences", "me/dpo", "mit", "the card of its base model")
     text = card(run_of(), "DPO", RESULT, None, published)
-    data = ModelCard(text).data
+    data = metadata(text)
     assert (data.license, data.datasets, data.model_name) == ("mit", ["me/dpo-preferences"], "dpo")
     assert text.partition("---\n\n")[2].startswith("# dpo\n")
     assert 'model="me/dpo"' in text and "`mit`, as the card of its base model states." in text
@@ -90,7 +95,7 @@ def test_what_is_known_on_the_hub():
 def test_the_reference_is_no_runs_own():
     one, other = (card(run_of(*words), "SFT", None, None) for words in (["beta=1"], ["algo=ppo", "seed=3"]))
     assert one == other  # runs share it
-    data = ModelCard(one).data
+    data = metadata(one)
     assert "sft" in data.tags and "dpo" not in data.tags and data.eval_results is None
     assert "beta: " not in one
 
@@ -99,7 +104,7 @@ def test_the_reference_is_no_runs_own():
 def test_a_reward_model(accuracy):
     result = {"accuracy": accuracy, "accuracy_ci": accuracy and [0.8, 0.9], "pearson": None, "reward_name": "lexicon"}
     text = card(run_of("algo=reward_model"), "reward model", result, None)
-    data = ModelCard(text).data
+    data = metadata(text)
     assert data.pipeline_tag == "text-classification" and "AutoModelForSequenceClassification" in text
     values = [(each.metric_type, each.metric_value) for each in data.eval_results or []]
     assert values == ([] if accuracy is None else [("accuracy", 0.875)])

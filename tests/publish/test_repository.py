@@ -105,6 +105,7 @@ def test_what_the_hub_says_is_told(hub, tmp_path):
 
 def test_other_errors_are_their_first_line():
     assert why(ValueError("one\ntwo")) == "one"
+    assert why(FileNotFoundError(2, "No such file", "model.safetensors")).endswith("'model.safetensors'")
     assert why(TimeoutError()) == "the Hub does not answer (TimeoutError)"
 
 

@@ -1,6 +1,7 @@
 """A frontier as a static Space."""
 
 import json
+from typing import Any
 
 import pytest
 from huggingface_hub import SpaceCard
@@ -20,7 +21,7 @@ def drawn(first, tmp_path_factory):
 
 
 def test_the_page_is_the_report_without_places(first, drawn):
-    files = space({"": drawn}, PLACE, models=["me/x"], datasets=[], licence="mit").files
+    files: dict[str, Any] = dict(space({"": drawn}, PLACE, models=["me/x"], datasets=[], licence="mit").files)
     assert set(files) == {"index.html", "README.md", *(f"frontier.{kind}" for kind in ("json", "csv", "svg", "png"))}
     report, base = (drawn / "report.html").read_text(), first.outputs.parent
     assert str(base) in report  # else the next line would say nothing
@@ -34,9 +35,8 @@ def test_the_page_is_the_report_without_places(first, drawn):
 
 
 def test_the_hub_reads_its_card(drawn):
-    card = SpaceCard(
-        space({"": drawn}, PLACE, models=["me/x"], datasets=["me/p"], licence="mit").files["README.md"].decode()
-    )
+    files: dict[str, Any] = dict(space({"": drawn}, PLACE, models=["me/x"], datasets=["me/p"], licence="mit").files)
+    card = SpaceCard(files["README.md"].decode())
     data = card.data.to_dict()
     assert (data["sdk"], data["app_file"], data["title"], data["license"]) == ("static", "index.html", "x", "mit")
     assert data["models"] == ["me/x"] and data["datasets"] == ["me/p"] and "imdb_rlhf" in data["tags"]
@@ -45,7 +45,9 @@ def test_the_hub_reads_its_card(drawn):
 
 
 def test_several_worlds_have_a_page_each(drawn):
-    files = space({"k=1": drawn, "k=<2>": drawn}, PLACE, models=[], datasets=[], licence=None).files
+    files: dict[str, Any] = dict(
+        space({"k=1": drawn, "k=<2>": drawn}, PLACE, models=[], datasets=[], licence=None).files
+    )
     assert {"k=1/index.html", "k=<2>/frontier.csv", "index.html"} <= set(files)
     index = files["index.html"].decode()
     assert '<a href="k=1/index.html">k=1</a>' in index and "k=&lt;2&gt;" in index and "<2>" not in index
