@@ -120,12 +120,18 @@ class Exported:
         return {f"{name}-{self.key}": (f"{self.key}/{file.name}", file) for name, file in files.items()}
 
 
-def card(exports: Sequence[Exported], repository: str | None = None, stated_licence: str | None = None) -> str:
+def card(
+    exports: Sequence[Exported],
+    repository: str | None = None,
+    revision: str | None = None,
+    stated_licence: str | None = None,
+) -> str:
     """The dataset card of one export, or of several whose texts are the same.
 
     Args:
         exports: one for the folder itself; several share a repository.
         repository: NAMESPACE/NAME on the Hub, for the example; None for a folder.
+        revision: the branch there; None is main.
         stated_licence: what the publisher states; None states that it is unknown, or nothing for generated texts.
     """
     from huggingface_hub import DatasetCardData
@@ -155,7 +161,7 @@ def card(exports: Sequence[Exported], repository: str | None = None, stated_lice
         f"# {pairs:,} preference pairs between completions of film reviews",
         _what(exports, texts),
         _tables(tables, rows),
-        _use(repository, pairs),
+        _use(repository, revision, pairs),
         _made(exports, texts),
         _licence(texts, stated_licence),
         citation(texts),
@@ -231,8 +237,9 @@ def _tables(tables: dict[str, tuple[str, Path]], rows: dict[str, int]) -> str:
     return "\n".join(lines)
 
 
-def _use(repository: str | None, pairs: int) -> str:
+def _use(repository: str | None, revision: str | None, pairs: int) -> str:
     place = '"parquet", data_files="preferences.parquet"' if repository is None else f'"{repository}"'
+    place += "" if revision is None else f', revision="{revision}"'
     if not pairs:
         return "No pair of completions has different rewards, so there are no preferences."
     return (

@@ -26,6 +26,7 @@ class Published:
         report: the Space with its frontier, where that is pushed too.
         licence: that the publisher states, or that its base model's card states.
         licence_from: whose statement that is.
+        revision: the branch that it is pushed to; None is main.
     """
 
     repository: str
@@ -33,6 +34,7 @@ class Published:
     report: str | None = None
     licence: str | None = None
     licence_from: str = "the publisher"
+    revision: str | None = None
 
 
 @dataclass(frozen=True)
@@ -249,19 +251,21 @@ def _results(run: Run, result: Mapping[str, Any], numbers: list[Measured]) -> st
 
 
 def _use(run: Run, bos: str | None, is_policy: bool, published: Published | None) -> str:
-    place = "." if published is None else published.repository
+    place = '"."' if published is None else f'"{published.repository}"'
+    if published is not None and published.revision is not None:
+        place += f', revision="{published.revision}"'
     begin = "add no special tokens in front" if bos is None else f"begin with `{bos}`"
     if not is_policy:
         return (
             "## Use\n\n```python\nfrom transformers import AutoModelForSequenceClassification\n\n"
-            f'model = AutoModelForSequenceClassification.from_pretrained("{place}")\n```\n\n'
+            f"model = AutoModelForSequenceClassification.from_pretrained({place})\n```\n\n"
             f"Its one logit is the score of prompt + completion, read at the last token; right-pad, and {begin}. "
             "`normalisation.json` has the mean and the scale that PPO subtracts and divides by."
         )
     new = run.generation.max_new_tokens
     return (
         "## Use\n\n```python\nfrom transformers import pipeline\n\n"
-        f'generate = pipeline("text-generation", model="{place}")\n'
+        f'generate = pipeline("text-generation", model={place})\n'
         f'generate("This film", max_new_tokens={new})\n```\n\n'
         f"The numbers are of samples at temperature {run.generation.temperature:g} without top-k or top-p, at most "
         f"{new} new tokens, after prompts of {run.data.prompts.min_tokens} to {run.data.prompts.max_tokens} tokens. "

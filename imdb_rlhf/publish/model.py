@@ -10,6 +10,7 @@ from transformers import AutoConfig
 
 from imdb_rlhf.artifacts.files import check_manifest
 from imdb_rlhf.config.families import GroupsRun
+from imdb_rlhf.config.hub import HubConfig
 from imdb_rlhf.config.model import PretrainedModel
 from imdb_rlhf.config.run import Run
 from imdb_rlhf.data.card import Exported, rows_of
@@ -51,11 +52,12 @@ def exports_of(runs: Mapping[Path, Run]) -> list[Exported]:
     return list(exports.values())
 
 
-def preferences(exports: Sequence[Exported], repository: Repository, licence: str | None) -> Upload:
+def preferences(exports: Sequence[Exported], repository: Repository, hub: HubConfig) -> Upload:
     """Groups and preferences as a dataset repository."""
     alone = len(exports) == 1
     tables = {path: file for each in exports for path, file in each.configurations(alone=alone).values()}
-    return Upload(repository, tables | {CARD: dataset_card(exports, repository.name, licence).encode()})
+    text = dataset_card(exports, repository.name, hub.revision, hub.license)
+    return Upload(repository, tables | {CARD: text.encode()})
 
 
 def model(path: Path, run: Run, repository: Repository, published: Published) -> Upload:

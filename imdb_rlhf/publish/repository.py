@@ -93,9 +93,11 @@ def _check_token(who: Mapping[str, Any], named: str) -> None:
     token = who.get("auth", {}).get("accessToken", {})
     if token.get("role") == "read":
         raise ConfigError(f"{named}: the token of {who.get('name')} may read alone; make one that may write")
+    if token.get("role") != "write":
+        return  # a fine-grained one need not see the organisations that it may write to
     namespaces = [str(who.get("name")), *(str(org.get("name")) for org in who.get("orgs", []))]
     namespace = named.partition("=")[2].partition("/")[0]
-    if who.get("type", "user") == "user" and namespace.lower() not in [name.lower() for name in namespaces]:
+    if namespace.lower() not in [name.lower() for name in namespaces]:
         raise ConfigError(f"{named}: the token may write to {', '.join(namespaces)}; push to one of these")
 
 

@@ -26,7 +26,12 @@ def prepare(run: Run, console: Console) -> "Results | None":
     """
     if run.hub.push is None or int(os.environ.get("RANK", "0")):
         return None
-    return _checked(Results(run.hub, {"": run}), run.plan, console.note)
+    results = Results(run.hub, {"": run})
+    if run.plan:
+        names = ", ".join(map(str, results.repositories))
+        console.note(f"{'hub':<{STAGE_WIDTH}} would be pushed: {names}")
+        return None
+    return _checked(results, console.note)
 
 
 def prepare_sweep(runs: Mapping[str, Run], say: Say) -> "Results | None":
@@ -40,13 +45,10 @@ def prepare_sweep(runs: Mapping[str, Run], say: Say) -> "Results | None":
         ConfigError: it cannot succeed.
     """
     first = next(iter(runs.values()))
-    return None if first.hub.push is None else _checked(Results(first.hub, runs), first.plan, say)
+    return None if first.hub.push is None else _checked(Results(first.hub, runs), say)
 
 
-def _checked(results: "Results", plan: bool, say: Say) -> "Results | None":
-    if plan:
-        say(f"{'hub':<{STAGE_WIDTH}} would be pushed: {', '.join(map(str, results.repositories))}")
-        return None
+def _checked(results: "Results", say: Say) -> "Results":
     problem = repository.check(results.hub, results.repositories)
     if problem is not None:
         say(f"{'hub':<{STAGE_WIDTH}} out of reach now, tried again when there is something to push: {problem}")
@@ -143,7 +145,7 @@ class Results:
         exports = model.exports_of({path: self.runs[name] for name, path in paths.items()}) if self.preferences else []
         dataset = None if self.preferences is None or not exports else self.preferences
         if dataset is not None:
-            yield model.preferences(exports, dataset, self.hub.license)
+            yield model.preferences(exports, dataset, self.hub)
         for name, place in self.models.items():
             run = self.runs[name]
             own = dataset is not None and isinstance(run, GroupsRun) and run.uses_groups
@@ -154,6 +156,7 @@ class Results:
                 report=self.report.name if self.report is not None and run.has_policy else None,
                 licence=licence,
                 licence_from=stated_by,
+                revision=self.hub.revision,
             )
             yield model.model(paths[name], run, place, published)
         if self.report is None:

@@ -85,7 +85,7 @@ def test_a_licence_is_stated_by_the_publisher_or_unknown(folder):
     data = metadata(text)
     assert data.license == "unknown" and data.source_datasets == ["stanfordnlp/imdb"] and data.language == "en"
     assert "Unknown: the prompts are the first words" in text and "maas2011" in text
-    assert metadata(card([Exported(folder, "0", real)], None, "cc-by-4.0")).license == "cc-by-4.0"
+    assert metadata(card([Exported(folder, "0", real)], stated_licence="cc-by-4.0")).license == "cc-by-4.0"
 
 
 def test_where_texts_come_from():

@@ -90,6 +90,8 @@ def test_what_is_known_on_the_hub():
     assert text.partition("---\n\n")[2].startswith("# dpo\n")
     assert 'model="me/dpo"' in text and "`mit`, as the card of its base model states." in text
     assert "https://huggingface.co/spaces/me/dpo" in text
+    trial = card(run_of(), "DPO", RESULT, None, Published("me/dpo", revision="trial"))
+    assert 'model="me/dpo", revision="trial")' in trial
 
 
 def test_the_reference_is_no_runs_own():
