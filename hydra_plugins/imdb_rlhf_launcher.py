@@ -70,6 +70,8 @@ class ProcessesLauncher(Launcher):
         runs = [in_group(run, folder.name) for run, _ in made]
         if any(run.plan for run in runs):
             raise ConfigError("plan=true plans the runs of a sweep that are known: leave hydra/sweeper= out")
+        if any(run.hub.push for run in runs):
+            raise ConfigError(f"hub.push={runs[0].hub.push}: {cli.NO_PUSH}")
         jobs = [job_of(run, list(job)) for run, job in zip(runs, job_overrides, strict=True)]
         records, code = run_batch(folder, self.known, jobs, cli.SWEEP_COMMAND.text)
         if code == 75:

@@ -32,7 +32,9 @@ from imdb_rlhf.config.keys import ALGORITHMS, PLACES, SCHEMAS, names_of, unknown
 from imdb_rlhf.config.machine import check_processes, processes_running
 from imdb_rlhf.config.run import Run
 from imdb_rlhf.errors import ConfigError, RunError, Stopped, first_line
+from imdb_rlhf.publish.results import prepare
 from imdb_rlhf.signals import interrupt_at_any
+from imdb_rlhf.tracking.console import Console
 
 
 def _shipped(name: str) -> Path:
@@ -174,7 +176,7 @@ class SweepCommand:
 SWEEP_COMMAND = SweepCommand([], [], [])
 
 
-def _experiment() -> Callable[[Run, str, list[str]], None]:
+def _experiment() -> Callable[[Run, str, list[str]], Path | None]:
     """Import what runs an experiment, and torch with it: here and not before.
 
     Raises:
@@ -211,8 +213,11 @@ def job(composed: DictConfig) -> Any:
             code, line = ranks.run([sys.executable, *sys.orig_argv[1:]], run.trainer.processes, {})
             _leave(code, line) if code else sys.exit(0)
         check_processes(run.trainer.processes)
+        results = prepare(run, Console())
         with _one_line_if_a_peer_is_lost():
-            _experiment()(run, OmegaConf.to_yaml(OmegaConf.structured(run)), overrides)
+            folder = _experiment()(run, OmegaConf.to_yaml(OmegaConf.structured(run)), overrides)
+        if results is not None and folder is not None:
+            results.push({"": folder}, {}, Console().note)
     except ConfigError as error:
         _FAILURES.append((2, f"refused: {error}"))
     except RunError as error:
@@ -220,6 +225,11 @@ def job(composed: DictConfig) -> Any:
     except Stopped as error:
         _leave(75, f"stopped: {error}")
     return None
+
+
+NO_PUSH = (
+    "a sweep by another sweeper is pushed when it is done: python -m imdb_rlhf.frontier SWEEP --push NAMESPACE/NAME"
+)
 
 
 def _job_of_sweep(run: Run, overrides: list[str], settings: Any) -> Any:
@@ -241,7 +251,9 @@ def _job_of_sweep(run: Run, overrides: list[str], settings: Any) -> Any:
     _, [status] = processes.inspect([task])
     if settings.sweeper._target_.startswith(f"hydra_plugins.{__package__}_sweeper."):
         handed.work(task, status, log_of(folder, status.name))
-        return None  # our sweeper reads the run's folder
+        return None  # our sweeper reads the run's folder, and pushes
+    if run.hub.push:
+        raise ConfigError(f"hub.push={run.hub.push}: {NO_PUSH}")
     search.work(task, folder, status)
     from imdb_rlhf.frontier.objective import objectives
 

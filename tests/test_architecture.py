@@ -25,6 +25,7 @@ FLOORS = [
     {"pipeline"},
     {"runs"},
     {"frontier"},
+    {"publish"},
     {"api", "sweep"},
     {"cli"},
     {"train", "hydra_plugins", "command"},

@@ -25,6 +25,7 @@ from transformers import (
 from imdb_rlhf.algos.inputs import Score
 from imdb_rlhf.config.algos import BestOfNConfig, DPOConfig, DPOLoss, OwnModelConfig
 from imdb_rlhf.config.data import Bos, EmbeddedData, PromptsConfig
+from imdb_rlhf.config.hub import HubConfig, Part
 from imdb_rlhf.config.machine import Device, LauncherConfig, NoLogger, PathsConfig, Precision, TrainerConfig
 from imdb_rlhf.config.model import Attention, ScratchModel
 from imdb_rlhf.config.optim import AdamWConfig, RMSpropConfig, Schedule
@@ -318,6 +319,7 @@ def run(kind: type[R], **changes: Any) -> R:
         "logger": NoLogger("none"),
         "launcher": LauncherConfig("sequential", None),
         "paths": PathsConfig("outputs"),
+        "hub": HubConfig(push=None, private=True, revision=None, what=list(Part), license=None),
         "groups": groups(),
         "pairs": pairs(),
         "policy": steps(),

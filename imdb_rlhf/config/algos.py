@@ -41,6 +41,7 @@ class OwnModelConfig:
 class OwnModelRun(Run):
     """`algo=own_model`: a model that was trained elsewhere, evaluated as a policy."""
 
+    leaves_model = False  # it is elsewhere
     own_model: OwnModelConfig
 
     @property
@@ -168,6 +169,7 @@ class BestOfNRun(ReservoirRun):
     """`algo=best_of_n`: the best of N reference samples; nothing is trained; the knob is n."""
 
     has_policy = False  # its curve is computed from the reservoir
+    leaves_model = False  # its model is the reference
     n: Annotated[int, Range(1, 10**6)]
     best_of_n: BestOfNConfig
 

@@ -45,9 +45,13 @@ class PromptsConfig:
 
 @dataclass
 class DataConfig:
-    """What every dataset has; `kind` is the module of `imdb_rlhf.data` that reads it."""
+    """What every dataset has; `kind` is the module of `imdb_rlhf.data` that reads it.
+
+    `generates` says what it generates, for cards on the Hub; None where it reads texts that exist.
+    """
 
     kind: ClassVar[str]
+    generates: ClassVar[str | None] = None
     name: str
     seed: Seed
     sft_reviews: Annotated[int, Range(1, 10**8)]
@@ -64,6 +68,7 @@ class EmbeddedData(DataConfig):
     """Generated film-review openings."""
 
     kind = "embedded"
+    generates = "openings of film reviews, in English"
     labelled_reviews: Annotated[int, Range(2, 10**8)]
 
 

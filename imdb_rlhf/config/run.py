@@ -5,6 +5,7 @@ from enum import StrEnum
 from typing import Any, ClassVar
 
 from imdb_rlhf.config.data import Bos, DataConfig
+from imdb_rlhf.config.hub import HubConfig
 from imdb_rlhf.config.machine import LauncherConfig, LoggerConfig, PathsConfig, TrainerConfig
 from imdb_rlhf.config.model import ModelConfig, ScratchModel
 from imdb_rlhf.config.objective import check_objective
@@ -23,17 +24,19 @@ class KeepModel(StrEnum):
 
 
 # Keys that no number of a run depends on.
-NOT_IN_HASH = ("logger", "launcher", "paths", "plan", "objective", "baselines")
+NOT_IN_HASH = ("logger", "launcher", "paths", "plan", "objective", "baselines", "hub")
 
 
 @dataclass
 class Run:
     """The keys that every algorithm has; a subclass in `algos.py` adds those of one algorithm.
 
-    `has_policy` says whether a run ends in a policy, which is a point of the frontier.
+    `has_policy` says whether a run ends in a policy, which is a point of the frontier; `leaves_model` whether it has a
+    model to leave in its folder (`keep_model` says whether it does).
     """
 
     has_policy: ClassVar[bool] = True
+    leaves_model: ClassVar[bool] = True
     algo: str
     seed: Seed
     plan: bool
@@ -50,6 +53,7 @@ class Run:
     logger: LoggerConfig
     launcher: LauncherConfig
     paths: PathsConfig
+    hub: HubConfig
 
     def __post_init__(self) -> None:
         check(self)

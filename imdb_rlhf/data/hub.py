@@ -61,7 +61,7 @@ def _ask(path: str, revision: str, kind: Kind) -> Any:
     asked = path, revision, kind
     if asked not in _ANSWERS:
         try:
-            _ANSWERS[asked] = _in_time(
+            _ANSWERS[asked] = in_time(
                 lambda: HfApi().repo_info(path, repo_type=kind, revision=revision, timeout=TIMEOUT)
             )
         except Exception as error:
@@ -150,7 +150,7 @@ def _cached(path: str, revision: str | None, key: str, kind: Kind) -> Path | Non
     return snapshot if any(True for pattern in wanted for _ in snapshot.glob(pattern)) else None
 
 
-def _in_time(ask: Callable[[], T]) -> T:
+def in_time(ask: Callable[[], T]) -> T:
     """Return or raise what `ask` does, or raise TimeoutError after TIMEOUT seconds.
 
     A socket's own limit is not enough: it starts again for each address that a host name resolves to.

@@ -39,39 +39,6 @@ def to_trl(groups: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns, columns=[*TEXTS, "score_chosen", "score_rejected"])
 
 
-def card(pairs: int, reward: str, source: str) -> str:
-    """A dataset card for the Hub, for the folder of an exported table.
-
-    Args:
-        pairs: number of rows.
-        reward: name of the true reward that chose.
-        source: the groups' folder.
-    """
-    return f"""---
-pretty_name: Preferences of imdb_rlhf
-language: en
-tags:
-  - trl
-  - preference
-configs:
-  - config_name: default
-    data_files: preferences.parquet
----
-
-# {pairs:,} preference pairs
-
-Completions of one reference policy, in pairs of the same prompt; `reward={reward}` has chosen. They are from {source}.
-
-| column | holds |
-| --- | --- |
-| `prompt` | the beginning of a film review |
-| `chosen`, `rejected` | two completions with their leading space, without the end of text |
-| `score_chosen`, `score_rejected` | their scores on the ranking scale (log-odds for rewards that have them) |
-
-TRL's `DPOTrainer` and `RewardTrainer` read it as it is. `groups.parquet` holds the groups whole, with token ids.
-"""
-
-
 def from_preferences(
     examples: Examples, encode: Encode, eos_id: int, bos_id: int | None, *, append_eos: bool, context: int, where: str
 ) -> tuple[pd.DataFrame, Pairs, int]:

@@ -14,7 +14,7 @@ from imdb_rlhf.runs.kinds import KINDS, method_name, palette_places
 # either, but for the preference file: see `_values`.
 NO_METHOD = re.compile(
     r"(seed|plan|algo|keep_model|ppo\.preset|target_kl|own_model\.name|data\.bos)$"
-    r"|(logger|paths|trainer|launcher|evaluation|reservoir)\."
+    r"|(logger|paths|trainer|launcher|hub|evaluation|reservoir)\."
 )
 PREFERENCES = "data.preferences"
 # Okabe and Ito, "Color Universal Design" (2008), without black, which is the ink of axes, optimum and best-of-N.

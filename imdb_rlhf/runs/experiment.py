@@ -1,6 +1,7 @@
 """The whole experiment of one configuration, from reviews to a finished run folder."""
 
 import time
+from pathlib import Path
 
 import pandas as pd
 
@@ -18,13 +19,16 @@ from imdb_rlhf.training import checkpoint
 from imdb_rlhf.training.runtime import Runtime
 
 
-def run_experiment(run: Run, config_yaml: str, overrides: list[str]) -> None:
+def run_experiment(run: Run, config_yaml: str, overrides: list[str]) -> Path | None:
     """Do what a configuration says.
 
     Args:
         run: the typed and checked configuration.
         config_yaml: the same as text, for the run's folder.
         overrides: what the command line changed, for the run's folder.
+
+    Returns:
+        The finished folder; None where it was only planned, and on every rank but the first.
 
     Raises:
         RunError: a failure that a user can mend.
@@ -37,17 +41,18 @@ def run_experiment(run: Run, config_yaml: str, overrides: list[str]) -> None:
     kind = kind_of(run)(folder)
     if run.plan:
         plan(kind)
-        return
+        return None
     if not folder.finished():
         pipeline.fetch()  # before anything is written, so that a refusal leaves nothing behind
     with folder.held():
         if folder.finished():
             _check_reward(folder)
             show_again(kind)
-            return
-        folder.begin()
-        pipeline.build()
-        _work(kind)
+        else:
+            folder.begin()
+            pipeline.build()
+            _work(kind)
+    return folder.path if folder.leader else None
 
 
 def _check_reward(folder: RunFolder) -> None:

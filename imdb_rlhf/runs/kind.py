@@ -5,18 +5,20 @@ import shutil
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pandas as pd
 
+from imdb_rlhf.algos import ALGOS
 from imdb_rlhf.artifacts.files import write_json
 from imdb_rlhf.artifacts.tables import write_table
 from imdb_rlhf.config.run import KeepModel
 from imdb_rlhf.evaluation.evaluate import metrics
 from imdb_rlhf.models import policy as policies
-from imdb_rlhf.models.card import card
+from imdb_rlhf.models.card import Published, card
 from imdb_rlhf.models.policy import Policy
 from imdb_rlhf.runs import files, points, summary
 from imdb_rlhf.runs.folder import RunFolder
@@ -84,6 +86,17 @@ class RunKind(ABC):
     def copied_model(self) -> Disk:
         """The disk of a model that is copied into the folder."""
         return unchanging(self.models * BYTES * self.flow.get(Base).parameters())
+
+    def card(self, result: Mapping[str, Any], bos: str | None, published: Published | None = None) -> str:
+        """Return the card of its model.
+
+        Args:
+            result: `summary.json`.
+            bos: the token that rows begin with, if any.
+            published: what is known when it goes to the Hub.
+        """
+        named = ALGOS.get(self.run.algo, type(self))
+        return card(self.run, named.method_name(asdict(self.run), self.run.variant), result, bos, published)
 
     def log_tables(self, trackers: Trackers, table: pd.DataFrame, result: Mapping[str, Any]) -> None:
         """Give the trackers the finished run's tables, histograms and summary."""
@@ -175,7 +188,7 @@ class PolicyRun(RunKind):
 
     def leave_model(self, path: Path, policy: Policy | None, result: dict[str, Any]) -> None:
         """Write `model/`: the last policy, or the one with the best validation reward."""
-        run, model_card = self.run, card(self.run, result, self.flow.get(Reviews).bos)
+        run, model_card = self.run, self.card(result, self.flow.get(Reviews).bos)
         if run.keep_model == KeepModel.best and (path / "best").exists():
             shutil.copytree(path / "best", path / "model")
             (path / "model" / "README.md").write_text(model_card)

@@ -33,6 +33,7 @@ from imdb_rlhf.runs.train import train_policy
 from imdb_rlhf.stages.evaluations import OwnModel
 from imdb_rlhf.stages.reference import Reference
 from imdb_rlhf.stages.reservoir import Reservoir
+from imdb_rlhf.stages.reviews import Reviews
 from imdb_rlhf.stages.reward_model import TrainedRewardModel
 from imdb_rlhf.stages.stage import Disk
 from imdb_rlhf.stages.training import training_disk
@@ -162,6 +163,7 @@ class RewardModelAccount(RunKind):
             if run.keep_model != KeepModel.none:
                 shutil.copytree(source / "model", folder.path / "model", dirs_exist_ok=True)
                 shutil.copy(source / "normalisation.json", folder.path / "model" / "normalisation.json")
+                (folder.path / "model" / "README.md").write_text(self.card(result, self.flow.get(Reviews).bos))
             write_table(folder.path / self.table_file, table)
             write_json(folder.path / files.SUMMARY, result)
             folder.seal()

@@ -20,6 +20,7 @@ from imdb_rlhf.artifacts.files import write_json
 from imdb_rlhf.artifacts.tables import write_table
 from imdb_rlhf.config.families import GroupsRun, PreferenceRun
 from imdb_rlhf.data import groups, preference_groups
+from imdb_rlhf.data.card import Exported, card
 from imdb_rlhf.data.pairs import Pairs
 from imdb_rlhf.data.preferences import KEY, Examples, PreferenceData
 from imdb_rlhf.errors import RunError
@@ -147,9 +148,7 @@ class Groups(Stage):
         _write(folder, frame)
         exported = preference_groups.to_trl(frame)
         write_table(folder / "preferences.parquet", exported)
-        (folder / "README.md").write_text(
-            preference_groups.card(len(exported), self.run.reward.name, f"groups/{folder.stem}")
-        )
+        (folder / "README.md").write_text(card([Exported(folder, folder.stem, self.run)]))
         write_json(folder / "report.json", report_of(frame) | {"pairs": len(exported)})
 
     def _score_preferences(self, folder: Path, data: PreferenceData) -> None:

@@ -76,7 +76,8 @@ class TrainedReference(Stage):
         tokens = float(np.mean([len(row) for row in rows])) * run.sft.batch_size * algorithm.steps
         report["tokens"], report["tokens_per_second"] = int(tokens), tokens / seconds
         write_json(folder / "report.json", report)
-        policies.save(policy, folder / "model", card(run, None, self.flow.get(Reviews).bos), run.generation.temperature)
+        model_card = card(run, "SFT", None, self.flow.get(Reviews).bos)
+        policies.save(policy, folder / "model", model_card, run.generation.temperature)
         checkpoint.remove(folder)
 
     def summary_line(self, folder: Path) -> str:

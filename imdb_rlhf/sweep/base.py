@@ -29,6 +29,7 @@ class Sweep(ABC):
         self.console, self.command, self.part = console, command, part
         self.signals = 0
         self.drawing = Drawing(folder)
+        self.drawn: list[Path] = []  # the folders of the last frontier, one per world
 
     def run(self) -> int:
         """Run the jobs that are waiting; returns the exit code."""
@@ -115,6 +116,7 @@ class Sweep(ABC):
 
     def _end(self, result: FrontierResult | None) -> int:
         """Show the results; returns the exit code."""
+        self.drawn = [] if result is None or result.problem is not None else result.folders
         failed = [(record.label, record.reason or "", str(record.log)) for record in self._in("failed")]
         if self.part:
             return 75 if self.signals or self._in("stopped") else 1 if failed else 0

@@ -54,9 +54,9 @@ def distinct(runs: Sequence[Run]) -> list[int]:
     """The positions of the runs that do not repeat an earlier one.
 
     Raises:
-        ConfigError: the runs differ in their launcher, their paths or their plan, of which a sweep has one.
+        ConfigError: the runs differ in their launcher, their paths, their plan or their hub, of which a sweep has one.
     """
-    for name in ("launcher", "paths", "plan"):
+    for name in ("launcher", "paths", "plan", "hub"):
         if any(getattr(run, name) != getattr(runs[0], name) for run in runs):
             raise ConfigError(
                 f"{name} is one for all jobs of a sweep, and they differ; give one {name}=... on the command line"

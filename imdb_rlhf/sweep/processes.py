@@ -266,6 +266,7 @@ def _several(job: Job) -> int:
     """Run a job in several processes."""
     logger = job.run.logger
     group = [f"logger.group={logger.group}"] if isinstance(logger, WandbLogger) else []
+    group += [] if job.run.hub.push is None else ["hub.push=null"]  # the sweep pushes, when all jobs are done
     path = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-m", PACKAGE.name, *job.options, *job.overrides, *group]
     code, line = ranks.run(command, job.run.trainer.processes, {"PYTHONPATH": path})

@@ -7,10 +7,12 @@ from pathlib import Path
 from imdb_rlhf.artifacts.files import in_use
 from imdb_rlhf.config.run import Run
 from imdb_rlhf.errors import ConfigError, RunError
+from imdb_rlhf.publish.results import prepare_sweep
 from imdb_rlhf.sweep import processes
 from imdb_rlhf.sweep.base import Sweep
 from imdb_rlhf.sweep.handed import HandedSweep, Launch
 from imdb_rlhf.sweep.jobs import Job, Machine, devices, labels, slots
+from imdb_rlhf.sweep.pushing import push
 from imdb_rlhf.sweep.records import Record, records
 from imdb_rlhf.sweep.slots import SlotSweep
 from imdb_rlhf.tracking.sweep_console import SweepConsole
@@ -41,6 +43,7 @@ def run_sweep(name: str, jobs: Sequence[Job], command: str, launch: Launch | Non
             "launcher, which has keys of its own (such as hydra.launcher.array_parallelism); leave it out"
         )
     machine, statuses = _inspected(first, jobs)
+    results = prepare_sweep({s.name: job.run for job, s in zip(jobs, statuses, strict=True)}, console.note)
     folder = sweep_folder(first, name)
     make(folder, first)
     with in_use(folder):
@@ -51,7 +54,10 @@ def run_sweep(name: str, jobs: Sequence[Job], command: str, launch: Launch | Non
             sweep: Sweep = HandedSweep(folder, all_records, launch, console, command)
         else:
             sweep = SlotSweep(folder, all_records, _environments(jobs, machine, console), console, command)
-        return sweep.run()
+        code = sweep.run()
+        if results is not None and code != 75:
+            code = push(results, all_records, sweep.drawn, console)
+        return code
 
 
 def run_batch(folder: Path, known: list[Record], jobs: Sequence[Job], command: str) -> tuple[list[Record], int]:

@@ -8,8 +8,11 @@ import pytest
 from matplotlib.markers import MarkerStyle
 from plotly.validator_cache import ValidatorCache
 
+from imdb_rlhf.config.keys import _keys_below
+from imdb_rlhf.config.run import NOT_IN_HASH
 from imdb_rlhf.frontier.finished import FinishedRun, read
-from imdb_rlhf.frontier.methods import MARKERS, PALETTE, method_names, style, styles
+from imdb_rlhf.frontier.methods import MARKERS, NO_METHOD, PALETTE, method_names, style, styles
+from tests.command import run_of
 
 Write = Callable[..., Path]
 FLAT = {5: (np.full((3, 2), 0.7), np.full((3, 2), 1.0))}
@@ -37,6 +40,14 @@ def test_markers_are_known_to_matplotlib_and_plotly() -> None:
 def test_a_known_method_keeps_its_style_whoever_stands_beside_it() -> None:
     assert styles(["mine", "PPO", "DPO"])["PPO"] == style("PPO")
     assert list(styles(["mine", "PPO", "DPO"])) == ["mine", "PPO", "DPO"]
+
+
+def test_what_no_number_depends_on_makes_no_method() -> None:
+    run = run_of("hub.push=me/x")
+    keys = {key for key, _ in _keys_below(type(run), "") if key.partition(".")[0] in NOT_IN_HASH}
+    keys -= {key for key in keys if any(other.startswith(f"{key}.") for other in keys)}  # sections
+    assert {"hub.push", "logger.name", "plan"} <= keys
+    assert not {key for key in keys if not NO_METHOD.match(key)}
 
 
 @pytest.mark.parametrize("count", [1, 5, 40])

@@ -118,7 +118,7 @@ def test_the_model_loads_in_transformers(first):
     assert answer["generated_text"].startswith("The film")
     assert generate.model.generation_config.top_k in (0, None)
     card = (first.folder / "model" / "README.md").read_text()
-    assert card.startswith("---\nlibrary_name: transformers") and "reward" in card
+    assert "\nlibrary_name: transformers\n" in card and "- type: reward" in card
 
 
 # --- folders that are in use, or not what they were
