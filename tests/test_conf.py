@@ -14,7 +14,7 @@ from imdb_rlhf import cli
 from imdb_rlhf.config.algos import DPOLoss, DPORun, PPORun, SFTRun
 from imdb_rlhf.config.data import EmbeddedData, ImdbData, PromptsConfig
 from imdb_rlhf.config.keys import ALGORITHMS, CLASSES, SCHEMAS, owners
-from imdb_rlhf.config.machine import NoLogger, TrainerConfig, WandbLogger
+from imdb_rlhf.config.machine import LoggerConfig, TrainerConfig, WandbLogger
 from imdb_rlhf.config.model import Attention, PretrainedModel, ScratchModel
 from imdb_rlhf.config.optim import AdamWConfig, RMSpropConfig
 from imdb_rlhf.config.ppo import PPOConfig
@@ -224,7 +224,7 @@ def test_choices_go_together(data, reward):
         (["optim@policy.optim=adamw"], "policy.optim", AdamWConfig),
         (["optim@sft.optim=rmsprop"], "sft.optim", RMSpropConfig),
         ([], "logger", WandbLogger),
-        (["logger=none"], "logger", NoLogger),
+        (["logger=none"], "logger", LoggerConfig),
         ([], "pairs.labels", Labels),
         ([], "model.attention", Attention),
         ([], "trainer", TrainerConfig),
@@ -367,7 +367,7 @@ def test_what_an_experiment_changes_in_one_algorithm_only():
 def test_the_choice_of_a_file_is_its_name():
     for file in FILES:
         group = file.parent.as_posix()
-        if group in ("algo", "data", "model", "optim", "reward", "logger"):
+        if group in ("algo", "data", "model", "optim", "reward"):
             values = OmegaConf.to_container(OmegaConf.load(CONF / file))
             assert isinstance(values, dict)
             assert values["algo" if group == "algo" else "name"] == file.stem, file

@@ -20,6 +20,7 @@ from imdb_rlhf.models.card import card
 from imdb_rlhf.models.policy import Policy
 from imdb_rlhf.runs import files, points, summary
 from imdb_rlhf.runs.folder import RunFolder
+from imdb_rlhf.runs.trackers import log_artifacts
 from imdb_rlhf.stages.evaluations import BaseEvaluation, ReferenceEvaluation
 from imdb_rlhf.stages.groups import Groups
 from imdb_rlhf.stages.reference import Reference
@@ -150,6 +151,7 @@ class PolicyRun(RunKind):
         table = summary.samples(frames[reported], self.reference)
         if folder.leader:
             self._leave(policy, frames, result, table)
+            log_artifacts(folder, trackers, result)
             self.log_tables(trackers, table, result)
         folder.runtime.barrier()
         return result, table

@@ -22,7 +22,7 @@ from imdb_rlhf.artifacts import files
 from imdb_rlhf.config.machine import TrainerConfig, WandbLogger
 from imdb_rlhf.errors import ConfigError, RunError, Stopped
 from imdb_rlhf.signals import interrupt_at_any
-from imdb_rlhf.sweep.jobs import Job, Machine, cores
+from imdb_rlhf.sweep.jobs import Job, Machine, cores, group_words
 
 if TYPE_CHECKING:  # it imports torch, which the process that watches the others does not need
     from imdb_rlhf.runs.kind import RunKind
@@ -248,10 +248,9 @@ def _torchrun(job: Job) -> int:
     """Run a job with several processes, as a user would; signals to this process's group reach them directly."""
     from imdb_rlhf.training.precision import resolve_device
 
-    trainer, logger = job.run.trainer, job.run.logger
-    group = [f"logger.group={logger.group}"] if isinstance(logger, WandbLogger) else []
+    trainer = job.run.trainer
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={trainer.processes}"]
-    command += ["--module", PACKAGE.name, *job.options, *job.overrides, *group]
+    command += ["--module", PACKAGE.name, *job.options, *job.overrides, *group_words(job.run)]
     added = {"ACCELERATE_USE_CPU": "true"} if resolve_device(trainer.device) == "cpu" else {}
     added["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
     workers = subprocess.Popen(command, env=os.environ | added)

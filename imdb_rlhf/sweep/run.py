@@ -20,6 +20,7 @@ from imdb_rlhf.sweep.drawing import Drawing
 from imdb_rlhf.sweep.jobs import Job, Machine, devices, labels, slots
 from imdb_rlhf.sweep.processes import FrontierResult, describe_exit
 from imdb_rlhf.sweep.records import Record, last_line, records, save, time_left
+from imdb_rlhf.tracking import wandb_files
 from imdb_rlhf.tracking.sweep_console import Running, State, SweepConsole, outcome
 
 TICK = 0.25  # seconds between two updates of the display
@@ -240,12 +241,21 @@ class Sweep:
         if not self._drawable():
             return None
         logger = self.records[0].job.run.logger
-        wandb_group = (logger, self.folder.name) if isinstance(logger, WandbLogger) else None
+        wandb_group = (logger, logger.group or self.folder.name) if isinstance(logger, WandbLogger) else None
         began = time.monotonic()
         if self.drawing.connections:  # a drawing of fewer runs is under way
             self._wait_for_drawing(began)
         self.drawing.start([record.path for record in self._in("done")], wandb_group, last=True)
         return self._wait_for_drawing(began)
+
+    def _wandb_place(self) -> dict[str, str]:
+        """Where W&B's copies are, the frontier's with them."""
+        logger = self.records[0].job.run.logger
+        if not isinstance(logger, WandbLogger):
+            return {}
+        runs = [record.path for record in self.records]
+        place = wandb_files.place_of_sweep(self.folder, runs, logger.group or self.folder.name)
+        return {} if place is None else {"W&B": place}
 
     def _wait_for_drawing(self, began: float) -> FrontierResult | None:
         """The result of the drawing that is under way; None after a signal."""
@@ -269,7 +279,7 @@ class Sweep:
         for folder in result.folders if result is not None else []:
             world = "" if folder == self.folder else f" {folder.name}"
             places |= {f"report{world}": str(folder / files.REPORT), f"figure{world}": str(folder / files.SVG)}
-        self.console.places(places)
+        self.console.places(places | self._wandb_place())
         if failed:
             self.console.failures(failed)
         if self.signals or (self._in("stopped") and not failed):
