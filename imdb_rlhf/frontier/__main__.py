@@ -1,4 +1,4 @@
-"""`python -m imdb_rlhf.frontier RUN_OR_SWEEP_DIR... [--to FOLDER]`: draw the frontier of finished runs."""
+"""`python -m imdb_rlhf.frontier RUN_OR_SWEEP_DIR... [--to FOLDER] [--workspace ENTITY/PROJECT]`: draw the frontier."""
 
 import sys
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from pathlib import Path
 from imdb_rlhf.arguments import OneLineParser, place
 from imdb_rlhf.artifacts.files import hash_of, remember_hashes
 from imdb_rlhf.errors import ConfigError, RunError
-from imdb_rlhf.frontier import files
+from imdb_rlhf.frontier import files, workspace
 from imdb_rlhf.frontier.draw import describe, draw
 from imdb_rlhf.frontier.finished import find
 
@@ -26,11 +26,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--to", type=place, help="folder to write into; by default the sweep's own, or outputs/frontiers/<hash>"
     )
+    parser.add_argument("--workspace", metavar="ENTITY/PROJECT", help="make a W&B workspace of the runs, too")
     try:
         options = parser.parse_args(arguments)
+        project = workspace.parse(options.workspace) if options.workspace else None
         runs = find(options.places)
         folder = options.to or _default_folder(options.places, runs)
         frontier = draw(runs, folder)
+        view = workspace.write(frontier, folder, *project, workspace.group_of(frontier, folder)) if project else None
     except ConfigError as error:
         print(f"refused: {error}", file=sys.stderr)
         return 2
@@ -43,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print()
     for name in (files.REPORT, files.SVG, files.PNG, files.JSON, files.CSV):
         print(f"  {folder / name}")
+    if view:
+        print(f"  {view}")
     return 0
 
 

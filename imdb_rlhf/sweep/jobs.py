@@ -10,7 +10,6 @@ from imdb_rlhf.config.machine import LauncherConfig, WandbLogger, processes_runn
 from imdb_rlhf.config.run import NOT_IN_HASH, Run
 from imdb_rlhf.errors import ConfigError
 
-
 OWN_NAME = "{run}"  # in a W&B run's name: that of the run's folder
 
 

@@ -65,6 +65,9 @@ class OtherTracker(Mirror):
         self.lacks_the_past = self.known is None
         """Whether the tracker has not seen the rows of a run that goes on."""
         with self.attempt("start"):
+            from accelerate.state import PartialState
+
+            PartialState()  # its trackers ask for it; the run's own, where there is one
             known = self.open()
             if self.known is None:
                 self.tracker.store_init_configuration(flat(redacted(config)))

@@ -69,7 +69,6 @@ def patience(on_end: Callable[[], None]) -> Iterator[None]:
 
     `on_end` is called, in another thread, just before.
     """
-
     returned = threading.Event()
 
     def watch() -> None:

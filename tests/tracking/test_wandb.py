@@ -18,7 +18,7 @@ import pytest
 from imdb_rlhf.config.machine import WandbLogger, WandbMode
 from imdb_rlhf.tracking import wandb_service
 from imdb_rlhf.tracking.wandb import WandbTracker, described
-from imdb_rlhf.tracking.wandb_files import offline_parts, run_id
+from imdb_rlhf.tracking.wandb_files import offline_parts
 
 pytest.importorskip("wandb")
 
@@ -330,14 +330,6 @@ class FakeSetup:
     settings, most_recent_active_run = FakeSettings, None
 
     def remove_active_run(self, run: Any) -> None: ...
-
-
-def test_run_id_is_kept_and_unique(tmp_path: Path) -> None:
-    first = run_id(tmp_path / "a", "ab12cd34")
-    assert first.startswith("ab12cd34-") and run_id(tmp_path / "a", "ab12cd34") == first
-    assert run_id(tmp_path / "b", "ab12cd34") != first
-    (tmp_path / "a" / "wandb_id").write_text("")  # a crash while it was written
-    assert run_id(tmp_path / "a", "ab12cd34") != first
 
 
 def test_importing_costs_nothing() -> None:
