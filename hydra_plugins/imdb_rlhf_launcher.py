@@ -24,7 +24,7 @@ from imdb_rlhf import cli
 from imdb_rlhf.config.explain import explain
 from imdb_rlhf.config.run import Run
 from imdb_rlhf.errors import ConfigError, RunError
-from imdb_rlhf.sweep.jobs import Job, in_group, refuse_torchrun
+from imdb_rlhf.sweep.jobs import Job, in_group, quoted, refuse_torchrun
 
 OURS = "hydra_plugins.imdb_rlhf_launcher.ProcessesLauncher"
 GRIDS = "hydra_plugins.imdb_rlhf_sweeper.GridsSweeper"
@@ -142,8 +142,6 @@ def handing(
         task_function: that the launcher's workers call.
     """
     added = [f"hydra.sweep.dir={quoted(str(folder.resolve()))}"]
-    if isinstance(config_group := config.get("logger"), DictConfig) and config_group.get("name") == "wandb":
-        added += [] if config_group.get("group") else [f"logger.group={quoted(folder.name)}"]
     with flag_override(config, ["struct", "readonly"], False):
         config.hydra.sweep.dir = str(folder.resolve())
 
@@ -189,11 +187,6 @@ def lost(job: Any, error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip(" -")] or [type(error).__name__]
     said = lines[-1] if "trace" in lines[0] else lines[0]  # a traceback ends with what is wrong
     return f"job {job.job_id} (state {job.state}): {said}"
-
-
-def quoted(value: str) -> str:
-    """A value in Hydra's grammar of overrides."""
-    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 @dataclass

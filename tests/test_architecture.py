@@ -37,8 +37,11 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 ALLOWED = {
     "hydra": {"cli", "train", "hydra_plugins"},
     "omegaconf": {"cli", "train", "hydra_plugins"},
-    "wandb": {"imdb_rlhf.tracking.wandb"},
-    "accelerate": {"training", "models"},
+    "wandb": {"imdb_rlhf.tracking.wandb", "imdb_rlhf.tracking.wandb_service"},
+    "wandb_workspaces": {"imdb_rlhf.frontier.workspace"},
+    "accelerate": {"training", "models", "imdb_rlhf.tracking.others"},
+    "mlflow": {"imdb_rlhf.tracking.others"},
+    "trackio": {"imdb_rlhf.tracking.others"},
     "trl": set(),
 }
 WITHOUT_TORCH = ("errors", "config", "artifacts", "arguments")

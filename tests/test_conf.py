@@ -11,10 +11,11 @@ import pytest
 from omegaconf import OmegaConf
 
 from imdb_rlhf import cli
+from imdb_rlhf.config import machine
 from imdb_rlhf.config.algos import DPOLoss, DPORun, PPORun, SFTRun
 from imdb_rlhf.config.data import EmbeddedData, ImdbData, PromptsConfig
 from imdb_rlhf.config.keys import ALGORITHMS, CLASSES, SCHEMAS, owners
-from imdb_rlhf.config.machine import NoLogger, TrainerConfig, WandbLogger
+from imdb_rlhf.config.machine import LoggerConfig, TrainerConfig, WandbLogger
 from imdb_rlhf.config.model import Attention, PretrainedModel, ScratchModel
 from imdb_rlhf.config.optim import AdamWConfig, RMSpropConfig
 from imdb_rlhf.config.ppo import PPOConfig
@@ -22,7 +23,7 @@ from imdb_rlhf.config.reward import ClassifierReward, LexiconReward, Objective, 
 from imdb_rlhf.config.run import Run
 from imdb_rlhf.config.stages import Labels, ReservoirConfig
 from imdb_rlhf.errors import ConfigError
-from tests.command import composed, run_of
+from tests.command import composed, refusal, run_of
 
 CONF = cli.CONF
 FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
@@ -152,6 +153,54 @@ def test_every_job_of_every_sweep_composes(file):
     assert len({repr(run) for run in runs}) == len(jobs), "a job stands twice"
 
 
+@pytest.mark.parametrize("file", sorted((cli.SWEEPS / "wandb").glob("*.yaml")), ids=lambda file: file.stem)
+def test_a_wandb_agents_command_composes(file):
+    """With the parameters' ends, as an agent gives them."""
+    sweep: Any = OmegaConf.to_container(OmegaConf.load(file))
+    ends = {
+        key: [parameter["min"], parameter["max"]] if "min" in parameter else parameter["values"]
+        for key, parameter in sweep["parameters"].items()
+    }
+    assert (sweep["program"], sweep["metric"]["name"]) == ("train.py", "reward")
+    assert sweep["command"][:3] == ["${env}", "${interpreter}", "${program}"]
+    for at in (0, -1):
+        given = [f"{key}={values[at]}" for key, values in ends.items()]
+        words = [word for part in sweep["command"][3:] for word in (given if part == "${args_no_hyphens}" else [part])]
+        run = run_of(*words)
+        assert isinstance(run, DPORun) and run.beta == ends["beta"][at]
+        assert isinstance(run.logger, WandbLogger) and run.logger.mode == "online"
+
+
+def test_an_agents_sweep_is_no_choice_of_sweep():
+    from hydra.core.config_store import ConfigStore
+
+    composed()
+    assert set(ConfigStore.instance().list("sweep")) == {f"{file.stem}.yaml" for file in SWEEPS}
+
+
+def test_several_loggers():
+    both = run_of("logger=[tensorboard,wandb]").logger
+    assert isinstance(both, WandbLogger) and both.others == ["tensorboard"]
+    assert run_of("logger=[wandb,tensorboard]").logger == both
+    three = run_of("logger=[mlflow,trackio]", "logger.tensorboard=true").logger
+    assert type(three) is LoggerConfig and three.others == ["tensorboard", "mlflow", "trackio"]
+    assert run_of("logger=none").logger.others == []
+
+
+@pytest.mark.parametrize("words", ["logger=tensorbord", "logger=[wandb,tensorbord]"])
+def test_a_wrong_logger_is_refused_with_the_choices(words):
+    message = refusal(words)
+    assert "did you mean logger=tensorboard?" in message
+    assert message.endswith("there are mlflow, none, tensorboard, trackio, wandb")
+
+
+def test_a_tracker_that_is_not_installed_is_refused(monkeypatch):
+    monkeypatch.setattr(machine, "find_spec", lambda name: None if name == "mlflow" else True)
+    machine.check_trackers(run_of("logger=[wandb,tensorboard]").logger)
+    with pytest.raises(ConfigError, match="^logger=mlflow: its package is not installed; pip install mlflow$"):
+        machine.check_trackers(run_of("logger=[wandb,mlflow]").logger)
+
+
 def test_the_sizes_of_the_sweeps():
     sizes = {file.stem: len(jobs_of(file)) for file in SWEEPS}
     assert sizes.items() >= SIZES.items()
@@ -224,7 +273,7 @@ def test_choices_go_together(data, reward):
         (["optim@policy.optim=adamw"], "policy.optim", AdamWConfig),
         (["optim@sft.optim=rmsprop"], "sft.optim", RMSpropConfig),
         ([], "logger", WandbLogger),
-        (["logger=none"], "logger", NoLogger),
+        (["logger=none"], "logger", LoggerConfig),
         ([], "pairs.labels", Labels),
         ([], "model.attention", Attention),
         ([], "trainer", TrainerConfig),
@@ -367,7 +416,7 @@ def test_what_an_experiment_changes_in_one_algorithm_only():
 def test_the_choice_of_a_file_is_its_name():
     for file in FILES:
         group = file.parent.as_posix()
-        if group in ("algo", "data", "model", "optim", "reward", "logger"):
+        if group in ("algo", "data", "model", "optim", "reward"):
             values = OmegaConf.to_container(OmegaConf.load(CONF / file))
             assert isinstance(values, dict)
             assert values["algo" if group == "algo" else "name"] == file.stem, file

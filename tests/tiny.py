@@ -26,7 +26,7 @@ from imdb_rlhf.algos.inputs import Score
 from imdb_rlhf.config.algos import BestOfNConfig, DPOConfig, DPOLoss, OwnModelConfig
 from imdb_rlhf.config.data import Bos, EmbeddedData, PromptsConfig
 from imdb_rlhf.config.hub import HubConfig, Part
-from imdb_rlhf.config.machine import Device, LauncherConfig, NoLogger, PathsConfig, Precision, TrainerConfig
+from imdb_rlhf.config.machine import Device, LauncherConfig, LoggerConfig, PathsConfig, Precision, TrainerConfig
 from imdb_rlhf.config.model import Attention, ScratchModel
 from imdb_rlhf.config.optim import AdamWConfig, RMSpropConfig, Schedule
 from imdb_rlhf.config.ppo import PPOConfig, Scale, ValueNetwork, Whitening
@@ -316,7 +316,7 @@ def run(kind: type[R], **changes: Any) -> R:
         "sft": sft(),
         "evaluation": evaluation(),
         "trainer": trainer(),
-        "logger": NoLogger("none"),
+        "logger": LoggerConfig(False, False, False),
         "launcher": LauncherConfig("sequential", None),
         "paths": PathsConfig("outputs"),
         "hub": HubConfig(push=None, private=True, revision=None, what=list(Part), license=None),

@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 from imdb_rlhf.config.keys import ALGORITHMS, CLASSES, names_of, owners, unknown_choice, unknown_key
+from imdb_rlhf.config.machine import TRACKERS
 from imdb_rlhf.config.run import Run
 
 
@@ -55,6 +56,8 @@ def explain(error: BaseException) -> str:
         r"Could not find '([^']+)'.*?Available options in '([^']+)':\n(.*?)\nConfig search", text, re.S
     ):
         return unknown_choice(match[2], match[1].rpartition("/")[2], match[3].split())
+    if match := re.search(r"Could not load 'logger/([^']+)'", text):  # one of a list: [wandb,tensorbord]
+        return unknown_choice("logger", match[1], sorted([*TRACKERS, "none", "wandb"]))
     # 2. what only a file of conf/ can have wrong
     full_key = re.search(r"full_key: ([\w.-]+)", last)
     if match := re.search(r"In '([^']+)': Could not load 'schema/([^']+)'", text):

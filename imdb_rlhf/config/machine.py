@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 from enum import StrEnum
+from importlib.util import find_spec
 from typing import Annotated
 
 from imdb_rlhf.config.ranges import BatchSize, Range, Steps
@@ -45,16 +46,23 @@ class TrainerConfig:
     log_every: Steps
 
 
+# The trackers besides W&B: what is imported, and what pip installs.
+TRACKERS = {"tensorboard": "tensorboard", "mlflow": "mlflow", "trackio": "trackio"}
+
+
 @dataclass
 class LoggerConfig:
-    """What every logger has."""
+    """Where copies of a run's numbers go, besides W&B; its own files are always there."""
 
-    name: str
+    tensorboard: bool
+    mlflow: bool
+    trackio: bool
 
-
-@dataclass
-class NoLogger(LoggerConfig):
-    """Only the run's own files."""
+    @property
+    def others(self) -> list[str]:
+        """The chosen ones of `TRACKERS`."""
+        chosen = {"tensorboard": self.tensorboard, "mlflow": self.mlflow, "trackio": self.trackio}
+        return [name for name, is_chosen in chosen.items() if is_chosen]
 
 
 class WandbMode(StrEnum):
@@ -67,13 +75,31 @@ class WandbMode(StrEnum):
 
 @dataclass
 class WandbLogger(LoggerConfig):
-    """A Weights & Biases run that shows the run's own files."""
+    """A Weights & Biases run that shows the run's own files; null leaves a value to the environment."""
 
-    project: str
+    project: str | None
     entity: str | None
     group: str | None
+    run_name: str | None
+    notes: str | None
+    tags: list[str] | None
     mode: WandbMode
-    tags: list[str]
+    system: bool
+    console: bool
+    git: bool
+    code: bool
+    artifacts: bool
+
+
+def check_trackers(logger: LoggerConfig) -> None:
+    """Refuse a tracker whose package is not installed.
+
+    Raises:
+        ConfigError: with the command that installs it.
+    """
+    for name in logger.others:
+        if find_spec(name) is None:
+            raise ConfigError(f"logger={name}: its package is not installed; pip install {TRACKERS[name]}")
 
 
 @dataclass
@@ -128,6 +154,6 @@ def check_processes(wanted: int) -> None:
 SCHEMAS: dict[str, type] = {
     "trainer": TrainerConfig,
     "logger/wandb": WandbLogger,
-    "logger/none": NoLogger,
+    "logger/none": LoggerConfig,
     "launcher": LauncherConfig,
 }

@@ -1,6 +1,7 @@
 """`python -m imdb_rlhf.frontier RUN_OR_SWEEP_DIR... [--to FOLDER]`: draw the frontier of finished runs.
 
-`--push NAMESPACE/NAME` makes a static Space of it on the Hugging Face Hub.
+`--push NAMESPACE/NAME` makes a static Space of it on the Hugging Face Hub, `--workspace ENTITY/PROJECT` a W&B workspace
+of the runs.
 """
 
 import sys
@@ -12,7 +13,7 @@ from imdb_rlhf.arguments import OneLineParser, place
 from imdb_rlhf.artifacts.files import hash_of, remember_hashes
 from imdb_rlhf.config.hub import HubConfig, Part
 from imdb_rlhf.errors import ConfigError, RunError
-from imdb_rlhf.frontier import files
+from imdb_rlhf.frontier import files, workspace
 from imdb_rlhf.frontier.draw import describe, draw
 from imdb_rlhf.frontier.finished import find
 from imdb_rlhf.publish.repository import Repository, check, push
@@ -37,12 +38,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--public", action="store_true", help="make that Space public, where it does not exist yet")
     parser.add_argument("--branch", help="of the Space, made if need be; the Hub shows the page of main")
     parser.add_argument("--license", help="that the Space states, such as apache-2.0")
+    parser.add_argument("--workspace", metavar="ENTITY/PROJECT", help="make a W&B workspace of the runs, too")
     try:
         options = parser.parse_args(arguments)
         hub = _hub(options)
+        project = workspace.parse(options.workspace) if options.workspace else None
         runs = find(options.places)
         folder = options.to or _default_folder(options.places, runs)
         frontier = draw(runs, folder)
+        view = workspace.write(frontier, folder, *project, workspace.group_of(frontier, folder)) if project else None
     except ConfigError as error:
         print(f"refused: {error}", file=sys.stderr)
         return 2
@@ -55,6 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print()
     for name in (files.REPORT, files.SVG, files.PNG, files.JSON, files.CSV):
         print(f"  {folder / name}")
+    if view:
+        print(f"  {view}")
     if hub is not None:
         try:
             print(f"\n  {push(hub, space({'': folder}, _space(hub), models=[], datasets=[], licence=hub.license))}")

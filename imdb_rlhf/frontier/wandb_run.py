@@ -1,17 +1,20 @@
 """The frontier in Weights & Biases: one W&B run in the group of the sweep's runs.
 
-It has the points and the methods as tables, reward over KL as a chart, the figure as a picture, and scalars per method.
+It has reward over KL as a figure of plotly's, the points and the methods as tables, the report as a page, the figure as
+a picture, and scalars per method.
 """
 
 import re
-import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from imdb_rlhf.config.machine import WandbLogger
 from imdb_rlhf.frontier import files
-from imdb_rlhf.tracking.wandb import WandbTracker, run_id
+from imdb_rlhf.frontier.plotly_figure import figure
+from imdb_rlhf.tracking.wandb import WandbTracker
+from imdb_rlhf.tracking.wandb_files import run_id
 
 POINTS = (
     "run",
@@ -36,42 +39,38 @@ def frontier(
     """Log a frontier as the W&B run `frontier`; a failure costs one warning.
 
     The run's id is kept in `folder`, so that another drawing updates the run: online in place; offline the earlier
-    drawings are removed, and only the newest is left to be synced.
+    drawings are removed once the new one is whole, and only that is left to be synced.
 
     Args:
         frontier: the content of `frontier.json`.
-        folder: the sweep's folder, which has `frontier.png`; W&B makes `wandb/` in it.
-        logger: project, entity, mode and tags.
+        folder: the sweep's folder, which has `frontier.png` and `report.html`; W&B makes `wandb/` in it.
+        logger: project, entity, mode, tags, and what else W&B is told.
         group: the W&B group of the sweep's runs.
         warn: called with one line if W&B failed.
     """
     truth = f"{files.JSON} has every number"
     try:
         frontier_id = run_id(folder, "frontier")
-        _remove_offline(folder, frontier_id)
     except OSError as error:
         warn(f"W&B could not start ({error}); {truth}")
         return
     tracker = WandbTracker(
         folder=folder,
         config={key: frontier[key] for key in ("world", "confidence", "budgets", "score_kl")},
-        project=logger.project,
-        entity=logger.entity,
+        logger=replace(logger, code=False),
         group=group,
         name="frontier",
         job_type="frontier",
         run_id=frontier_id,
-        mode=cast(Any, str(logger.mode)),
-        tags=list(logger.tags),
         console_warn=warn,
         truth=truth,
     )
     tracker.table("frontier", _columns(POINTS), [list(_cells(point, POINTS)) for point in frontier["points"]])
-    rows = [[point[key] for key in ("method", "kl", "reward")] for point in frontier["points"]]
-    title = "true reward over KL to the reference (nats)"
-    tracker.scatter("reward_over_kl", ["method", "kl", "reward"], rows, "kl", "reward", title)
+    tracker.figure("reward_over_kl", figure(frontier))
     if (folder / files.PNG).is_file():
         tracker.picture("picture", folder / files.PNG)
+    if (folder / files.REPORT).is_file():
+        tracker.page("report", (folder / files.REPORT).read_text(encoding="utf-8"))
     tracker.table("methods", *_methods(frontier))
     tracker.finish(_summary(frontier))
 
@@ -119,10 +118,3 @@ def _cells(row: Mapping[str, Any], keys: Sequence[str]) -> Iterable[Any]:
             yield from row[key] if row[key] is not None else (None, None)
         else:
             yield row[key]
-
-
-def _remove_offline(folder: Path, frontier_id: str) -> None:
-    """Remove the offline runs of earlier drawings: the new one replaces them."""
-    for earlier in (folder / "wandb").glob(f"offline-run-*-{frontier_id}"):
-        shutil.rmtree(earlier)
-    shutil.rmtree(folder / "wandb" / "artifacts", ignore_errors=True)

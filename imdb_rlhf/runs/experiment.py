@@ -1,6 +1,7 @@
 """The whole experiment of one configuration, from reviews to a finished run folder."""
 
 import time
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -12,7 +13,8 @@ from imdb_rlhf.runs import files
 from imdb_rlhf.runs.folder import RunFolder
 from imdb_rlhf.runs.kind import RunKind
 from imdb_rlhf.runs.kinds import kind_of
-from imdb_rlhf.runs.show import show, show_again, trackers_of
+from imdb_rlhf.runs.show import show, show_again
+from imdb_rlhf.runs.trackers import stage_tracker, trackers_of
 from imdb_rlhf.stages.true_reward import TrueReward
 from imdb_rlhf.tracking.console import Console
 from imdb_rlhf.training import checkpoint
@@ -50,6 +52,7 @@ def run_experiment(run: Run, config_yaml: str, overrides: list[str]) -> Path | N
             show_again(kind)
         else:
             folder.begin()
+            pipeline.track_stage = partial(stage_tracker, folder)
             pipeline.build()
             _work(kind)
     return folder.path if folder.leader else None

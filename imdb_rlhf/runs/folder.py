@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 from imdb_rlhf.artifacts.files import MANIFEST, check_manifest, hash_of, in_use, write_json, write_manifest
+from imdb_rlhf.config.machine import check_trackers
 from imdb_rlhf.config.places import hashed
 from imdb_rlhf.config.run import NOT_IN_HASH
 from imdb_rlhf.errors import RunError
@@ -15,8 +16,8 @@ from imdb_rlhf.runs.points import PARTS
 from imdb_rlhf.runs.summary import reward_range
 from imdb_rlhf.tracking.console import STAGE_WIDTH
 
-# Not part of a run's results: W&B's copy, which may be added later.
-OUTSIDE = ("wandb/*", "wandb_id")
+# Not part of a run's results: the trackers' copies, which may be added later.
+OUTSIDE = ("wandb/*", "wandb_id", "wandb_url", "tensorboard/*", "*_run")
 # What an unfinished run continues from.
 SCAFFOLD = (f"{PARTS}/*", "checkpoint*/*", "best/*")
 
@@ -31,6 +32,12 @@ class RunFolder:
     """
 
     def __init__(self, pipeline: Pipeline, config_yaml: str, overrides: list[str]) -> None:
+        """Lay out the folder; nothing is written.
+
+        Raises:
+            ConfigError: a tracker that is not installed.
+        """
+        check_trackers(pipeline.run.logger)
         self.pipeline, self.run, self.runtime = pipeline, pipeline.run, pipeline.runtime
         self.console, self.config_yaml, self.overrides = pipeline.console, config_yaml, overrides
         knob = "" if self.run.knob is None else f"-{self.run.knob[0]}{self.run.knob[1]:g}"

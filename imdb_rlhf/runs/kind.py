@@ -22,6 +22,7 @@ from imdb_rlhf.models.card import Published, card
 from imdb_rlhf.models.policy import Policy
 from imdb_rlhf.runs import files, points, summary
 from imdb_rlhf.runs.folder import RunFolder
+from imdb_rlhf.runs.trackers import log_artifacts
 from imdb_rlhf.stages.evaluations import BaseEvaluation, ReferenceEvaluation
 from imdb_rlhf.stages.groups import Groups
 from imdb_rlhf.stages.reference import Reference
@@ -163,6 +164,7 @@ class PolicyRun(RunKind):
         table = summary.samples(frames[reported], self.reference)
         if folder.leader:
             self._leave(policy, frames, result, table)
+            log_artifacts(folder, trackers, result)
             self.log_tables(trackers, table, result)
         folder.runtime.barrier()
         return result, table

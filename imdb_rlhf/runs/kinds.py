@@ -29,6 +29,7 @@ from imdb_rlhf.models.policy import Policy
 from imdb_rlhf.runs import files, summary
 from imdb_rlhf.runs.folder import RunFolder
 from imdb_rlhf.runs.kind import PolicyRun, RunKind, UntrainedRun
+from imdb_rlhf.runs.trackers import log_artifacts
 from imdb_rlhf.runs.train import train_policy
 from imdb_rlhf.stages.evaluations import OwnModel
 from imdb_rlhf.stages.reference import Reference
@@ -167,6 +168,7 @@ class RewardModelAccount(RunKind):
             write_table(folder.path / self.table_file, table)
             write_json(folder.path / files.SUMMARY, result)
             folder.seal()
+            log_artifacts(folder, trackers, result)
             self.log_tables(trackers, table, result)
         folder.runtime.barrier()
         return result, table

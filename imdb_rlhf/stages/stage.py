@@ -5,7 +5,7 @@ depends on, and, once they are built, for their folders.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any, ClassVar, NamedTuple, Self, TypeVar, cast
 from imdb_rlhf.artifacts.store import Artifact, Store
 from imdb_rlhf.config.machine import PolicyPrecision
 from imdb_rlhf.config.run import Run
+from imdb_rlhf.tracking import Tracker
 from imdb_rlhf.tracking.console import Console
 from imdb_rlhf.training.runtime import Runtime
 
@@ -122,7 +123,11 @@ class Flow:
         console: where progress is shown.
         store: where artifacts are kept.
         artifacts: those that are built, by the name of their stage.
+        track_stage: a tracker beside the `metrics.jsonl` of a stage that is trained, for its name, its key, that file
+            and the step that it resumes at; None where there is none.
     """
+
+    track_stage: Callable[[str, str, Path, int], Tracker | None] | None = None
 
     def __init__(self, run: Run, runtime: Runtime, console: Console, kinds: Iterable[type[Stage]]) -> None:
         self.run, self.runtime, self.console = run, runtime, console

@@ -4,8 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from imdb_rlhf.config.optim import OptimConfig
+from imdb_rlhf.errors import Stopped
 from imdb_rlhf.stages.sources import Base
 from imdb_rlhf.stages.stage import Disk, Flow
+from imdb_rlhf.tracking import Trackers
 from imdb_rlhf.tracking.jsonl import JsonlLog
 from imdb_rlhf.training import checkpoint, loop
 
@@ -54,14 +56,28 @@ def train(
     """Train an artifact's model with progress and `metrics.jsonl`, from its checkpoint on if there is one."""
     resumed = checkpoint.load(folder)
     start = 0 if resumed is None else resumed.step
-    log = JsonlLog(folder / "metrics.jsonl", start or None) if flow.runtime.rank == 0 else None
+    trackers = _trackers(flow, folder, start)
     with flow.console.progress(algorithm.stage, algorithm.steps, start=start) as progress:
         hooks = loop.Hooks(
-            log=log.log if log else lambda row: None,
+            log=trackers.log,
             advance=lambda values: progress.advance(1, **values),
             evaluate=evaluate,
         )
-        loop.train(algorithm, settings, flow.runtime, folder, hooks)
-    if log:
-        log.finish({})
+        try:
+            loop.train(algorithm, settings, flow.runtime, folder, hooks)
+        except BaseException as error:
+            trackers.finish({}, exit_code=75 if isinstance(error, Stopped) else 1)
+            raise
+    trackers.finish({})
     flow.runtime.barrier()
+
+
+def _trackers(flow: Flow, folder: Path, start: int) -> Trackers:
+    """`metrics.jsonl`, and what the run adds to it; none but on rank 0."""
+    if flow.runtime.rank != 0:
+        return Trackers()
+    trackers = Trackers([JsonlLog(folder / "metrics.jsonl", start or None)])
+    more = flow.track_stage and flow.track_stage(folder.parent.name, folder.stem, folder / "metrics.jsonl", start)
+    if more is not None:
+        trackers.append(more)
+    return trackers

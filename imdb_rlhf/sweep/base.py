@@ -3,7 +3,7 @@
 import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -14,6 +14,7 @@ from imdb_rlhf.signals import stopping
 from imdb_rlhf.sweep.drawing import Drawing
 from imdb_rlhf.sweep.processes import FrontierResult
 from imdb_rlhf.sweep.records import Record, save
+from imdb_rlhf.tracking import wandb_files
 from imdb_rlhf.tracking.sweep_console import Running, State, SweepConsole
 
 TICK = 0.25  # seconds between two updates of the display
@@ -99,12 +100,21 @@ class Sweep(ABC):
         if not self._drawable():
             return None
         logger = self.records[0].job.run.logger
-        wandb_group = (logger, self.folder.name) if isinstance(logger, WandbLogger) else None
+        wandb_group = (logger, logger.group or self.folder.name) if isinstance(logger, WandbLogger) else None
         began = time.monotonic()
         if self.drawing.connections:  # a drawing of fewer runs is under way
             self._wait_for_drawing(began)
         self.drawing.start([record.path for record in self._in("done")], wandb_group, last=True)
         return self._wait_for_drawing(began)
+
+    def _wandb_place(self) -> dict[str, str]:
+        """Where W&B's copies are, the frontier's with them."""
+        logger = self.records[0].job.run.logger
+        if not isinstance(logger, WandbLogger):
+            return {}
+        runs = [record.path for record in self.records]
+        place = wandb_files.place_of_sweep(self.folder, runs, logger.group or self.folder.name)
+        return {} if place is None else {"W&B": place}
 
     def _wait_for_drawing(self, began: float) -> FrontierResult | None:
         """The result of the drawing that is under way; None after a signal."""
@@ -122,7 +132,8 @@ class Sweep(ABC):
             return 75 if self.signals or self._in("stopped") else 1 if failed else 0
         if not self.signals and not self._drawable():
             self.console.note("no run that is done has a policy: there is no frontier to draw")
-        show_results(self.console, self.folder, [record.row() for record in self.records], failed, result)
+        rows = [record.row() for record in self.records]
+        show_results(self.console, self.folder, rows, failed, result, self._wandb_place())
         if self.signals or (self._in("stopped") and not failed):
             self.console.note("stopped: run the same command to go on")
             return 75
@@ -135,6 +146,7 @@ def show_results(
     rows: Sequence[dict[str, object]],
     failed: Sequence[tuple[str, str, str]],
     result: FrontierResult | None,
+    more: Mapping[str, str],
 ) -> None:
     """Show a sweep's table, the places of its files, and what failed.
 
@@ -144,6 +156,7 @@ def show_results(
         rows: of the table of jobs.
         failed: label, reason and log of each job that failed.
         result: of the last drawing of the frontier, where there was one.
+        more: other places, name -> path or command.
     """
     failed = list(failed)
     if result is not None and result.problem is not None:
@@ -155,6 +168,6 @@ def show_results(
     for place in result.folders if result is not None else []:
         world = "" if place == folder else f" {place.name}"
         places |= {f"report{world}": str(place / files.REPORT), f"figure{world}": str(place / files.SVG)}
-    console.places(places)
+    console.places({**places, **more})
     if failed:
         console.failures(failed)

@@ -10,6 +10,8 @@ from imdb_rlhf.config.machine import LauncherConfig, WandbLogger, processes_runn
 from imdb_rlhf.config.run import NOT_IN_HASH, Run
 from imdb_rlhf.errors import ConfigError
 
+OWN_NAME = "{run}"  # in a W&B run's name: that of the run's folder
+
 
 @dataclass(frozen=True)
 class Job:
@@ -79,10 +81,32 @@ def folder_name(title: str, runs: Sequence[Run]) -> str:
 
 
 def in_group(run: Run, group: str) -> Run:
-    """The run, in a W&B group unless it has one."""
-    if isinstance(run.logger, WandbLogger) and run.logger.group is None:
-        return replace(run, logger=replace(run.logger, group=group))
-    return run
+    """The run, in a W&B group unless it has one, and with a name of its own where one name is given for all.
+
+    Args:
+        run: of a sweep.
+        group: where neither the configuration nor WANDB_RUN_GROUP names one.
+    """
+    logger = run.logger
+    if not isinstance(logger, WandbLogger):
+        return run
+    name = logger.run_name or os.environ.get("WANDB_NAME") or OWN_NAME
+    name = name if OWN_NAME in name else f"{name} {OWN_NAME}"
+    group = logger.group or os.environ.get("WANDB_RUN_GROUP") or group
+    return replace(run, logger=replace(logger, group=group, run_name=name))
+
+
+def group_words(run: Run) -> list[str]:
+    """What `in_group` has set, as overrides of a command line."""
+    logger = run.logger
+    if not isinstance(logger, WandbLogger):
+        return []
+    return [f"logger.{key}={quoted(getattr(logger, key))}" for key in ("group", "run_name")]
+
+
+def quoted(text: str) -> str:
+    """A text as a value that Hydra's command line takes for this text."""
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def labels(overrides: Sequence[Sequence[str]]) -> list[str]:

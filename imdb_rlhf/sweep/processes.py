@@ -22,7 +22,7 @@ from imdb_rlhf.artifacts import files
 from imdb_rlhf.config.machine import TrainerConfig, WandbLogger
 from imdb_rlhf.errors import ConfigError, RunError, Stopped
 from imdb_rlhf.signals import describe_exit, interrupt_at_any, stopping
-from imdb_rlhf.sweep.jobs import Job, Machine, cores
+from imdb_rlhf.sweep.jobs import Job, Machine, cores, group_words
 
 if TYPE_CHECKING:  # it imports torch, which the process that watches the others does not need
     from imdb_rlhf.runs.kind import RunKind
@@ -264,11 +264,10 @@ def _end(code: int, line: str) -> int:
 
 def _several(job: Job) -> int:
     """Run a job in several processes."""
-    logger = job.run.logger
-    group = [f"logger.group={logger.group}"] if isinstance(logger, WandbLogger) else []
-    group += [] if job.run.hub.push is None else ["hub.push=null"]  # the sweep pushes, when all jobs are done
+    added = group_words(job.run)
+    added += [] if job.run.hub.push is None else ["hub.push=null"]  # the sweep pushes, when all jobs are done
     path = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
-    command = [sys.executable, "-m", PACKAGE.name, *job.options, *job.overrides, *group]
+    command = [sys.executable, "-m", PACKAGE.name, *job.options, *job.overrides, *added]
     code, line = ranks.run(command, job.run.trainer.processes, {"PYTHONPATH": path})
     return _end(code, line) if code else 0
 

@@ -81,7 +81,7 @@ def finish(folder: Path) -> int:
         for entry in entries
         if entry["state"] == "failed"
     ]
-    show_results(console, folder, [_row(entry) for entry in entries], failed, result)
+    show_results(console, folder, [_row(entry) for entry in entries], failed, result, {})
     best = folder / OPTUNA_RESULTS
     if best.is_file():
         console.note(f"{best}: {json.dumps(yaml.safe_load(best.read_text()))}")

@@ -4,9 +4,10 @@ Progress is a live bar on a terminal, and a line now and then in a pipe or a log
 that sampled bytes cannot move the cursor, and a character that the stream's encoding lacks becomes a `?`.
 """
 
+import io
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import IO, Any
 
@@ -37,6 +38,8 @@ class Console:
         """Write to `file`, or to whatever `sys.stdout` is at the time."""
         self.quiet = quiet
         self._out = rich.console.Console(file=file, highlight=False, markup=False, emoji=False)
+        self._lines: list[str] = []  # written so far, for a copy that comes later
+        self._copies: list[Callable[[str], None]] = []
         if not self._out.is_terminal:
             self._out.width = PLAIN_WIDTH
         # FORCE_COLOR makes rich take any stream for a terminal: it may have colour, but no moving cursor.
@@ -95,8 +98,8 @@ class Console:
                 reward = number(row[f"{model}_reward"], ".2f")
                 table.add_row(self._clean(model, style), reward, self._clean(_clip(row[model]), style))
             table.add_section()
-        self._out.print()
-        self._out.print(table)
+        self._print()
+        self._print(table)
 
     def reliability(self, bins: Sequence[Mapping[str, Any]]) -> None:
         """Show a reward model's calibration: predicted and observed shares of pairs that the first one wins.
@@ -112,8 +115,8 @@ class Console:
         for row in bins:
             shares = [number(row[name], ".3f") for name in ("predicted", "observed")]
             table.add_row(self._clean(f"{row['lower']:.1f} to {row['upper']:.1f}"), str(row["count"]), *shares)
-        self._out.print()
-        self._out.print(table)
+        self._print()
+        self._print(table)
 
     def result(self, summary: Mapping[str, Any], places: Mapping[str, str]) -> None:
         """Show a run's result, and where its files are.
@@ -124,11 +127,11 @@ class Console:
         """
         if self.quiet:
             return
-        self._out.print()
+        self._print()
         self._line(self._clean(title(summary), "bold"))
         for name, value in figures(summary):
             self._line(self._clean(f"  {name:<{STAGE_WIDTH}} {value}"))
-        self._out.print()
+        self._print()
         for name, place in places.items():
             self._line(self._clean(f"  {name:<{STAGE_WIDTH}} {place}"))
 
@@ -136,8 +139,23 @@ class Console:
         if not self.quiet:
             self._line(self._clean(f"{name:<{STAGE_WIDTH}} ", "bold") + self._clean(text))
 
+    def copy_to(self, take: Callable[[str], None]) -> None:
+        """Give every line to a function too, as plain text: those written so far at once, the others as they come."""
+        for line in self._lines:
+            take(line)
+        self._copies.append(take)
+
     def _line(self, text: Text) -> None:
-        self._out.print(text, soft_wrap=True)  # only the terminal breaks lines, so that a path stays one word
+        self._print(text, soft_wrap=True)  # only the terminal breaks lines, so that a path stays one word
+
+    def _print(self, *shown: Any, soft_wrap: bool = False) -> None:
+        self._out.print(*shown, soft_wrap=soft_wrap)
+        plain = rich.console.Console(file=io.StringIO(), width=PLAIN_WIDTH, highlight=False, markup=False, emoji=False)
+        plain.print(*shown, soft_wrap=soft_wrap)
+        for line in plain.file.getvalue().splitlines():  # type: ignore[attr-defined]
+            self._lines.append(line)
+            for take in self._copies:
+                take(line)
 
     def _plain_progress(self, bar: "Progress") -> None:
         if not self._live and bar.line_is_due():

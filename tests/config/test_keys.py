@@ -144,7 +144,7 @@ def test_owners_are_the_algorithms_with_the_root_key():
         (["sft.optim.alpha=0.5"], "sft.optim.alpha=0.5: no such key", "sft.optim.weight_decay"),
         (["model=gpt2", "model.layers=3"], "model.layers=3: no such key", "model.path"),
         (["data.path=reviews"], "data.path=reviews: no such key", "data.labelled_reviews"),
-        (["logger=none", "logger.project=x"], "logger.project=x: no such key", "logger.name"),
+        (["logger=none", "logger.project=x"], "logger.project=x: no such key", "logger.tensorboard"),
         (["reward.epochs=3"], "reward.epochs=3: no such key", "reward.name"),
         (["ppo.gamma=0.9"], "ppo.gamma=0.9: no such key for algo=dpo; it belongs to algo=ppo", "beta"),
         ([PPO, "beta=0.1"], "beta=0.1: no such key for algo=ppo; it belongs to algo=dpo", "target_kl"),

@@ -12,6 +12,7 @@ import pytest
 
 from imdb_rlhf.config.machine import WandbLogger, WandbMode
 from imdb_rlhf.frontier import wandb_run
+from imdb_rlhf.frontier.plotly_figure import figure
 
 pytest.importorskip("wandb")
 
@@ -34,6 +35,18 @@ FRONTIER: dict[str, Any] = {
                 {"kl": 2.5, "reward": 0.75, "reward_ci": [0.7, 0.8], "reached": False},
             ],
             "diverged": ["b"],
+            "settings": [
+                {
+                    "knob_value": 3,
+                    "seeds": [0, 1],
+                    "runs": ["a"],
+                    "kl": 2.0,
+                    "kl_ci": [1.5, 2.75],
+                    "reward": 0.75,
+                    "reward_ci": [0.7, 0.875],
+                    "efficiency": [0.25, 0.5],
+                }
+            ],
         },
         {
             "name": "DPO",
@@ -44,6 +57,7 @@ FRONTIER: dict[str, Any] = {
             "score_raw": None,
             "at_budget": [],
             "diverged": [],
+            "settings": [],
         },
     ],
     "points": [
@@ -77,8 +91,15 @@ FRONTIER: dict[str, Any] = {
         },
     ],
     "runs": [{"name": "a"}, {"name": "b"}, {"name": "c"}],
+    "base": None,
+    "optimum": None,
+    "best_of_n": None,
 }
-LOGGER = WandbLogger("wandb", "imdb-rlhf", None, None, WandbMode.offline, ["smoke"])
+LOGGER = WandbLogger(
+    *(False, False, False),
+    *("imdb-rlhf", None, None, "try {run}", None, ["smoke"], WandbMode.offline),
+    *(False, False, False, False, False),
+)
 # The smallest PNG: one white pixel.
 PNG = bytes.fromhex(
     "89504e470d0a1a0a0000000d4948445200000001000000010800000000"
@@ -102,6 +123,7 @@ def no_network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def folder(no_network: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sweep")
     (folder / "frontier.png").write_bytes(PNG)
+    (folder / "report.html").write_text("<!doctype html><title>report</title>")
     warnings: list[str] = []
     wandb_run.frontier(FRONTIER, folder, LOGGER, "beta-sweep", warnings.append)
     assert warnings == []
@@ -121,7 +143,7 @@ def table(folder: Path, key: str) -> dict[str, Any]:
 
 def test_it_is_a_run_of_the_group(folder: Path) -> None:
     run_record = json.loads(inspect(folder, "--summary"))
-    assert (run_record["exit_code"], run_record["name"], run_record["tags"]) == (0, "frontier", ["smoke"])
+    assert (run_record["exit_code"], run_record["name"], run_record["tags"]) == (0, "try frontier", ["smoke"])
     assert run_record["run_id"] == (folder / "wandb_id").read_text().strip()
     assert run_record["config"] == {key: FRONTIER[key] for key in ("world", "confidence", "budgets", "score_kl")}
     (run,) = [record["run"] for record in map(json.loads, inspect(folder).splitlines()) if record["type"] == "run"]
@@ -168,12 +190,19 @@ def test_methods_have_a_table(folder: Path) -> None:
     assert [(row["reward_at_1"], row["reward_at_2.5"]) for row in rows] == [(0.625, 0.75), (None, None)]
 
 
-def test_the_scatter_is_of_reward_over_kl(folder: Path) -> None:
-    points = table(folder, "reward_over_kl")
-    assert points["columns"] == ["method", "kl", "reward"]
-    assert points["data"] == [["PPO-GT (TRL)", 2.0, 0.75], ["DPO", 0.5, 0.625]]
-    chart = inspect(folder)
-    assert "wandb/scatter/v0" in chart and "true reward over KL" in chart
+def test_reward_over_kl_is_a_figure_of_plotlys(folder: Path) -> None:
+    (file,) = folder.glob("wandb/offline-run-*/files/media/plotly/reward_over_kl*.json")
+    spec = json.loads(file.read_text())
+    expected = figure(FRONTIER)
+    assert [trace["name"] for trace in spec["data"]] == [trace["name"] for trace in expected["data"]]
+    assert [(trace["x"], trace["y"]) for trace in spec["data"]] == [(t["x"], t["y"]) for t in expected["data"]]
+    history = [json.loads(line) for line in inspect(folder).splitlines()]
+    assert any("plotly-file" in json.dumps(record) for record in history)  # a type that W&B shows by itself
+
+
+def test_the_report_is_a_page(folder: Path) -> None:
+    (file,) = folder.glob("wandb/offline-run-*/files/media/html/report*.html")
+    assert file.read_text() == "<!doctype html><title>report</title>"
 
 
 def test_the_picture_is_there_byte_for_byte(folder: Path) -> None:

@@ -15,6 +15,8 @@ from tests.experiments import (
 class FakeWandbRun:
     """Records what a run tells W&B."""
 
+    url, lacks_the_past = None, True
+
     def __init__(self, **arguments: Any) -> None:
         self.arguments, self.summary = arguments, dict[str, Any]()
         self.rows: list[dict[str, Any]] = []
@@ -34,6 +36,11 @@ class FakeWandbRun:
     def table(self, key: str, columns: Any, rows: Any) -> None:
         self.tables[key] = (columns, rows)
 
+    def line(self, text: str) -> None:
+        assert "\n" not in text
+
+    def artifact(self, *_: Any, **__: Any) -> None: ...
+
     def finish(self, summary: Any, exit_code: int = 0) -> None:
         self.summary = summary
 
@@ -45,11 +52,12 @@ WANDB_RUNS: list[FakeWandbRun] = []
 def test_wandb_is_told_the_same_now_and_later(methods, tmp_path, monkeypatch, name):
     done = methods[name]
     WANDB_RUNS.clear()
-    monkeypatch.setattr("imdb_rlhf.runs.show.WandbTracker", FakeWandbRun)
+    monkeypatch.setattr("imdb_rlhf.runs.trackers.WandbTracker", FakeWandbRun)
     shutil.copytree(done.outputs / "artifacts", tmp_path / "artifacts")
     well(done.again("logger=wandb", f"paths.outputs={tmp_path}"))  # as it runs
     well(done.again("logger=wandb"))  # a finished one
-    now, later = WANDB_RUNS
+    stages = [told for told in WANDB_RUNS if told.arguments["job_type"] == "sft"]
+    now, later = [told for told in WANDB_RUNS if told not in stages]
     for wandb_run in (now, later):
         assert (
             wandb_run.arguments["name"] == done.folder.name and wandb_run.arguments["job_type"] == done.summary["algo"]

@@ -7,7 +7,7 @@ import pytest
 from imdb_rlhf.config.machine import LauncherConfig, WandbLogger
 from imdb_rlhf.config.run import NOT_IN_HASH, Run
 from imdb_rlhf.errors import ConfigError
-from imdb_rlhf.sweep.jobs import Machine, devices, distinct, folder_name, in_group, labels, slots
+from imdb_rlhf.sweep.jobs import Machine, devices, distinct, folder_name, group_words, in_group, labels, slots
 from tests.command import run_of
 
 
@@ -26,6 +26,27 @@ def test_a_folders_name_holds_words_only():
     run = run_of()
     assert folder_name("optim@policy.optim-a/b", [run]).startswith("optim-policy.optim-a-b-")
     assert folder_name("x", [run, run_of("beta=1")]) == folder_name("x", [run_of("beta=1"), run])
+
+
+def test_the_runs_of_a_sweep_have_names_of_their_own(monkeypatch):
+    def told(*words):
+        logger = in_group(run_of(*words), "mine").logger
+        assert isinstance(logger, WandbLogger)
+        return logger.group, logger.run_name
+
+    assert told() == ("mine", "{run}")
+    assert told("logger.run_name=try", "logger.group=x") == ("x", "try {run}")
+    assert told("logger.run_name='{run} again'") == ("mine", "{run} again")
+    monkeypatch.setenv("WANDB_NAME", "second")
+    monkeypatch.setenv("WANDB_RUN_GROUP", "theirs")
+    assert told() == ("theirs", "second {run}")
+
+
+def test_a_job_of_several_processes_is_told_group_and_name():
+    grouped = in_group(run_of('logger.run_name="say \\"b\\" {run}"'), "mine, too")
+    again = run_of(*group_words(grouped)).logger
+    assert again == grouped.logger
+    assert group_words(run_of("logger=none")) == []
 
 
 def test_only_wandb_has_groups():

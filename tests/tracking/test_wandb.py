@@ -3,8 +3,11 @@
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from imdb_rlhf.tracking.wandb import WandbTracker, run_id, sync_command
+from imdb_rlhf.config.machine import WandbLogger, WandbMode
+from imdb_rlhf.tracking import wandb_service
+from imdb_rlhf.tracking.wandb import WandbTracker, described
+from imdb_rlhf.tracking.wandb_files import offline_parts
 
 pytest.importorskip("wandb")
 
@@ -48,21 +54,28 @@ def no_network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-def start(folder: Path, warnings: list[str], **changes: Any) -> WandbTracker:
-    arguments: dict[str, Any] = {
-        "folder": folder,
-        "config": CONFIG,
-        "project": "imdb-rlhf",
-        "entity": None,
-        "group": "frontier",
-        "name": "dpo-beta0.1-s0",
-        "job_type": "policy",
-        "run_id": "ab12cd34-00000000",
-        "mode": "auto",
-        "tags": ["smoke"],
-        "console_warn": warnings.append,
-    }
-    return WandbTracker(**(arguments | changes))
+def logger_with(**changes: Any) -> WandbLogger:
+    values: dict[str, Any] = dict.fromkeys(("entity", "group", "run_name", "notes"), None)
+    values |= dict.fromkeys(
+        ("tensorboard", "mlflow", "trackio", "system", "console", "git", "code", "artifacts"), False
+    )
+    return WandbLogger(**(values | {"project": "imdb-rlhf", "tags": ["smoke"], "mode": WandbMode.auto} | changes))
+
+
+def start(
+    folder: Path, warnings: list[str], *, truth: str = "metrics.jsonl has every row", **changes: Any
+) -> WandbTracker:
+    return WandbTracker(
+        folder=folder,
+        logger=logger_with(**changes),
+        config=CONFIG,
+        group="frontier",
+        name="dpo-beta0.1-s0",
+        job_type="policy",
+        run_id="ab12cd34-00000000",
+        console_warn=warnings.append,
+        truth=truth,
+    )
 
 
 def inspect(folder: Path, *flags: str) -> str:
@@ -130,18 +143,13 @@ def test_the_table_lies_in_the_run_folder(failed_run: Path) -> None:
     (file,) = failed_run.glob("wandb/offline-run-*/files/media/table/*.json")
     table = json.loads(file.read_text())
     assert (table["columns"], table["data"]) == (COLUMNS, TEXTS)
-    assert any(failed_run.glob("wandb/artifacts/staging/*"))
+    assert any(failed_run.glob("wandb/offline-run-*/artifacts/staging/*"))
     assert not (Path.home() / ".local").exists() and "WANDB_DATA_DIR" not in os.environ
 
 
 def test_nothing_of_the_machine_is_stored(failed_run: Path, records: list[dict[str, Any]]) -> None:
     assert not list(failed_run.rglob("wandb-metadata.json")) and not list(failed_run.rglob("requirements.txt"))
     assert not {"environment", "stats"} & {record["type"] for record in records}  # the command line is in the former
-
-
-def test_sync_command(failed_run: Path, tmp_path: Path) -> None:
-    assert sync_command(failed_run) == f"wandb sync {failed_run}/wandb/offline-run-*"
-    assert sync_command(tmp_path) is None
 
 
 def test_replay_gives_the_same_curve(tmp_path: Path) -> None:
@@ -171,19 +179,24 @@ def test_a_summary_may_be_nested_and_a_number_unknown(tmp_path: Path) -> None:
     assert json.loads(file.read_text())["data"] == [[0, None], [3, 0.25]]
 
 
-def test_a_chart_and_a_picture_lie_in_the_run_folder(tmp_path: Path) -> None:
+def test_a_figure_a_page_and_a_picture_lie_in_the_run_folder(tmp_path: Path) -> None:
     image = pytest.importorskip("PIL.Image").new("RGB", (3, 2), (255, 0, 0))
     image.save(tmp_path / "red.png")
     warnings: list[str] = []
     tracker = start(tmp_path, warnings)
-    tracker.scatter("plane", ["method", "kl", "reward"], [["DPO", 2.0, 0.75]], "kl", "reward", "reward over KL")
+    tracker.figure(
+        "plane", {"data": [{"type": "scatter", "x": [2.0], "y": [0.75]}], "layout": {"title": {"text": "reward"}}}
+    )
+    tracker.page("report", "<p>reward over KL, hf_abcdefghijklmnopqrstu</p>")
     tracker.picture("drawn", tmp_path / "red.png")
     tracker.finish({})
     assert warnings == []
-    (file,) = tmp_path.glob("wandb/offline-run-*/files/media/table/plane*.json")
-    assert json.loads(file.read_text())["data"] == [["DPO", 2.0, 0.75]]
-    records = inspect(tmp_path)
-    assert "wandb/scatter/v0" in records and "reward over KL" in records
+    (file,) = tmp_path.glob("wandb/offline-run-*/files/media/plotly/plane*.json")
+    spec = json.loads(file.read_text())
+    assert spec["data"] == [{"type": "scatter", "x": [2.0], "y": [0.75]}]
+    assert spec["layout"]["title"] == {"text": "reward"}
+    (file,) = tmp_path.glob("wandb/offline-run-*/files/media/html/report*.html")
+    assert file.read_text() == "<p>reward over KL, ***</p>"
     (copy,) = tmp_path.glob("wandb/offline-run-*/files/media/images/drawn*.png")
     assert copy.read_bytes() == (tmp_path / "red.png").read_bytes()
     assert not (Path.home() / ".local").exists() and "WANDB_DATA_DIR" not in os.environ
@@ -202,7 +215,10 @@ def use_everything(tracker: WandbTracker) -> None:
     tracker.log({"stage": "policy", "step": 1, "train/loss": 0.5})
     tracker.histogram("h", [1.0], 1)
     tracker.table("t", ["a"], [["b"]])
-    tracker.scatter("s", ["x", "y"], [[1, 2]], "x", "y", "title")
+    tracker.figure("f", {"data": [], "layout": {}})
+    tracker.page("p", "<p></p>")
+    tracker.artifact("a", "model", Path(__file__).parent, {})
+    tracker.line("a line")
     tracker.replay([{"stage": "policy", "step": 2}])
     tracker.finish({"reward": 1.0}, exit_code=1)
 
@@ -231,6 +247,7 @@ class BrokenRun:
     """A run whose calls raise, all but `fine` of them."""
 
     url = "https://example.org/run"
+    dir = "wandb/offline-run/files"
 
     def __init__(self, *fine: str) -> None:
         self.fine = fine
@@ -289,13 +306,13 @@ def test_mode(
     monkeypatch.setattr("wandb.init", init)
     monkeypatch.delenv("WANDB_MODE")
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr("wandb.sdk.wandb_setup.singleton", lambda: type("S", (), {"settings": FakeSettings}))
+    monkeypatch.setattr("wandb.sdk.wandb_setup.singleton", FakeSetup)
     for name, value in env.items():
         monkeypatch.setenv(name, value)
     if netrc:
         (tmp_path / ".netrc").write_text(f"machine wandb.example.org login user password {'b' * 40}\n")
     warnings: list[str] = []
-    tracker = start(tmp_path, warnings, mode=mode)
+    tracker = start(tmp_path, warnings, mode=WandbMode(mode))
     assert (given["mode"], warnings) == (expected, [])
     assert given["resume"] == ("allow" if expected == "online" else None)
     assert tracker.url == (BrokenRun.url if expected == "online" else None)
@@ -307,14 +324,257 @@ class FakeSettings:
     base_url = "https://wandb.example.org"
 
 
-def test_run_id_is_kept_and_unique(tmp_path: Path) -> None:
-    first = run_id(tmp_path / "a", "ab12cd34")
-    assert first.startswith("ab12cd34-") and run_id(tmp_path / "a", "ab12cd34") == first
-    assert run_id(tmp_path / "b", "ab12cd34") != first
-    (tmp_path / "a" / "wandb_id").write_text("")  # a crash while it was written
-    assert run_id(tmp_path / "a", "ab12cd34") != first
+class FakeSetup:
+    """What W&B keeps per process."""
+
+    settings, most_recent_active_run = FakeSettings, None
+
+    def remove_active_run(self, run: Any) -> None: ...
 
 
 def test_importing_costs_nothing() -> None:
     code = "import sys, imdb_rlhf.tracking.wandb; sys.exit(any(m in sys.modules for m in ('wandb', 'numpy', 'torch')))"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
+
+
+# --- what the environment says
+
+
+NAMES = {
+    "WANDB_PROJECT": "theirs",
+    "WANDB_ENTITY": "team",
+    "WANDB_NAME": "second try",
+    "WANDB_TAGS": "a, b",
+    "WANDB_RUN_GROUP": "ablation",
+    "WANDB_NOTES": "why",
+}
+UNSAID: dict[str, Any] = dict.fromkeys(("project", "tags"), None)
+
+
+def test_the_environment_names_what_the_logger_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = described(logger_with(**UNSAID), "g", "dpo-s0")
+    assert ours == {
+        "project": "imdb_rlhf",
+        "entity": None,
+        "group": "g",
+        "name": "dpo-s0",
+        "notes": None,
+        "tags": [],
+    }
+    for name, value in NAMES.items():
+        monkeypatch.setenv(name, value)
+    assert described(logger_with(**UNSAID), "g", "dpo-s0") == {
+        "project": "theirs",
+        "entity": "team",
+        "group": "ablation",
+        "name": "second try",
+        "notes": "why",
+        "tags": ["a", "b"],
+    }
+
+
+def test_what_the_logger_says_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in NAMES.items():
+        monkeypatch.setenv(name, value)
+    given = {"project": "p", "entity": "e", "group": "x", "notes": "", "tags": []}
+    told = described(logger_with(**given, run_name="try {run}"), "g", "dpo-s0")
+    assert told == given | {"name": "try dpo-s0"}
+
+
+def test_an_offline_run_is_called_as_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in NAMES.items():
+        monkeypatch.setenv(name, value)
+    warnings: list[str] = []
+    start(tmp_path, warnings, **UNSAID).finish({})
+    assert warnings == []
+    (run,) = [record["run"] for record in map(json.loads, inspect(tmp_path).splitlines()) if record["type"] == "run"]
+    told = [run[key] for key in ("project", "entity", "display_name", "run_group", "notes", "tags")]
+    assert told == ["theirs", "team", "second try", "ablation", "why", ["a", "b"]]
+
+
+# --- secrets, with everything on
+
+
+EVERYTHING = dict.fromkeys(("system", "console", "git", "code", "artifacts"), True)
+
+
+def test_no_secret_is_in_any_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planted = {
+        "key": "0123456789abcdef0123456789abcdef01234567",
+        "hub": "hf_PLANTEDplantedPLANTEDplanted",
+        "remote": "plantedremotetoken",
+        "argument": "plantedargument",
+    }
+    monkeypatch.setenv("WANDB_API_KEY", planted["key"])
+    monkeypatch.setenv("HF_TOKEN", planted["hub"])
+    source = tmp_path / "source"
+    source.mkdir()
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@example.org"]
+    remote = f"https://{planted['remote']}@example.org/a/b.git"
+    for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "m"], ["remote", "add", "origin", remote]):
+        subprocess.run([*git, *words], cwd=source, check=True)
+    (source / "notes.txt").write_text(planted["hub"])  # not committed: no diff is stored
+    monkeypatch.setattr(wandb_service, "PACKAGE", source)
+    monkeypatch.setattr(sys, "argv", ["train.py", f"--api-key={planted['argument']}", "beta=0.1", planted["hub"]])
+    folder = tmp_path / "run"
+    folder.mkdir()
+    warnings: list[str] = []
+    told = " ".join(planted.values())
+    tracker = start(folder, warnings, **EVERYTHING, notes=f"with {planted['hub']}")
+    tracker.line(f"the key is {planted['key']}, of {remote}")
+    tracker.table("texts", ["text"], [[planted["hub"]]])
+    tracker.page("report", f"<p>{planted['key']}</p>")
+    tracker.finish({"said": [planted["hub"]], "api_key": f"token={planted['argument']} {planted['key']}"})
+    assert warnings == [] and told
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert len(files) > 5
+    for path in files:
+        content = path.read_bytes()
+        assert not [name for name, secret in planted.items() if secret.encode() in content], path
+    records = [json.loads(line) for line in inspect(folder).splitlines()]
+    (run,) = [record["run"] for record in records if record["type"] == "run"]
+    assert run["git"]["remote_url"] == "https://***@example.org/a/b.git" and len(run["git"]["commit"]) == 40
+    arguments = [record["environment"].get("args") for record in records if record["type"] == "environment"]
+    assert ["--api-key=***", "beta=0.1", "***"] in arguments
+    lines = [record["output_logger"]["line"] for record in records if record["type"] == "output_logger"]
+    assert lines == ["the key is ***, of https://***@example.org/a/b.git\n"]
+    assert sys.argv[1] == f"--api-key={planted['argument']}"
+
+
+def test_code_is_an_artifact_where_it_is_asked_for(tmp_path: Path) -> None:
+    warnings: list[str] = []
+    start(tmp_path, warnings, code=True).finish({})
+    (artifact,) = [
+        record["artifact"] for record in map(json.loads, inspect(tmp_path).splitlines()) if record["type"] == "artifact"
+    ]
+    assert (artifact["type"], warnings) == ("code", [])
+    paths = {entry["path"] for entry in artifact["manifest"]["contents"]}
+    assert {"imdb_rlhf/losses.py", "conf/config.yaml"} <= paths and not any("tests" in path for path in paths)
+
+
+# --- one whole offline run
+
+
+def parts(folder: Path) -> list[Path]:
+    return offline_parts(folder, "ab12cd34-00000000")
+
+
+def test_a_run_that_goes_on_leaves_one_whole_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"stage": "policy", "step": step, "train/loss": 1.0 / (step + 1)} for step in range(4)]
+    warnings: list[str] = []
+    stopped = start(tmp_path, warnings)
+    stopped.replay(rows[:2])
+    stopped.finish({}, exit_code=75)
+    (first,) = parts(tmp_path)
+    first = first.rename(first.with_name(first.name.replace("offline-run-2", "offline-run-1")))  # no second passes
+    again = start(tmp_path, warnings)
+    assert again.lacks_the_past
+    again.replay(rows[:2])
+    assert first.exists()  # until the new one is whole
+    for row in rows[2:]:
+        again.log(row)
+    again.finish(SUMMARY)
+    (whole,) = parts(tmp_path)
+    assert whole != first and warnings == []
+    records = [json.loads(line) for line in inspect(tmp_path).splitlines()]
+    items = [record["history"]["item"] for record in records if record["type"] == "history"]
+    assert [(item["step"], item["train/loss"]) for item in items] == [(row["step"], row["train/loss"]) for row in rows]
+
+
+def test_the_earlier_part_stays_where_the_new_one_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    warnings: list[str] = []
+    start(tmp_path, warnings).finish({}, exit_code=75)
+    (first,) = parts(tmp_path)
+    first = first.rename(first.with_name(first.name.replace("offline-run-2", "offline-run-1")))
+    again = start(tmp_path, warnings)
+    monkeypatch.setattr("wandb.sdk.wandb_run.Run.finish", BrokenRun().finish)
+    again.finish({})
+    assert first in parts(tmp_path) and len(warnings) == 1
+
+
+def test_online_only_an_offline_part_is_told_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wandb.init", lambda **_: BrokenRun("define_metric", "finish"))
+    warnings: list[str] = []
+    assert not start(tmp_path, warnings, mode=WandbMode.online).lacks_the_past
+    (tmp_path / "wandb" / "offline-run-20260101_000000-ab12cd34-00000000").mkdir(parents=True)
+    assert start(tmp_path, warnings, mode=WandbMode.online).lacks_the_past
+
+
+# --- W&B's process
+
+
+@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
+def test_a_process_that_does_not_answer_costs_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], number: signal.Signals
+) -> None:
+    warnings: list[str] = []
+    tracker = start(tmp_path, warnings, system=True)
+    monkeypatch.setattr(wandb_service, "PATIENCE", 1.0)
+    tracker.log({"stage": "policy", "step": 0, "train/loss": 0.5})
+    process = wandb_service.process_id()
+    assert process is not None
+    time.sleep(1.2)  # W&B writes its file every second
+    os.kill(process, number)
+    tracker.log({"stage": "policy", "step": 1, "train/loss": 0.25})
+    tracker.finish({"reward": 1.0})
+    assert len(warnings) == 1 and "the run goes on without it" in warnings[0]
+    if number == signal.SIGSTOP:
+        assert "could not finish (its process did not answer for 1 s and was ended)" in warnings[0]
+    with pytest.raises(ProcessLookupError):
+        os.kill(process, 0)
+    assert "Traceback" not in capfd.readouterr().err
+    assert '"train/loss"' in inspect(tmp_path)
+    assert not left_in_temporary(process)
+    monkeypatch.undo()
+    start(tmp_path, warnings, mode=WandbMode.offline).finish({})  # another run is fine
+    assert len(warnings) == 1
+
+
+def test_a_start_that_takes_too_long_leaves_nothing_behind(tmp_path: Path) -> None:
+    """In a process of its own: W&B's hook at its end has nothing to say."""
+    code = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from imdb_rlhf.tracking import wandb_service
+wandb_service.PATIENCE, wandb_service.RETRY = 0.2, 0.01
+from tests.tracking.test_wandb import start
+warnings = []
+start(Path(sys.argv[1]), warnings).finish({})
+print(warnings)
+"""
+    command = [sys.executable, "-c", code, str(tmp_path), str(Path(__file__).parents[2])]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    assert (ran.returncode, ran.stderr) == (0, ""), ran.stderr
+    assert "W&B could not start (its process did not answer for 0.2 s and was ended)" in ran.stdout
+
+
+def left_in_temporary(process: int) -> list[Path]:
+    return [path for path in Path(tempfile.gettempdir()).glob("*wandb*") if str(process) in path.name]
+
+
+JOB = """
+import sys
+from multiprocessing import get_context
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+
+def job(folder):
+    from tests.tracking.test_wandb import start
+    start(Path(folder), []).finish({})
+
+if __name__ == "__main__":
+    process = get_context("forkserver").Process(target=job, args=(sys.argv[1],))
+    process.start()
+    process.join()
+    job(sys.argv[1])
+"""
+
+
+def test_no_temporary_folder_is_left(tmp_path: Path) -> None:
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    (tmp_path / "job.py").write_text(JOB)
+    command = [sys.executable, str(tmp_path / "job.py"), str(tmp_path), str(Path(__file__).parents[2])]
+    subprocess.run(command, check=True, env=os.environ | {"TMPDIR": str(temporary)})
+    assert list((tmp_path / "wandb").glob("offline-run-*")) and not list(temporary.iterdir())
