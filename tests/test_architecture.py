@@ -25,6 +25,7 @@ FLOORS = [
     {"pipeline"},
     {"runs"},
     {"frontier"},
+    {"experiment"},
     {"sweep"},
     {"cli"},
     {"train", "hydra_plugins", "command"},

@@ -143,7 +143,7 @@ class RewardModelAccount(RunKind):
     """`algo=reward_model`: the account of the reward model, which its stage has made, as a run of its own."""
 
     title = "reward model"
-    table_file = "scores.parquet"
+    table_file = files.SCORES
 
     def size(self) -> Disk:
         """A copy of the reward model."""
@@ -162,7 +162,7 @@ class RewardModelAccount(RunKind):
             if run.keep_model != KeepModel.none:
                 shutil.copytree(source / "model", folder.path / "model", dirs_exist_ok=True)
                 shutil.copy(source / "normalisation.json", folder.path / "model" / "normalisation.json")
-            write_table(folder.path / self.table_file, table)
+            write_table(folder.path / files.SCORES, table)
             write_json(folder.path / files.SUMMARY, result)
             folder.seal()
             self.log_tables(trackers, table, result)

@@ -27,7 +27,7 @@ from imdb_rlhf.sweep.jobs import Job, Machine, cores
 if TYPE_CHECKING:  # it imports torch, which the process that watches the others does not need
     from imdb_rlhf.runs.kind import RunKind
 
-PRELOAD = ["imdb_rlhf.runs.experiment", "imdb_rlhf.frontier.draw"]
+PRELOAD = ["imdb_rlhf.experiment", "imdb_rlhf.frontier.draw"]
 PACKAGE = Path(__file__).resolve().parents[1]
 PATIENCE = 60.0  # seconds that a job waits for a run folder: the job of a killed sweep may be writing its checkpoint
 # Threads that spin while they wait cost the other jobs of the same cores more than half their speed.
@@ -209,7 +209,7 @@ def plan(job: Job) -> None:
     Raises:
         RunError: something that it needs is not there.
     """
-    from imdb_rlhf.runs import experiment
+    from imdb_rlhf import experiment
 
     experiment.plan(_kind(job, quiet=False))
 
@@ -225,7 +225,7 @@ def work(job: Job, path: Path, log: Path, environment: Mapping[str, str]) -> int
         files.wait_until_free(path, PATIENCE)
         if job.run.trainer.processes > 1:
             return _torchrun(job)
-        from imdb_rlhf.runs.experiment import run_experiment
+        from imdb_rlhf.experiment import run_experiment
 
         run_experiment(job.run, job.config_yaml, job.overrides)
     except ConfigError as error:
