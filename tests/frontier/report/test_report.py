@@ -4,7 +4,6 @@ import json
 import math
 import re
 import shlex
-import shutil
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -351,28 +350,7 @@ def test_samples_are_the_first_of_evenly_spaced_prompts(tmp_path: Path) -> None:
 
 # --- in a browser
 
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 Open = Callable[..., Any]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("there is no chromium on the PATH")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, args=ARGUMENTS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -380,25 +358,6 @@ def whole(frontier: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) ->
     path = tmp_path_factory.mktemp("page") / "report.html"
     report.write(frontier, path)
     return path
-
-
-@pytest.fixture(scope="module")
-def open_page(browser: Any) -> Open:
-    """Opens a report; `page.messages` collects complaints and requests to a network."""
-
-    def open_page(path: Path) -> Any:
-        context = browser.new_context(reduced_motion="reduce")
-        page = context.new_page()
-        page.set_default_timeout(60_000)  # a busy machine, not a slow page
-        messages: list[str] = []
-        page.messages = messages
-        page.on("console", lambda message: messages.append(f"{message.type}: {message.text}"))
-        page.on("pageerror", lambda error: messages.append(f"error: {error}"))
-        page.on("request", lambda each: messages.extend([f"request: {each.url}"] if each.url != path.as_uri() else []))
-        page.goto(path.as_uri())
-        return page
-
-    return open_page
 
 
 @pytest.fixture(scope="module")

@@ -266,7 +266,7 @@ function countLabels(chart, inner, colours) {
     while (left.length) {
       const group = [left.shift()];
       for (let i = 0; i < left.length; ) {
-        if (group.some((each) => Math.hypot(each.px - left[i].px, each.py - left[i].py) < TOUCHING)) {
+        if (group.some((each) => Math.hypot(each.px - left[i].px, each.py - left[i].py) < COVERED)) {
           group.push(...left.splice(i, 1));
           i = 0;
         } else i += 1;
@@ -284,8 +284,7 @@ function countLabels(chart, inner, colours) {
   chart.counts = null;
   return labels;
 }
-const COVERED = 7; // pixels; a mark that is nearer to the hovered one is told of with it
-const TOUCHING = 11; // pixels; marks that are nearer to one another overlap, and are counted
+const COVERED = 11; // pixels; marks that are nearer to one another overlap: they are counted, and told of together
 
 // --- hover
 
