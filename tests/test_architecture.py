@@ -177,6 +177,17 @@ def test_what_every_command_reads_first_has_no_torch():
     assert not [edge for edge in EDGES if edge[0] in first and edge[1].partition(".")[0] == "torch"]
 
 
+def test_a_run_and_its_report_need_no_plotting_library():
+    reached, waiting = set[str](), ["imdb_rlhf.experiment"]
+    while waiting:
+        module = waiting.pop()
+        if module not in reached:
+            reached.add(module)
+            waiting += GRAPH.get(module, ())
+    assert "imdb_rlhf.frontier.report.run_report" in reached
+    assert not {name for name in reached if name.partition(".")[0] in ("matplotlib", "plotly")}
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"]])
 def test_asking_imports_no_torch_and_writes_nothing(arguments, tmp_path):
     command = [sys.executable, "-X", "importtime", str(ROOT / "train.py"), *arguments]
