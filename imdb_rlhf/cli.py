@@ -183,7 +183,7 @@ def _experiment() -> Callable[[Run, str, list[str]], Path | None]:
         RunError: a module cannot be imported.
     """
     try:
-        from imdb_rlhf.runs.experiment import run_experiment
+        from imdb_rlhf.experiment import run_experiment
     except Exception as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         place = (

@@ -116,7 +116,7 @@ METHODS = {
     "best_of_8": [*TRUE, "n=8"],
 }
 LEARNED = {"reward_model", "ppo", "best_of_n"}
-ALWAYS = {"config.yaml", "overrides.json", "artifacts.json", "metrics.jsonl", "summary.json", "DONE"}
+ALWAYS = {"config.yaml", "overrides.json", "artifacts.json", "metrics.jsonl", "summary.json", "report.html", "DONE"}
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ FLOORS = [
     {"pipeline"},
     {"runs"},
     {"frontier"},
-    {"publish"},
+    {"publish", "experiment"},
     {"api", "sweep"},
     {"cli"},
     {"train", "hydra_plugins", "command"},
@@ -180,6 +180,17 @@ def test_what_every_command_reads_first_has_no_torch():
     first = [module for module in MODULES if module in rooms or module.startswith(tuple(f"{room}." for room in rooms))]
     assert len(first) > len(rooms)  # packages among them
     assert not [edge for edge in EDGES if edge[0] in first and edge[1].partition(".")[0] == "torch"]
+
+
+def test_a_run_and_its_report_need_no_plotting_library():
+    reached, waiting = set[str](), ["imdb_rlhf.experiment"]
+    while waiting:
+        module = waiting.pop()
+        if module not in reached:
+            reached.add(module)
+            waiting += GRAPH.get(module, ())
+    assert "imdb_rlhf.frontier.report.run_report" in reached
+    assert not {name for name in reached if name.partition(".")[0] in ("matplotlib", "plotly")}
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"]])

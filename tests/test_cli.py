@@ -445,7 +445,7 @@ def test_a_file_of_conf_that_is_not_whole(here, tmp_path, file, text, message):
 
 
 def test_a_module_that_cannot_be_imported(monkeypatch):
-    monkeypatch.setitem(sys.modules, "imdb_rlhf.runs.experiment", None)
+    monkeypatch.setitem(sys.modules, "imdb_rlhf.experiment", None)
     line = one_line(train("plan=true"), 1, "failed: ")
     assert re.match(r"failed: \S+/imdb_rlhf/cli.py:\d+ cannot be imported: ModuleNotFoundError: import of ", line)
 
@@ -471,7 +471,7 @@ def test_a_knob_that_is_no_key(monkeypatch):
 @pytest.fixture
 def ending(monkeypatch) -> Callable[..., list[tuple[str, float, list[str]]]]:
     """Put something else in the experiment's place; returns what it was called with."""
-    import imdb_rlhf.runs.experiment
+    import imdb_rlhf.experiment
 
     def put(*endings: BaseException | None) -> list[tuple[str, float, list[str]]]:
         calls: list[tuple[str, float, list[str]]] = []
@@ -482,7 +482,7 @@ def ending(monkeypatch) -> Callable[..., list[tuple[str, float, list[str]]]]:
             if error is not None:
                 raise error
 
-        monkeypatch.setattr(imdb_rlhf.runs.experiment, "run_experiment", run_experiment)
+        monkeypatch.setattr(imdb_rlhf.experiment, "run_experiment", run_experiment)
         return calls
 
     return put

@@ -19,6 +19,7 @@ from imdb_rlhf.errors import RunError
 
 MANIFEST = "DONE"
 RUN_ARTIFACTS = "artifacts.json"  # in a run's folder: the keys of the artifacts that the run uses
+RUN_REPORT = "report.html"  # in a run's folder: drawn from its sealed files, at any time; no part of the seal
 
 PART = ".part"  # suffix of a file that atomic_write has not yet moved into place
 
@@ -165,8 +166,8 @@ def fsync(path: Path) -> None:
 def write_manifest(folder: Path, exclude: Sequence[str] = ()) -> None:
     """Write the size and sha256 of a folder's files to DONE, once all of them are on the disk.
 
-    Files whose path in the folder matches a pattern of `exclude` ("wandb/*" includes deeper ones) are left out, both
-    here and by `check_manifest`. Leftovers of an interrupted `atomic_write` are removed.
+    Files whose path in the folder matches a pattern of `exclude` ("wandb/*" includes deeper ones), and a run's report,
+    are left out, both here and by `check_manifest`. Leftovers of an interrupted `atomic_write` are removed.
     """
     folder = Path(folder)
     for leftover in folder.rglob(f".*{PART}"):
@@ -211,13 +212,10 @@ def check_manifest(folder: Path, contents: Sequence[str] | None = None) -> str |
 
 
 def _files(folder: Path, exclude: Sequence[str] = ()) -> dict[str, Path]:
-    """A folder's files by their path in it, without DONE."""
+    """A folder's files by their path in it, without DONE, a run's report and what is left of one half-written."""
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    return {
-        name: path
-        for name, path in files.items()
-        if name != MANIFEST and not any(fnmatch(name, pattern) for pattern in exclude)
-    }
+    left_out = (MANIFEST, RUN_REPORT, f".{RUN_REPORT}.*{PART}", *exclude)
+    return {name: path for name, path in files.items() if not any(fnmatch(name, pattern) for pattern in left_out)}
 
 
 # --- locks

@@ -1,6 +1,7 @@
 """The frontier of reward over KL, drawn from finished runs.
 
-A frontier is `frontier.json`, `frontier.csv`, `frontier.svg`, `frontier.png` and `report.html`: see docs/frontier.md.
+A frontier is `frontier.json`, `frontier.csv`, `frontier.svg`, `frontier.pdf`, `frontier.png` and
+`report.html`: see docs/frontier.md.
 """
 
 import json
@@ -35,7 +36,7 @@ def draw(runs: Sequence[Path], folder: Path) -> dict[str, Any]:
         raise RunError(f"none of {len(runs)} runs is finished{reason}")
     frontier = measure(finished, skipped)
     folder.mkdir(parents=True, exist_ok=True)
-    figure.draw(frontier, folder / files.SVG, folder / files.PNG)
+    figure.draw(frontier, *(folder / name for name in (files.SVG, files.PDF, files.PNG)))
     report.write(frontier, folder / files.REPORT)
     atomic_write(folder / files.CSV, table(frontier).to_csv(index=False))
     atomic_write(folder / files.JSON, json.dumps(frontier, indent=1, allow_nan=False) + "\n")

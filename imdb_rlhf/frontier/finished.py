@@ -205,12 +205,21 @@ def read(paths: Sequence[Path]) -> tuple[list[FinishedRun], list[dict[str, str]]
         if why is not None:
             skipped.append({"path": str(path), "why": why})
             continue
-        summary, artifacts, overrides = (
-            json.loads((path / name).read_text()) for name in (files.SUMMARY, files.ARTIFACTS, files.OVERRIDES)
-        )
-        config = yaml.safe_load((path / files.CONFIG).read_text())
-        runs.append(FinishedRun(path, config, summary, artifacts, overrides))
+        runs.append(opened(path))
     return runs, skipped
+
+
+def opened(path: Path) -> FinishedRun:
+    """A finished run of any kind, whose files are taken as they are.
+
+    Raises:
+        OSError: one is not there.
+    """
+    summary, artifacts, overrides = (
+        json.loads((path / name).read_text()) for name in (files.SUMMARY, files.ARTIFACTS, files.OVERRIDES)
+    )
+    config = yaml.safe_load((path / files.CONFIG).read_text())
+    return FinishedRun(path, config, summary, artifacts, overrides)
 
 
 def _unusable(path: Path) -> str | None:

@@ -1,6 +1,6 @@
 """The content of `frontier.json`: points, methods, optimum, best-of-N, tests and warnings of finished runs."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +8,9 @@ import numpy as np
 from imdb_rlhf.evaluation.stats import percentile
 from imdb_rlhf.frontier.compare import compare, paired_tests
 from imdb_rlhf.frontier.finished import FinishedRun
-from imdb_rlhf.frontier.world import BUDGETS, SCORE_KL, MeasuredRun, World
+from imdb_rlhf.frontier.world import BUDGETS, SCORE_KL, World
+
+NO_RESERVOIR = "no run has a reservoir (M reference samples per prompt): no optimum; add algo=best_of_n"
 
 
 def measure(runs: Sequence[FinishedRun], skipped: Sequence[dict[str, str]]) -> dict[str, Any]:
@@ -32,7 +34,7 @@ def measure(runs: Sequence[FinishedRun], skipped: Sequence[dict[str, str]]) -> d
         methods.append(method)
         rewards.append(at_budgets)
     frontier = {
-        "world": _axes(world),
+        "world": axes_of(world.runs[0].config, world.prompts),
         "confidence": world.confidence,
         "reference": {
             "reward": float(world.reference.mean()),
@@ -46,7 +48,7 @@ def measure(runs: Sequence[FinishedRun], skipped: Sequence[dict[str, str]]) -> d
         "optimum": world.baselines.optimum(),
         "best_of_n": world.baselines.best_of_n(),
         "tests": paired_tests(world, rewards),
-        "runs": [_run(m) for m in world.measured],
+        "runs": [entry_of(m.run, m.method) for m in world.measured],
         "sources": [str(run.path) for run in world.runs],
         "skipped": [*skipped, *world.left_out],
     }
@@ -81,32 +83,36 @@ def _points(world: World) -> Iterator[dict[str, Any]]:
             }
 
 
-def _axes(world: World) -> dict[str, Any]:
-    """The data, reward, model and sampling that all runs share."""
-    config = world.runs[0].config
+def axes_of(config: Mapping[str, Any], prompts: int | None) -> dict[str, Any]:
+    """The data, reward, model and sampling that all runs share, from the configuration of one of them."""
     return {
         "data": config["data"]["name"],
         "reward": config["reward"]["name"],
         "model": config["model"]["name"] if config["sft"]["path"] is None else config["sft"]["path"],
         "max_new_tokens": config["generation"]["max_new_tokens"],
         "temperature": config["generation"]["temperature"],
-        "test_prompts": world.prompts,
+        "test_prompts": prompts,
         "samples_per_prompt": config["evaluation"]["samples"],
     }
 
 
-def _run(m: MeasuredRun) -> dict[str, Any]:
-    """A run's entry: the settings and results that the report lists."""
-    summary, knob = m.run.summary, m.run.knob
+def entry_of(run: FinishedRun, method: str) -> dict[str, Any]:
+    """A run's entry in `runs` of `frontier.json`: the settings and results that the report lists.
+
+    Args:
+        run: of any kind; numbers that its kind has not are None.
+        method: what figures and tables call it.
+    """
+    summary, knob = run.summary, run.knob
     copied = ("reward", "kl", "win_rate", "distinct_2", "length", "seconds")
     return {
-        "name": m.run.name,
-        "path": str(m.run.path),
-        "method": m.method,
+        "name": run.name,
+        "path": str(run.path),
+        "method": method,
         "knob": None if knob is None else knob[0],
         "knob_value": None if knob is None else knob[1],
-        "seed": m.run.seed,
-        "overrides": list(m.run.overrides),
+        "seed": run.seed,
+        "overrides": list(run.overrides),
         "command": summary.get("command"),
         **{key: summary.get(key) for key in copied},
         "missed_target": bool(summary.get("ppo", {}).get("on_target") is False),
@@ -127,7 +133,7 @@ def _warnings(frontier: dict[str, Any]) -> list[str]:
     if missed:
         warnings.append(f"KL of the last fifth of training more than 25 % off its target in {', '.join(missed)}")
     if frontier["optimum"] is None:
-        warnings.append("no run has a reservoir (M reference samples per prompt): no optimum; add algo=best_of_n")
+        warnings.append(NO_RESERVOIR)
     return warnings
 
 

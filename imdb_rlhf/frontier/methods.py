@@ -32,6 +32,46 @@ MARKERS = (
 )
 
 
+class Knob(NamedTuple):
+    """What pictures and tables call the key that a sweep varies.
+
+    Attributes:
+        sign: before its value: "β = 0.1".
+        one, many: after a number of its values: "4 targets".
+    """
+
+    sign: str
+    one: str
+    many: str
+
+
+KNOBS = {
+    "beta": Knob("β", "value of β", "values of β"),
+    "alpha": Knob("α", "value of α", "values of α"),
+    "target_kl": Knob("target KL", "target", "targets"),
+    "n": Knob("N", "value of N", "values of N"),
+}
+
+
+def knob_of(key: str) -> Knob:
+    """The words for a knob; an own algorithm's is called by its key."""
+    return KNOBS.get(key, Knob(key, f"value of {key}", f"values of {key}"))
+
+
+def setting_label(key: str | None, values: Sequence[float | None]) -> str:
+    """Name one or several settings of a method: "β = 0.1", "β = 5 … 0.05"; empty for a method without a knob.
+
+    Args:
+        key: the knob.
+        values: in the order to show; of more than two the first and the last are named.
+    """
+    known = [f"{value:g}" for value in values if value is not None]
+    if key is None or not known:
+        return ""
+    shown = ", ".join(known) if len(known) <= 2 else f"{known[0]} … {known[-1]}"
+    return f"{knob_of(key).sign} = {shown}"
+
+
 def method_names(runs: Sequence[FinishedRun]) -> dict[Path, str]:
     """Run folder -> the name of its method in figures and tables.
 

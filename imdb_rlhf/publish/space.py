@@ -53,9 +53,9 @@ def page(folder: Path) -> dict[str, Path | bytes]:
     without = _without_places(frontier)
     data = json.dumps(_each_text(frontier, without), indent=1, allow_nan=False) + "\n"
     return {
-        PAGE: report.render(_each_text(report.page_data(frontier), without)).encode(),
+        PAGE: report.page(frontier, lambda data: _each_text(data, without)).encode(),
         files.JSON: data.encode(),
-        **{name: folder / name for name in (files.CSV, files.SVG, files.PNG)},
+        **{name: folder / name for name in (files.CSV, files.SVG, files.PDF, files.PNG)},
     }
 
 

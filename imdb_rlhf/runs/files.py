@@ -1,6 +1,6 @@
 """Names of the files in a run's folder. Nothing heavy is imported, so that a sweep can read them without torch."""
 
-from imdb_rlhf.artifacts.files import RUN_ARTIFACTS
+from imdb_rlhf.artifacts.files import RUN_ARTIFACTS, RUN_REPORT
 
 CONFIG = "config.yaml"
 OVERRIDES = "overrides.json"
@@ -11,3 +11,5 @@ SUMMARY = "summary.json"
 EVALUATIONS = "evaluations.parquet"
 SAMPLES = "samples.parquet"
 CURVE = "curve.parquet"
+SCORES = "scores.parquet"
+REPORT = RUN_REPORT

@@ -145,7 +145,7 @@ class RewardModelAccount(RunKind):
     """`algo=reward_model`: the account of the reward model, which its stage has made, as a run of its own."""
 
     title = "reward model"
-    table_file = "scores.parquet"
+    table_file = files.SCORES
 
     def size(self) -> Disk:
         """A copy of the reward model."""
@@ -165,7 +165,7 @@ class RewardModelAccount(RunKind):
                 shutil.copytree(source / "model", folder.path / "model", dirs_exist_ok=True)
                 shutil.copy(source / "normalisation.json", folder.path / "model" / "normalisation.json")
                 (folder.path / "model" / "README.md").write_text(self.card(result, self.flow.get(Reviews).bos))
-            write_table(folder.path / self.table_file, table)
+            write_table(folder.path / files.SCORES, table)
             write_json(folder.path / files.SUMMARY, result)
             folder.seal()
             log_artifacts(folder, trackers, result)

@@ -35,7 +35,10 @@ def show(kind: RunKind, result: Mapping[str, Any], table: pd.DataFrame) -> None:
     """Show a run's table and results, and where its files are."""
     folder = kind.folder
     kind.show_table(table, result)
-    places = {"folder": str(folder.path), "metrics": str(folder.path / files.METRICS)}
+    places = {"folder": str(folder.path)}
+    if (folder.path / files.REPORT).exists():
+        places["report"] = str(folder.path / files.REPORT)
+    places["metrics"] = str(folder.path / files.METRICS)
     if (folder.path / "model").exists():
         places["model"] = str(folder.path / "model")
     wandb_place = wandb_files.place(folder.path)

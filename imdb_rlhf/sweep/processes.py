@@ -27,7 +27,7 @@ from imdb_rlhf.sweep.jobs import Job, Machine, cores, group_words
 if TYPE_CHECKING:  # it imports torch, which the process that watches the others does not need
     from imdb_rlhf.runs.kind import RunKind
 
-PRELOAD = ["imdb_rlhf.runs.experiment", "imdb_rlhf.frontier.draw"]
+PRELOAD = ["imdb_rlhf.experiment", "imdb_rlhf.frontier.draw"]
 PACKAGE = Path(__file__).resolve().parents[1]
 PATIENCE = 60.0  # seconds that a job waits for a run folder: the job of a killed sweep may be writing its checkpoint
 # Threads that spin while they wait cost the other jobs of the same cores more than half their speed.
@@ -219,7 +219,7 @@ def plan(job: Job) -> None:
     Raises:
         RunError: something that it needs is not there.
     """
-    from imdb_rlhf.runs import experiment
+    from imdb_rlhf import experiment
 
     experiment.plan(_kind(job, quiet=False))
 
@@ -243,7 +243,7 @@ def work(job: Job, path: Path, log: Path, environment: Mapping[str, str], patien
         files.wait_until_free(path, patience, lambda line: print(line, flush=True))  # noqa: T201  # its log
         if job.run.trainer.processes > 1:
             return _several(job)
-        from imdb_rlhf.runs.experiment import run_experiment
+        from imdb_rlhf.experiment import run_experiment
 
         run_experiment(job.run, job.config_yaml, job.overrides)
     except ConfigError as error:

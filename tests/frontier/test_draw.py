@@ -10,7 +10,7 @@ from imdb_rlhf.frontier.__main__ import main
 from imdb_rlhf.frontier.draw import describe, draw
 
 Write = Callable[..., Path]
-FILES = ["frontier.csv", "frontier.json", "frontier.png", "frontier.svg", "report.html"]
+FILES = ["frontier.csv", "frontier.json", "frontier.pdf", "frontier.png", "frontier.svg", "report.html"]
 
 
 def steps(*points: tuple[float, float]) -> dict[int, tuple[np.ndarray, np.ndarray]]:

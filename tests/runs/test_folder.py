@@ -40,6 +40,7 @@ def test_the_files_of_a_run(first):
         "evaluations.parquet",
         "samples.parquet",
         "summary.json",
+        "report.html",
         "model",
         "DONE",
     }

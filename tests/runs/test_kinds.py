@@ -55,6 +55,7 @@ def test_the_files_of_every_method(methods, name):
     summary = done.summary
     assert summary["name"] == done.folder.name and summary["config_hash"].startswith(done.folder.name[-8:])
     assert str(done.folder) in done.answer.out and "nan" not in done.answer.out
+    assert f"report       {done.folder}/report.html" in done.answer.out
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -68,6 +69,37 @@ def test_a_finished_method_is_not_run_again(methods, name):
     assert list(stages_made(plan)) == list(stages_made(done.answer)) and not any(stages_made(plan).values())
     assert "finished, would not be run again" in plan.out and files(done.outputs) == before
     assert plan.out.endswith("\nabout 0 MB of disk needed for what is not there\n")
+
+
+@pytest.mark.parametrize("name", ["ppo", "reward_model"])
+def test_a_run_that_has_no_report_is_finished_and_gets_one(methods, tmp_path, name):
+    """As one that an earlier version left, whose seal knows of none."""
+    done = methods[name]
+    shutil.copytree(done.outputs, tmp_path / "outputs")
+    folder = tmp_path / "outputs" / "runs" / done.folder.name
+    assert "report.html" not in json.loads((folder / "DONE").read_text())["files"]
+    first = (folder / "report.html").read_text()
+    (folder / "report.html").unlink()
+    (folder / ".report.html.1.part").write_text("a write that was killed")
+    answer = well(done.again(f"paths.outputs={tmp_path}/outputs"))
+    assert "finished already, not run again" in answer.out and not stages_made(answer)
+    assert f"report       {folder}/report.html" in answer.out and check_manifest(folder) is None
+    again = (folder / "report.html").read_text().replace(f"{tmp_path}/outputs", str(done.outputs))
+    assert again == first  # but for where it is
+
+
+def test_a_report_that_cannot_be_drawn_costs_a_line(methods, tmp_path, monkeypatch):
+    def broken(folder):
+        raise ModuleNotFoundError("No module named 'pandas.plotting'")
+
+    done = methods["best_of_1"]
+    shutil.copytree(done.outputs, tmp_path / "outputs")
+    folder = tmp_path / "outputs" / "runs" / done.folder.name
+    (folder / "report.html").unlink()
+    monkeypatch.setattr("imdb_rlhf.frontier.report.run_report.write", broken)
+    answer = well(done.again(f"paths.outputs={tmp_path}/outputs"))
+    assert "no report.html: ModuleNotFoundError: No module named" in answer.out + answer.err
+    assert not (folder / "report.html").exists() and f"report       {folder}" not in answer.out
 
 
 def test_what_folders_and_variants_are_called(methods):

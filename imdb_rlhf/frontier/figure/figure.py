@@ -2,6 +2,9 @@
 
 From the back to the front it shows the optimum as a band, best-of-N's curves, every evaluated checkpoint (faint), and
 each method's settings (mean over seeds at the reported checkpoint, with intervals), joined in the order of their knob.
+
+The SVG has its text as outlines: it looks the same wherever it is opened, whatever fonts are there; its comments hold
+the words. The PDF has its text as text, with the glyphs that it uses embedded (TrueType, as publishers ask).
 """
 
 import io
@@ -24,15 +27,21 @@ from imdb_rlhf.frontier.figure import references
 from imdb_rlhf.frontier.figure.panel import Panel, finite
 from imdb_rlhf.frontier.figure.references import GREY, INK
 from imdb_rlhf.frontier.figure.view import view_of
-from imdb_rlhf.frontier.methods import Style, styles
+from imdb_rlhf.frontier.methods import Style, knob_of, setting_label, styles
 
 SIZE = (7.0, 3.3)  # inches: two columns of a paper
 DPI = 300
 DASHES = ("-", (0, (5, 1.5)), (0, (5, 1.5, 1, 1.5)))  # for the second and third method of one colour
-KNOBS = {"beta": "β", "alpha": "α", "target_kl": "target"}
-# Text stays text in the SVG. Neither file records when it was made, so equal frontiers give equal bytes.
+COVERED = 6.0  # points between settings whose markers cover one another
+# No file records when or by what it was made, so equal frontiers give equal bytes.
+METADATA: dict[str, dict[str, Any]] = {
+    ".svg": {"Date": None, "Creator": None},
+    ".png": {"Software": None},
+    ".pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}
 LOOK = {
-    "svg.fonttype": "none",
+    "svg.fonttype": "path",
+    "pdf.fonttype": 42,
     "svg.hashsalt": "imdb_rlhf",
     "font.family": "DejaVu Sans",  # comes with matplotlib
     "font.size": 7.5,
@@ -51,19 +60,18 @@ LOOK = {
 }
 
 
-def draw(frontier: Mapping[str, Any], svg: Path, png: Path) -> None:
-    """Write the figure as an SVG and as a PNG, each whole or not at all; the same frontier gives the same bytes.
+def draw(frontier: Mapping[str, Any], *paths: Path) -> None:
+    """Write the figure to files, each whole or not at all; the same frontier gives the same bytes.
 
     Args:
         frontier: what `frontier.json` holds.
-        svg: where the SVG goes.
-        png: where the PNG goes, at 300 pixels per inch.
+        paths: each ends in .svg, .pdf or .png, which has 300 pixels per inch.
     """
     with matplotlib.style.context(["default", LOOK]):
         figure = compose(frontier)
-        for path, metadata in ((svg, {"Date": None, "Creator": None}), (png, {"Software": None})):
+        for path in paths:
             file = io.BytesIO()
-            figure.savefig(file, format=path.suffix[1:], metadata=metadata)
+            figure.savefig(file, format=path.suffix[1:], metadata=METADATA[path.suffix])
             atomic_write(path, file.getvalue())
 
 
@@ -79,12 +87,14 @@ def compose(frontier: Mapping[str, Any]) -> Figure:
         references.best_of_n(panel, frontier)
         references.anchors(panel, frontier)
         panel.write()
-    figure.text(0.992, 0.012, _footnote(frontier), ha="right", va="bottom", fontsize=7, color=GREY, gid="footnote")
     return figure
 
 
 def _axes(figure: Figure, left: Axes, right: Axes, frontier: Mapping[str, Any]) -> None:
     view = view_of(frontier)
+    note: dict[str, Any] = {"ha": "right", "va": "bottom", "fontsize": 7, "color": GREY, "linespacing": 1.35}
+    lines = _footnote(frontier, view.log_kl[1])
+    figure.text(0.992, 0.012, "\n".join(lines), gid="footnote", parse_math=False, **note)
     reward = frontier["world"].get("reward")
     left.set_ylabel(f"true reward ({reward})" if reward else "true reward", parse_math=False)
     left.set_ylim(*view.reward)
@@ -99,23 +109,25 @@ def _axes(figure: Figure, left: Axes, right: Axes, frontier: Mapping[str, Any]) 
     right.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     right.tick_params(left=False)
     # the left margin is as wide as the numbers beside it: those of a user's own reward may be long
-    figure.subplots_adjust(left=0.1, right=0.992, bottom=0.185, top=0.975, wspace=0.07)
+    figure.subplots_adjust(left=0.1, right=0.992, bottom=0.143 + 0.042 * len(lines), top=0.975, wspace=0.07)
     numbers = left.yaxis.get_tightbbox(figure.canvas.get_renderer())  # type: ignore[attr-defined]
     assert numbers is not None  # the axis is visible
     figure.subplots_adjust(left=(left.get_window_extent().x0 - numbers.x0) / figure.bbox.width + 0.008)
 
 
-def _footnote(frontier: Mapping[str, Any]) -> str:
-    optimum = frontier["optimum"]
-    parts = [] if optimum is None else [f"grey: too few samples ({optimum['samples']} per prompt)"]
-    if frontier["best_of_n"]:
-        parts.append("dots: N = 2, 4, 8, …")
+def _footnote(frontier: Mapping[str, Any], end: float) -> list[str]:
+    """What the signs mean, on as many lines as are needed; `end` is the largest KL that is shown."""
+    optimum, lines = frontier["optimum"], []
+    if optimum is not None and optimum["trusted_kl"] < end:
+        samples = f"{optimum['samples']} samples per prompt"
+        lines.append(f"grey: the best possible reward is somewhere in this area; {samples} cannot say where")
+    parts = ["dots on best-of-N: N = 2, 4, 8, …"] if frontier["best_of_n"] else []
     parts += [f"bars: {frontier['confidence']:.0%} intervals"]
     if any(not point["last"] for point in frontier["points"]):
         parts.append("faint: earlier checkpoints")
     if any(method["diverged"] for method in frontier["methods"]):
         parts.append("×: diverged")
-    return "  ·  ".join(parts)
+    return [*lines, "  ·  ".join(parts)]
 
 
 def methods(panel: Panel, frontier: Mapping[str, Any]) -> None:
@@ -134,7 +146,7 @@ def methods(panel: Panel, frontier: Mapping[str, Any]) -> None:
 
 
 def _settings(panel: Panel, method: Mapping[str, Any], style: Style, dashes: Any) -> None:
-    """Draw a method's settings, the line through them, its name, and the knob of the first and the last."""
+    """Draw a method's settings and the line through them, with one label that names the method and its settings."""
     name, colour = method["name"], style.colour
     settings = [setting for setting in method["settings"] if finite(setting["kl"], setting["reward"])]
     line: dict[str, Any] = {"color": colour, "lw": 1.1, "alpha": 0.9, "ls": dashes, "zorder": 4}
@@ -142,35 +154,80 @@ def _settings(panel: Panel, method: Mapping[str, Any], style: Style, dashes: Any
     for number, setting in enumerate(settings):
         gid = f"setting-{name}-{number}"
         panel.estimate(setting["kl"], setting, gid, marker=style.marker, color=colour, edge=_readable(colour), size=4.6)
-    _outside(panel, name, settings, colour)
-    if len(panel.visible(points)):
-        along = np.concatenate([points, *(points[:-1] * (1 - at) + points[1:] * at for at in (0.25, 0.5, 0.75))])
-        panel.label(_wrapped(name), along, f"label-{name}", color=_readable(colour))
-    knobs = [setting for setting in settings if setting["knob_value"] is not None]
-    if panel.log and len(knobs) > 1:
-        for setting in (knobs[0], knobs[-1]):
-            text = f"{KNOBS.get(method['knob'], method['knob'])} {setting['knob_value']:g}"
-            where = panel.points(setting["kl"], setting["reward"])
-            gid = f"knob-{name}-{setting['knob_value']:g}"
-            panel.label(text, where, gid, optional=True, fontsize=7, color=_readable(colour))
+    groups = _together(panel, settings)
+    shown = [setting for group in groups for setting in group]
+    _outside(panel, method, [setting for setting in settings if setting not in shown], bool(shown), colour)
+    if not shown:
+        return
+    along = np.concatenate([points, *(points[:-1] * (1 - at) + points[1:] * at for at in (0.25, 0.5, 0.75))])
+    words = _knob_words(method["knob"], settings, len(groups[0]) == len(settings) > 1)
+    panel.label("\n".join(filter(None, [_wrapped(name), words])), along, f"label-{name}", color=_readable(colour))
+    for group in groups:
+        if 1 < len(group) < len(settings):
+            where = np.concatenate([panel.points(setting["kl"], setting["reward"]) for setting in group])
+            gid = f"count-{name}-{settings.index(group[0])}"
+            panel.label(_count(method["knob"], len(group)), where, gid, fontsize=7, color=_readable(colour))
 
 
-def _outside(panel: Panel, name: str, settings: Sequence[Mapping[str, Any]], colour: str) -> None:
-    """Draw an arrow at the border towards each setting beyond it, and one label that says where they are."""
-    width, height = panel.size
+def _together(panel: Panel, settings: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """The settings that the panel shows, in groups of those that cover one another."""
+    groups: list[list[Mapping[str, Any]]] = []
+    for setting in settings:
+        place = panel.visible(panel.points(setting["kl"], setting["reward"]))
+        if not len(place):
+            continue
+        near = [group for group in groups if any(_apart(panel, place[0], other) < COVERED for other in group)]
+        joined = [other for group in near for other in group] + [setting]
+        groups = [group for group in groups if group not in near] + [joined]
+    return groups
+
+
+def _apart(panel: Panel, place: np.ndarray, setting: Mapping[str, Any]) -> float:
+    return float(np.hypot(*(panel.points(setting["kl"], setting["reward"])[0] - place)))
+
+
+def _knob_words(knob: str | None, settings: Sequence[Mapping[str, Any]], covered: bool) -> str:
+    """Say which settings a line joins, from the least KL to the most: "β = 5 … 0.05", or "4 targets: 3 … 12"."""
+    values = [setting["knob_value"] for setting in settings]
+    if knob is None or None in values:
+        return ""
+    if settings[0]["kl"] > settings[-1]["kl"] and not covered:
+        values.reverse()
+    words = setting_label(knob, values)
+    return f"{_count(knob, len(values))}: {words.partition(' = ')[2]}" if covered else words
+
+
+def _count(knob: str | None, number: int) -> str:
+    return f"{number} {'settings' if knob is None else knob_of(knob).many}"
+
+
+def _outside(
+    panel: Panel, method: Mapping[str, Any], settings: Sequence[Mapping[str, Any]], named: bool, colour: str
+) -> None:
+    """Draw an arrow at the border towards each setting beyond it, and one label that says where they are.
+
+    Args:
+        panel: the panel.
+        method: the method of the settings.
+        settings: those that the panel does not show.
+        named: whether another label names the method.
+        colour: of the method.
+    """
+    name, (width, height) = method["name"], panel.size
     arrows, texts = [], []
-    for number, setting in enumerate(settings):
+    for setting in settings:
+        number = method["settings"].index(setting)
         for x, y in panel.points(setting["kl"], setting["reward"]):
             arrow = np.array([x > width, int(y > height) - int(y < 0)], float) * 13
-            if arrow.any():
-                tip = np.clip([x, y], (4, 4), (width - 1, height - 1))
-                panel.arrow(tip, arrow, f"outside-{name}-{number}", colour)
-                arrows.append(tip - arrow / 2)
-                texts.append(f"{setting['reward']:.2f} at {setting['kl']:.3g} nats")
+            tip = np.clip([x, y], (4, 4), (width - 1, height - 1))
+            panel.arrow(tip, arrow, f"outside-{name}-{number}", colour)
+            arrows.append(tip - arrow / 2)
+            words = setting_label(method["knob"], [setting["knob_value"]])
+            texts.append(f"{words and words + ':' + chr(10)}{setting['reward']:.2f} at {setting['kl']:.3g} nats")
     if arrows:
         shown = texts if len(texts) <= 2 else [texts[0], f"and {len(texts) - 1} more"]
-        text = "\n".join([f"{_wrapped(name)}:", *shown])
-        panel.label(text, np.array(arrows), f"label-outside-{name}", color=_readable(colour), fontsize=7)
+        lines = shown if named else [f"{_wrapped(name)}:", *shown]
+        panel.label("\n".join(lines), np.array(arrows), f"label-outside-{name}", color=_readable(colour), fontsize=7)
 
 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:

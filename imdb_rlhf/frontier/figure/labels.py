@@ -92,7 +92,7 @@ def best(wish: Wish, ink: np.ndarray, size: tuple[float, float], placed: list[tu
         if spot.distance > LEADER:
             _draw(drawn, between(np.array(spot.edge), np.array(spot.anchor)), 4.0)
     sums = np.pad(drawn.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
-    cost = 12 * _covered(sums, left, bottom, wish, 1.0) + 0.5 * _covered(sums, left, bottom, wish, 3.0)
+    cost = 24 * _covered(sums, left, bottom, wish, 1.0) + 0.5 * _covered(sums, left, bottom, wish, 3.0)
 
     # (places, anchors): from the nearest point of the label to each anchor
     ax, ay = wish.anchors[:, 0], wish.anchors[:, 1]
@@ -136,7 +136,7 @@ def _crossed(ink: np.ndarray, edge: np.ndarray, anchor: np.ndarray, placed: list
     if not len(leader):
         return 0.0
     at = np.clip(leader.astype(int), 0, (ink.shape[1] - 1, ink.shape[0] - 1))
-    cost = 5.0 * float(ink[at[:, 1], at[:, 0]].sum())
+    cost = 6.0 * float(ink[at[:, 1], at[:, 0]].sum())
     for other, spot in placed:
         x, y = leader[:, 0], leader[:, 1]
         within = (x > spot.left - 1) & (x < spot.left + other.width + 1)

@@ -8,6 +8,7 @@ import numpy as np
 from imdb_rlhf.frontier.figure.panel import Panel, finite
 
 INK, GREY, OPTIMUM = "#222222", "#666666", "#6b5e10"
+CASING = 2.6  # points; the optimum is seen on both sides of best-of-N, which is 0.9 wide, where that covers it
 
 
 def optimum(panel: Panel, frontier: Mapping[str, Any]) -> None:
@@ -19,15 +20,17 @@ def optimum(panel: Panel, frontier: Mapping[str, Any]) -> None:
     trusted = float(entry["trusted_kl"])
     for part, inside in (("trusted", kl <= trusted), ("beyond", kl >= trusted)):
         beyond = part == "beyond"
-        wide, inner, edge = ("#f5f5f5", "#ebebeb", "#aaaaaa") if beyond else ("#efe9cf", "#d9cc8a", "#8a7a1f")
+        wide, inner, edge = ("#f5f5f5", "#ebebeb", "#aaaaaa") if beyond else ("#f3edd2", "#dfd08a", "#d3bd55")
         x = kl[inside]
         low, lower, upper, high = (curves[name][inside] for name in ("low", "lower", "upper", "high"))
         gid = f"{panel.name}-optimum"
         panel.axes.fill_between(x, low, high, color=wide, lw=0, zorder=0.5, gid=f"{gid}-interval-{part}")
         panel.axes.fill_between(x, lower, upper, color=inner, lw=0, zorder=0.6, gid=f"{gid}-band-{part}")
-        line: dict[str, Any] = {"color": edge, "lw": 0.6, "ls": (0, (3, 2)) if beyond else "-", "zorder": 0.7}
-        panel.line(x, lower, f"optimum-lower-{part}", weight=0.4, **line)
-        panel.line(x, upper, f"optimum-upper-{part}", weight=0.4, **line)
+        look: dict[str, Any] = {"lw": 0.6, "ls": (0, (3, 2))} if beyond else {"lw": CASING}
+        line: dict[str, Any] = {"color": edge, "zorder": 0.7, **look}
+        weight = 0.4 if beyond else 1.0
+        panel.line(x, lower, f"optimum-lower-{part}", weight=weight, **line)
+        panel.line(x, upper, f"optimum-upper-{part}", weight=weight, **line)
     within = kl <= trusted
     outer = within & (kl >= 0.3 * trusted)  # near the reference all curves meet
     panel.label("optimum", panel.points(kl[outer], curves["upper"][outer]), "label-optimum", color=OPTIMUM)
@@ -36,7 +39,7 @@ def optimum(panel: Panel, frontier: Mapping[str, Any]) -> None:
         panel.line([trusted] * 2, ends, "trusted", weight=0.4, color="#aaaaaa", lw=0.8, zorder=0.8)
         far = np.linspace(0.7 * trusted + 0.3 * kl[-1], kl[-1], 20)
         middle = np.interp(far, kl, (curves["lower"] + curves["upper"]) / 2)
-        note = f"{entry['samples']} samples cannot tell"
+        note = "the optimum is in the grey"
         panel.label(note, panel.points(far, middle), "label-beyond", optional=True, color=GREY, fontsize=7)
     learned = entry["learned"]
     if learned is not None:
@@ -90,7 +93,7 @@ def best_of_n(panel: Panel, frontier: Mapping[str, Any]) -> None:
             for at in (0, -1):
                 n = curve["n"][marks[at]]
                 where = panel.points(kl[at], reward[at])
-                panel.label(f"N={n}", where, f"label-n-{n}", optional=True, color=GREY, fontsize=7)
+                panel.label(f"N = {n}", where, f"label-n-{n}", optional=True, color=GREY, fontsize=7)
 
 
 def anchors(panel: Panel, frontier: Mapping[str, Any]) -> None:

@@ -73,5 +73,7 @@ def _rewards(frontier: Mapping[str, Any], sound: list[Mapping[str, Any]], end: f
     depths = [reference - reward for reward in rewards]
     deepest = 1.5 * max([top - reference, *([float(np.quantile(depths, 0.75))] if depths else [])])
     bottom = min([*anchors, *(reward for reward in rewards if reference - reward <= deepest)])
+    bars = [float(s["reward_ci"][1]) for s in sound if s["kl"] <= end and s["reward_ci"] and finite(*s["reward_ci"])]
+    top = max([top, *(bar for bar in bars if bar <= top + 0.25 * (top - bottom))])
     span = max(top - bottom, 1e-3 * max(abs(top), 1.0))
     return bottom - 0.06 * span, top + 0.05 * span

@@ -19,6 +19,7 @@ from imdb_rlhf.frontier.figure import figure
 from imdb_rlhf.frontier.figure.labels import Wish, place
 
 SVG = "{http://www.w3.org/2000/svg}"
+FILES = ("f.svg", "f.pdf", "f.png")
 REFERENCE = 0.5
 # name, knob, (value, KL, reward) of each setting: six methods of 22 runs that crowd together.
 SWEEP: list[tuple[str, str | None, list[tuple[float | None, float, float]]]] = [
@@ -102,8 +103,19 @@ def crowd_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def parsed(frontier: dict[str, Any], folder: Path) -> ElementTree.Element:
-    figure.draw(frontier, folder / "f.svg", folder / "f.png")
-    return ElementTree.parse(folder / "f.svg").getroot()
+    figure.draw(frontier, *(folder / name for name in FILES))
+    return read(folder)
+
+
+def read(folder: Path) -> ElementTree.Element:
+    """The SVG with its comments, which hold the words that are drawn as outlines."""
+    parser = ElementTree.XMLParser(target=ElementTree.TreeBuilder(insert_comments=True))
+    return ElementTree.parse(folder / "f.svg", parser).getroot()
+
+
+def words_of(element: ElementTree.Element) -> list[str]:
+    """What is written in a part of the SVG; a label of two lines is two of them."""
+    return [comment.text.strip() for comment in element.iter(ElementTree.Comment) if comment.text]  # type: ignore[arg-type]
 
 
 def group(root: ElementTree.Element, gid: str) -> ElementTree.Element:
@@ -113,7 +125,11 @@ def group(root: ElementTree.Element, gid: str) -> ElementTree.Element:
 
 def uses(element: ElementTree.Element) -> list[tuple[float, float]]:
     """Where markers stand, in the SVG's own coordinates."""
-    return [(float(use.attrib["x"]), float(use.attrib["y"])) for use in element.iter(f"{SVG}use")]
+    return [
+        (float(use.attrib["x"]), float(use.attrib["y"]))
+        for use in element.iter(f"{SVG}use")
+        if "x" in use.attrib and "y" in use.attrib
+    ]
 
 
 def path_of(element: ElementTree.Element) -> list[str]:
@@ -125,7 +141,7 @@ def ticks(axes: ElementTree.Element, axis: str) -> list[tuple[float, tuple[float
     numbers = []
     for tick in axes.iter(f"{SVG}g"):
         if re.match(rf"{axis}tick_\d+$", tick.get("id", "")):
-            (number,) = ["".join(text.itertext()) for text in tick.iter(f"{SVG}text")]
+            (number,) = words_of(tick)
             numbers.append((float(number.replace("−", "-")), uses(tick)[0]))
     return numbers
 
@@ -135,8 +151,7 @@ def texts(shown: Figure, panel: str) -> list[Text]:
 
 
 def test_what_is_in_the_svg(crowd_folder: Path) -> None:
-    root = ElementTree.parse(crowd_folder / "f.svg").getroot()
-    words = [" ".join(text.itertext()) for text in root.iter(f"{SVG}text")]
+    words = words_of(read(crowd_folder))
     for name, _, _ in SWEEP:
         assert words.count(name) == 2, name  # once in each panel
     for word in ("true reward (lexicon)", "KL to the reference (nats)", "KL to the reference (nats, log scale)"):
@@ -144,6 +159,8 @@ def test_what_is_in_the_svg(crowd_folder: Path) -> None:
     for word in ("optimum", "best-of-N", "best-of-N, learned reward", "reference", "before SFT"):
         assert word in words
     assert any("95% intervals" in word for word in words)
+    for words_of_knob in ("β = 5 … 0.05", "target KL = 0.25 … 6", "α = 0.05 … 1", "4 targets: 3 … 12"):
+        assert words.count(words_of_knob) == 2, words_of_knob
 
 
 @pytest.mark.parametrize("panel, scale", [("linear", float), ("log", math.log)])
@@ -160,9 +177,43 @@ def test_a_point_lies_where_the_ticks_say(tmp_path: Path, panel: str, scale: Any
 
 
 def test_every_checkpoint_is_a_point(crowd_folder: Path) -> None:
-    root = ElementTree.parse(crowd_folder / "f.svg").getroot()
+    root = read(crowd_folder)
     assert [len(uses(group(root, f"linear-points-{name}"))) for name in ("DPO", "Preferred-FT")] == [16, 8]
     assert len(uses(group(root, "log-best-of-n-marks-ground_truth"))) == 6  # N = 2, 4, ... 64
+
+
+def test_a_method_has_one_label_in_a_panel(crowd: Figure) -> None:
+    for panel in ("linear", "log"):
+        for name, _, _ in SWEEP:
+            assert len([text for text in texts(crowd, panel) if text.get_text().splitlines()[0] == name]) == 1
+
+
+def test_settings_that_cover_one_another_say_how_many_they_are() -> None:
+    part = [("PPO", "target_kl", [(1, 1.0, 0.7), (6, 4.0, 0.8), (9, 4.01, 0.8), (12, 4.0, 0.801)])]
+    shown = compose(frontier_of(part, 1, optimum=None, best_of_n={}))
+    for panel in ("linear", "log"):
+        assert [text.get_text() for text in texts(shown, f"{panel}-label-PPO")] == ["PPO\ntarget KL = 1 … 12"]
+        assert [text.get_text() for text in texts(shown, f"{panel}-count-PPO")] == ["3 targets"]
+    apart = compose(frontier_of(SWEEP[:2], 1, optimum=None, best_of_n={}))
+    assert not texts(apart, "linear-count") and not texts(apart, "log-count")
+
+
+def test_the_optimum_is_seen_on_both_sides_of_best_of_n(crowd: Figure) -> None:
+    def width(gid: str) -> float:
+        (line,) = crowd.findobj(lambda artist: artist.get_gid() == gid)
+        return float(line.get_linewidth())  # type: ignore[attr-defined]
+
+    assert width("linear-optimum-lower-trusted") > 2 * width("linear-best-of-n-ground_truth")
+    assert width("linear-optimum-upper-trusted") > 2 * width("linear-best-of-n-ground_truth")
+
+
+def test_fonts_are_embedded_where_text_is_text(crowd_folder: Path) -> None:
+    pdf = (crowd_folder / "f.pdf").read_bytes()
+    fonts = set(re.findall(rb"/FontName /(\S+)", pdf))
+    assert fonts and pdf.count(b"/FontFile2") == len(fonts) and b"/Type3" not in pdf
+    assert all(b"+DejaVuSans" in font for font in fonts)  # no viewer's own font stands in for one
+    svg = (crowd_folder / "f.svg").read_text()
+    assert "<text" not in svg and "font-family" not in svg
 
 
 def test_settings_are_joined_in_the_order_of_the_knob(crowd: Figure) -> None:
@@ -213,11 +264,11 @@ def test_the_same_frontier_gives_the_same_bytes(crowd_folder: Path, tmp_path: Pa
     start = time.process_time()
     parsed(frontier_of(SWEEP), tmp_path)
     assert time.process_time() - start < 6  # about one second
-    for file in ("f.svg", "f.png"):
+    for file in FILES:
         assert (tmp_path / file).read_bytes() == (crowd_folder / file).read_bytes()
     svg = (tmp_path / "f.svg").read_text()
     assert "<dc:date>" not in svg and matplotlib.__version__ not in svg
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["f.png", "f.svg"]  # nothing half-written
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)  # nothing half-written
 
 
 def test_the_users_own_style_changes_nothing(tmp_path: Path) -> None:
@@ -245,7 +296,7 @@ def test_a_diverged_run_does_not_squash_the_rest(tmp_path: Path) -> None:
     assert 12.1 < linear.get_xlim()[1] < 20 and 100 < log.get_xlim()[1] < 200
     assert linear.get_ylim()[0] > 0.3
     (label,) = texts(shown, "linear-label-outside")
-    assert label.get_text() == "DPO (ipo):\n0.10 at 100 nats"
+    assert label.get_text() == "β = 0.1:\n0.10 at 100 nats"  # its method has a label already
     root = parsed(frontier, tmp_path)
     tip = [float(number) for number in re.findall(r"[\d.]+", path_of(group(root, "linear-outside-DPO_(ipo)-0"))[-1])]
     assert max(tip[::2]) > 250  # it points at the right border of the left panel
@@ -265,7 +316,7 @@ def test_beyond_what_samples_tell_the_band_is_grey(crowd: Figure) -> None:
     assert max(sure.get_xdata()) == min(beyond.get_xdata()) == 2.1  # type: ignore[attr-defined]
     assert beyond.get_linestyle() == "--"  # type: ignore[attr-defined]
     trusted = frontier_of([("DPO", "beta", [(1, 1.0, 0.8)])], best_of_n={})
-    assert "cannot tell" not in "".join(text.get_text() for text in texts(compose(trusted), "linear"))
+    assert "grey" not in "".join(text.get_text() for text in compose(trusted).findobj(Text))
 
 
 @pytest.mark.parametrize("broken", [None, float("nan"), float("inf")])
@@ -294,7 +345,7 @@ SMALL = {
 @pytest.mark.parametrize("name", SMALL)
 def test_little_to_draw_is_drawn(tmp_path: Path, name: str) -> None:
     root = parsed(SMALL[name], tmp_path)
-    assert "reference" in ["".join(text.itertext()) for text in root.iter(f"{SVG}text")]
+    assert "reference" in words_of(root)
     shown = compose(SMALL[name])
     beside = shown.axes[0].yaxis.get_tightbbox()
     assert beside is not None and beside.x0 >= 0  # long numbers do not push the axis's name out of the picture

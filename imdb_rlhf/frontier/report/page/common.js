@@ -1,4 +1,4 @@
-// Shared by all parts of the page: the data, numbers as text, elements, and the layout of plots.
+// Shared by all parts of the page: the data, numbers as text, and elements.
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const F = DATA.frontier;
@@ -23,20 +23,20 @@ function visible(text) {
   });
 }
 
-/** A text for plotly, which interprets some HTML in labels. */
-const plain = (text) => visible(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
-
 const known = (value) => value !== null && value !== undefined;
 const fixed = (value, digits = 3) => (known(value) ? value.toFixed(digits).replace(/^-(0\.?0*)$/, "$1").replace("-", "\u2212") : "\u2013");
 const range = (pair, digits = 3) => (pair ? [...new Set(pair.map((value) => fixed(value, digits)))].join(" to ") : "\u2013");
 const bracket = (pair, digits = 3) => (pair ? `[${fixed(pair[0], digits)}, ${fixed(pair[1], digits)}]` : "");
 const percent = `${+(100 * F.confidence).toPrecision(4)} %`;
-const KNOBS = { beta: "\u03b2", alpha: "\u03b1", target_kl: "target KL", n: "N" };
-const knobName = (knob) => KNOBS[knob] || knob || "";
+/** A knob's sign before a value, and the words after a number of its values. */
+const knobWords = (knob) => DATA.knobs[knob] || [knob, `value of ${knob}`, `values of ${knob}`];
+const knobName = (knob) => (knob ? knobWords(knob)[0] : "");
 const setting = (knob, value) => (known(knob) && known(value) ? `${knobName(knob)} = ${value}` : "");
 const runTitle = (run) => [run.method, setting(run.knob, run.knob_value), `seed ${run.seed}`].filter(Boolean).join(", ");
 
+const METHODS = F.methods.map((method) => method.name);
 const RUNS = F.runs.map((run, place) => ({ ...run, ...DATA.runs[place] }));
+for (const run of RUNS) for (const curve of Object.values(run.curves || {})) curve[0] = DATA.steps[curve[0]];
 const RUN = new Map(RUNS.map((run) => [run.name, run]));
 
 const DIVERGED = new Set(F.methods.flatMap((method) => method.diverged));
@@ -44,29 +44,20 @@ const DIVERGED = new Set(F.methods.flatMap((method) => method.diverged));
 const GREY = ["#888888", "circle"];
 const styleOf = (method) => DATA.styles[method] || GREY;
 
-const SHAPES = {
-  circle: '<circle cx="7" cy="7" r="5"/>',
-  square: '<rect x="2.5" y="2.5" width="9" height="9"/>',
-  diamond: '<path d="M7 1 13 7 7 13 1 7z"/>',
-  "triangle-up": '<path d="M7 1.5 13 12H1z"/>',
-  "triangle-down": '<path d="M7 12.5 13 2H1z"/>',
-  cross: '<path d="M5 1h4v4h4v4H9v4H5V9H1V5h4z"/>',
-  x: '<path d="M1 3.5 3.5 1 7 4.5 10.5 1 13 3.5 9.5 7 13 10.5 10.5 13 7 9.5 3.5 13 1 10.5 4.5 7z"/>',
-};
-
 /** A method's marker as a small picture. Its HTML is safe: colours and symbols come from the palette alone. */
 function swatch(method) {
   const [colour, symbol] = styleOf(method);
   const box = make("span");
-  box.innerHTML = `<svg width="13" height="13" viewBox="0 0 14 14" fill="${colour}" aria-hidden="true">${SHAPES[symbol] || SHAPES.circle}</svg>`;
+  box.innerHTML = `<svg width="13" height="13" viewBox="-1.4 -1.4 2.8 2.8" fill="${colour}" aria-hidden="true"><path d="${SHAPES[symbol] || SHAPES.circle}"/></svg>`;
   return box.firstChild;
 }
 
 /** A small picture of a line for the legend. */
 function stroke(style) {
   const box = make("span");
-  const line = `<line x1="1" y1="7" x2="25" y2="7" stroke="currentColor" stroke-width="${style.width || 2}" stroke-dasharray="${style.dash || ""}"/>`;
-  const band = style.band ? '<rect x="1" y="2" width="24" height="10" fill="currentColor" opacity=".25"/>' : "";
+  const ink = style.band ? "var(--optimum)" : "currentColor";
+  const line = style.area ? "" : `<line x1="1" y1="7" x2="25" y2="7" stroke="${ink}" stroke-width="${style.width || 2}" stroke-dasharray="${style.dash || ""}"/>`;
+  const band = style.band || style.area ? `<rect x="1" y="2" width="24" height="10" fill="${ink}" opacity=".3"/>` : "";
   const dot = style.dot ? '<circle cx="13" cy="7" r="3" fill="currentColor"/>' : "";
   box.innerHTML = `<svg width="26" height="14" viewBox="0 0 26 14" aria-hidden="true">${band}${line}${dot}</svg>`;
   return box.firstChild;
@@ -80,39 +71,41 @@ function definition(name, value) {
 function theme() {
   const style = getComputedStyle(document.documentElement);
   const get = (name) => style.getPropertyValue(name).trim();
-  return { ink: get("--ink"), soft: get("--soft"), line: get("--line"), grid: get("--grid"), bg: get("--bg"), band: get("--band"), font: getComputedStyle(document.body).fontFamily };
+  return { ink: get("--ink"), soft: get("--soft"), line: get("--line"), grid: get("--grid"), bg: get("--bg"), optimum: get("--optimum"), font: getComputedStyle(document.body).fontFamily };
 }
 
-const TOUCH = matchMedia("(pointer: coarse)").matches; // there a drag has to scroll the page
-// Without these settings plotly offers to send the plot to its makers' server.
-const CONFIG = { responsive: true, displaylogo: false, showSendToCloud: false, plotlyServerURL: "", modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
-const QUIET = { ...CONFIG, displayModeBar: false };
-
-/** The layout that all plots share; `x` and `y` add to the axes. */
-function layout(x, y, more) {
-  const colours = theme();
-  const axis = { gridcolor: colours.grid, linecolor: colours.line, zeroline: false, ticks: "outside", tickcolor: colours.line, ticklen: 4, automargin: true };
-  for (const each of [x, y]) if (each.title) each.title = { font: { size: 12.5, color: colours.soft }, standoff: 10, ...each.title };
-  return {
-    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", showlegend: false, hovermode: "closest", dragmode: TOUCH ? false : "zoom",
-    font: { family: colours.font, size: 12.5, color: colours.ink }, margin: { l: 52, r: 14, t: 10, b: 44 },
-    modebar: { bgcolor: "rgba(0,0,0,0)", color: colours.soft, activecolor: colours.ink },
-    hoverlabel: { align: "left", bgcolor: colours.bg, bordercolor: colours.soft, font: { color: colours.ink, family: colours.font, size: 12.5 } },
-    xaxis: { ...axis, ...x }, yaxis: { ...axis, ...y }, ...more,
-  };
+/** Order rows by a key; rows without a value come last in either direction. */
+function ordered(rows, key, descending) {
+  const sign = descending ? -1 : 1;
+  return rows.map((row, place) => [key(row), place, row]).sort(([a, i], [b, j]) => {
+    if (!known(a) || !known(b)) return known(b) - known(a) || i - j;
+    return (a < b ? -sign : a > b ? sign : 0) || i - j;
+  }).map(([, , row]) => row);
 }
 
-/** Say why there is nothing to draw, in the place of a plot. */
-function nothing(box, why) {
-  if (box.data) Plotly.purge(box);
-  box.replaceChildren(make("div", "empty", why));
-  box.style.height = "auto";
+/** Headings that sort: a click orders by the column, the next click reverses the order. */
+function sortable(table, columns, redraw) {
+  const state = { column: null, descending: false };
+  const cells = columns.map(([name, , , isNumber], place) => {
+    const button = make("button", "", name);
+    button.type = "button";
+    const head = make("th", isNumber && name !== "setting" ? "number" : "", button);
+    head.scope = "col";
+    button.addEventListener("click", () => {
+      state.descending = state.column === place ? !state.descending : Boolean(isNumber);
+      state.column = place;
+      cells.forEach((each, at) => (at === place ? each.setAttribute("aria-sort", state.descending ? "descending" : "ascending") : each.removeAttribute("aria-sort")));
+      redraw();
+    });
+    return head;
+  });
+  table.append(make("thead", "", make("tr", "", ...cells)));
+  return state;
 }
 
-function draw(box, traces, colours, config) {
-  if (!box.data) {
-    box.replaceChildren();
-    box.style.height = "";
-  }
-  Plotly.react(box, traces, colours, config);
-}
+const TOUCH = matchMedia("(pointer: coarse)").matches; // a finger does not hover, and its drags scroll the page
+
+const N = (text) => [text, "number"];
+const cell = (className, ...children) => make("td", className, ...children);
+const number = (text, under, className = "") => cell(`number ${className}`, text, under ? make("small", "", under) : null);
+const methodCell = (name) => cell("name", swatch(name), visible(name));

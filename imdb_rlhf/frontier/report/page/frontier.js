@@ -4,29 +4,30 @@ const hidden = new Set(); // keys of the legend's entries that are switched off
 let scale = "linear";
 
 const BEST_OF = { ground_truth: "best-of-N by the true reward", learned: "best-of-N by the learned reward" };
-const DOTS = { dot: "2 3", dash: "6 4", dashdot: "7 3 2 3" };
-const REFERENCES = [
-  F.optimum && { key: "optimum", name: "optimum, lower to upper bound", band: true, width: 1.5 },
-  F.optimum && F.optimum.learned && { key: "learned", name: "optimum of the learned reward, its true reward", dash: DOTS.dashdot, width: 1.8 },
-  ...Object.keys(F.best_of_n || {}).map((by) => ({ key: `best_of_n ${by}`, name: BEST_OF[by] || `best-of-N by ${by}`, dash: by === "learned" ? DOTS.dot : "", dot: true, width: 1.4 })),
-].filter(Boolean);
-const METHODS = F.methods.map((method) => method.name);
+const DASHES = { learned: "5 3", learnedOptimum: "1.5 3" };
 
+const reach = (points) => Math.max(F.score_kl, ...points.map((point) => (point.kl_ci ? point.kl_ci[1] : point.kl)));
 /** The start of the logarithmic KL axis. */
 const LEAST = Math.max(0.005, 0.7 * Math.min(...F.points.map((point) => point.kl).filter((kl) => kl > 0.005), 0.25));
-const reach = (points) => Math.max(F.score_kl, ...points.map((point) => (point.kl_ci ? point.kl_ci[1] : point.kl)));
 /** The end of the KL axis: the last point, unless that is a diverged run's at over twice the KL of all others. */
 const FURTHEST = 1.06 * Math.min(reach(F.points), 2 * reach(F.points.filter((point) => !DIVERGED.has(point.run))));
 const BEYOND = F.points.filter((point) => point.kl > FURTHEST).length;
+const IS_GREY = F.optimum && F.optimum.trusted_kl < FURTHEST;
+
+const REFERENCES = [
+  F.optimum && { key: "optimum", name: "optimum: no policy can have more", band: true, width: 2 },
+  IS_GREY && { key: "grey", name: "the optimum is somewhere in the grey", area: true },
+  F.optimum && F.optimum.learned && { key: "learned", name: "true reward at the learned reward's optimum", dash: DASHES.learnedOptimum, width: 2 },
+  ...Object.keys(F.best_of_n || {}).map((by) => ({ key: `best_of_n ${by}`, name: BEST_OF[by] || `best-of-N by ${by}`, dash: by === "learned" ? DASHES.learned : "", dot: true, width: 1.4 })),
+].filter(Boolean);
 
 const onAxis = (kl) => scale === "linear" || kl > 0;
-const rgba = (colours, share) => `rgba(${colours.band}, ${share})`;
 
-/** A line over KL; `texts` are shown when its points are hovered. */
-function line(key, kl, values, style, texts) {
-  const shown = kl.map((_, i) => i).filter((i) => onAxis(kl[i]) && known(values[i]));
-  const hover = texts ? { text: shown.map((i) => texts[i]), hoverinfo: "text" } : { hoverinfo: "skip" };
-  return { meta: key, type: "scatter", mode: "lines", x: shown.map((i) => kl[i]), y: shown.map((i) => values[i]), ...hover, ...style };
+/** A layer over KL, without what the axis cannot show. Lists of the fields are thinned alike. */
+function over(kind, key, kl, fields, style) {
+  const shown = kl.map((_, i) => i).filter((i) => known(kl[i]) && onAxis(kl[i]) && Object.values(fields).every((values) => known(values[i])));
+  const thinned = Object.entries(fields).map(([name, values]) => [name, shown.map((i) => values[i])]);
+  return { kind, key, x: shown.map((i) => kl[i]), ...Object.fromEntries(thinned), ...style };
 }
 
 /** The part of a curve before or after a KL, interpolated to end exactly there. */
@@ -38,79 +39,79 @@ function part(kl, values, limit, before) {
   return before ? [[...kl.slice(0, at), limit], [...values.slice(0, at), value]] : [[limit, ...kl.slice(at)], [value, ...values.slice(at)]];
 }
 
-function optimumTraces(colours) {
+/** The band between the optimum's bounds: ochre where they are close, grey where samples are too few. */
+function optimumLayers(colours) {
   const o = F.optimum;
   if (!o) return [];
-  const bare = { line: { width: 0 } };
-  const traces = [
-    line("optimum", o.kl, o.lower_ci[0], bare),
-    line("optimum", o.kl, o.upper_ci[1], { ...bare, fill: "tonexty", fillcolor: rgba(colours, 0.12) }),
-    line("optimum", o.kl, o.lower, bare),
-    line("optimum", o.kl, o.upper, { ...bare, fill: "tonexty", fillcolor: rgba(colours, 0.2) }),
-  ];
-  for (const [name, values, ends] of [["lower bound: a policy that reaches it exists", o.lower, o.lower_ci], ["upper bound: no policy is above it", o.upper, o.upper_ci]]) {
-    for (const before of [true, false]) {
-      const [kl, rewards] = part(o.kl, values, o.trusted_kl, before);
+  const layers = [];
+  for (const before of [true, false]) {
+    const tint = before ? colours.optimum : colours.soft;
+    const key = before ? "optimum" : "grey";
+    const of = (values) => part(o.kl, values, o.trusted_kl, before);
+    const kl = of(o.lower)[0];
+    const band = (low, high, opacity) => over("band", key, kl, { low: of(low)[1], high: of(high)[1] }, { fill: tint, opacity });
+    layers.push(band(o.lower_ci[0], o.upper_ci[1], before ? 0.18 : 0.1), band(o.lower, o.upper, before ? 0.4 : 0.13));
+    for (const [name, values, ends] of [["lower bound: a policy that reaches it exists", o.lower, o.lower_ci], ["upper bound: no policy is above it", o.upper, o.upper_ci]]) {
       const texts = kl.map((each, i) => {
         const at = o.kl.indexOf(each);
-        return `<b>optimum</b>, ${name}<br>reward ${fixed(rewards[i])} ${at < 0 ? "" : bracket([ends[0][at], ends[1][at]])} for ${fixed(each, 2)} nats` + (before ? "" : "<br>too few samples for a tight bound");
+        const numbers = `reward ${fixed(of(values)[1][i])} ${at < 0 ? "" : bracket([ends[0][at], ends[1][at]])} for ${fixed(each, 2)} nats`;
+        return ["optimum", name, numbers, ...(before ? [] : [`${o.samples} samples per prompt cannot say where in the grey it is`])];
       });
-      traces.push(line("optimum", kl, rewards, { line: { color: colours.soft, width: 1.5, dash: before ? "solid" : "dash" } }, texts));
+      // wide enough to be seen on both sides of best-of-N where that covers it
+      layers.push(over("line", key, kl, { y: of(values)[1], texts }, { stroke: tint, width: before ? 3.4 : 1, dash: before ? null : "4 3", opacity: before ? 0.75 : 1 }));
     }
   }
-  return traces;
+  return layers;
 }
 
-function learnedTraces(colours) {
+function learnedLayers(colours) {
   const l = F.optimum && F.optimum.learned;
   if (!l) return [];
-  const bare = { line: { width: 0 } };
-  const texts = l.kl.map((kl, i) => `<b>optimum of the learned reward</b><br>true reward ${fixed(l.reward[i])} ${bracket([l.reward_ci[0][i], l.reward_ci[1][i]])}<br>for ${fixed(kl, 2)} nats`);
+  const texts = l.kl.map((kl, i) => ["optimum of the learned reward", `true reward ${fixed(l.reward[i])} ${bracket([l.reward_ci[0][i], l.reward_ci[1][i]])}`, `for ${fixed(kl, 2)} nats`]);
   return [
-    line("learned", l.kl, l.reward_ci[0], bare),
-    line("learned", l.kl, l.reward_ci[1], { ...bare, fill: "tonexty", fillcolor: rgba(colours, 0.1) }),
-    line("learned", l.kl, l.reward, { line: { color: colours.soft, width: 1.8, dash: "dashdot" } }, texts),
+    over("band", "learned", l.kl, { low: l.reward_ci[0], high: l.reward_ci[1] }, { fill: colours.soft, opacity: 0.12 }),
+    over("line", "learned", l.kl, { y: l.reward, texts }, { stroke: colours.soft, width: 2, dash: DASHES.learnedOptimum }),
   ];
 }
 
-function bestOfNTraces(colours) {
+function bestOfNLayers(colours) {
   return Object.entries(F.best_of_n || {}).flatMap(([by, curve]) => {
     const key = `best_of_n ${by}`;
-    const texts = curve.n.map((n, i) => `<b>${plain(BEST_OF[by] || by)}</b>, N = ${n}<br>reward ${fixed(curve.reward[i])} ${bracket([curve.reward_ci[0][i], curve.reward_ci[1][i]])}<br>KL at most ${fixed(curve.kl[i], 2)} nats`);
-    const powers = curve.n.map((n) => (Number.isInteger(Math.log2(n)) ? 5 : 0));
+    const texts = curve.n.map((n, i) => [`${BEST_OF[by] || by}, N = ${n}`, `reward ${fixed(curve.reward[i])} ${bracket([curve.reward_ci[0][i], curve.reward_ci[1][i]])}`, `KL at most ${fixed(curve.kl[i], 2)} nats`]);
+    const powers = curve.n.map((_, i) => i).filter((i) => Number.isInteger(Math.log2(curve.n[i])));
+    const at = (values) => powers.map((i) => values[i]);
     return [
-      line(key, curve.kl, curve.reward_ci[0], { line: { width: 0 } }),
-      line(key, curve.kl, curve.reward_ci[1], { line: { width: 0 }, fill: "tonexty", fillcolor: rgba(colours, 0.1) }),
-      line(key, curve.kl, curve.reward, {
-        mode: "lines+markers", line: { color: colours.ink, width: 1.4, dash: by === "learned" ? "dot" : "solid" },
-        marker: { color: colours.ink, size: powers.filter((_, i) => onAxis(curve.kl[i])) },
-      }, texts),
+      over("band", key, curve.kl, { low: curve.reward_ci[0], high: curve.reward_ci[1] }, { fill: colours.soft, opacity: 0.12 }),
+      over("line", key, curve.kl, { y: curve.reward, texts }, { stroke: colours.ink, width: 1.3, dash: by === "learned" ? DASHES.learned : null }),
+      over("marks", key, at(curve.kl), { y: at(curve.reward), texts: at(texts) }, { symbol: "circle", size: 2.6, fill: by === "learned" ? colours.bg : colours.ink, stroke: colours.ink, strokeWidth: 1 }),
     ];
   });
 }
 
-const efficiencyText = (pair) => (pair ? `<br>efficiency ${range(pair, 2)}` : "");
+const efficiencyLine = (pair) => (pair ? [`efficiency ${range(pair, 2)}`] : []);
 
 function pointText(point) {
   const run = RUN.get(point.run);
   return [
-    `<b>${plain(run ? runTitle(run) : point.run)}</b>`,
-    `${plain(point.run)}, step ${point.step}`,
+    visible(run ? runTitle(run) : point.run),
+    `${visible(point.run)}, step ${point.step}`,
     `reward ${fixed(point.reward)} ${bracket(point.reward_ci)}`,
     `KL ${fixed(point.kl, 2)} ${bracket(point.kl_ci, 2)} nats`,
-  ].join("<br>") + efficiencyText(point.efficiency) + (point.above_optimum ? "<br><b>above the optimum's upper bound</b>" : "");
+    ...efficiencyLine(point.efficiency), ...(point.above_optimum ? ["above the optimum's upper bound"] : []),
+  ];
 }
 
 function settingText(method, each) {
   const title = [method.name, setting(method.knob, each.knob_value)].filter(Boolean).join(", ");
   const count = each.seeds.length;
   return [
-    `<b>${plain(title)}</b>, ${count === 1 ? `seed ${each.seeds[0]}` : `mean of ${count} seeds`}`,
-    ...each.runs.slice(0, 5).map((name) => plain(name) + stepOf(name)),
+    `${visible(title)}, ${count === 1 ? `seed ${each.seeds[0]}` : `mean of ${count} seeds`}`,
+    ...each.runs.slice(0, 5).map((name) => visible(name) + stepOf(name)),
     ...(each.runs.length > 5 ? [`and ${each.runs.length - 5} more`] : []),
     `reward ${fixed(each.reward)} ${bracket(each.reward_ci)}`,
     `KL ${fixed(each.kl, 2)} ${bracket(each.kl_ci, 2)} nats`,
-  ].join("<br>") + efficiencyText(each.efficiency);
+    ...efficiencyLine(each.efficiency),
+  ];
 }
 
 function stepOf(name) {
@@ -118,36 +119,36 @@ function stepOf(name) {
   return point ? `, step ${point.step}` : "";
 }
 
-function methodTraces(method, colours) {
+/** A method's checkpoints, and its settings with their intervals, joined in the order of the knob. */
+function methodLayers(method, colours) {
   const [colour, symbol] = styleOf(method.name);
-  const points = F.points.filter((point) => point.method === method.name && onAxis(point.kl));
-  const settings = method.settings.filter((each) => onAxis(each.kl));
-  const error = (ends, middle) => ({ type: "data", symmetric: false, array: ends.map((pair, i) => (pair ? pair[1] - middle[i] : 0)), arrayminus: ends.map((pair, i) => (pair ? middle[i] - pair[0] : 0)), color: colour, thickness: 1.2, width: 3 });
-  const kl = settings.map((each) => each.kl);
-  const reward = settings.map((each) => each.reward);
+  const points = F.points.filter((point) => point.method === method.name);
+  const of = (rows, key) => rows.map((row) => row[key]);
+  const settings = method.settings;
+  const kl = of(settings, "kl");
+  const key = method.name;
+  const intervals = (name) => of(settings, name).map((pair) => pair || []);
   return [
-    {
-      meta: method.name, type: "scatter", mode: "markers", x: points.map((point) => point.kl), y: points.map((point) => point.reward),
-      text: points.map(pointText), hoverinfo: "text", customdata: points.map((point) => point.run),
-      marker: { color: colour, symbol, size: 6, opacity: 0.5 },
-    },
-    {
-      meta: method.name, type: "scatter", mode: "lines+markers", x: kl, y: reward, text: settings.map((each) => settingText(method, each)),
-      hoverinfo: "text", customdata: settings.map((each) => each.runs[0]), line: { color: colour, width: 1.6 },
-      marker: { color: colour, symbol, size: 11, line: { color: colours.bg, width: 1.2 } },
-      error_y: error(settings.map((each) => each.reward_ci), reward), error_x: error(settings.map((each) => each.kl_ci), kl),
-    },
+    over("line", key, kl, { y: of(settings, "reward") }, { stroke: colour, width: 1.7, opacity: 0.9 }),
+    over("marks", key, of(points, "kl"), { y: of(points, "reward"), texts: points.map(pointText), runs: of(points, "run"), steps: of(points, "step") }, { symbol, size: 3, fill: colour, opacity: 0.5 }),
+    over("marks", key, kl, { y: of(settings, "reward"), texts: settings.map((each) => settingText(method, each)), runs: settings.map((each) => each.runs[0]), xci: intervals("kl_ci"), yci: intervals("reward_ci") }, {
+      symbol, size: 5.6, fill: colour, stroke: colours.bg, counted: (count) => `${count} ${method.knob ? knobWords(method.knob)[2] : "settings"}`,
+    }),
   ];
 }
 
-/** The chosen run's checkpoints, ringed and joined in the order of training; they take no hover and no click. */
-function chosenTrace(run, colours) {
-  const points = F.points.filter((point) => run && point.run === run.name && onAxis(point.kl)).sort((a, b) => a.step - b.step);
-  const shown = run && !hidden.has(run.method);
-  return {
-    meta: "chosen", type: "scatter", mode: "lines+markers", x: shown ? points.map((point) => point.kl) : [], y: shown ? points.map((point) => point.reward) : [],
-    hoverinfo: "skip", line: { color: colours.ink, width: 1, dash: "dot" }, marker: { symbol: "circle-open", size: points.map((point) => (point.last ? 19 : 11)), color: colours.ink, line: { width: 1.6 } },
-  };
+/** The chosen run's checkpoints, joined in the order of training and the reported one ringed; they take no hover. */
+function chosenLayers(run, colours) {
+  if (!run || hidden.has(run.method)) return [];
+  const points = F.points.filter((point) => point.run === run.name).sort((a, b) => a.step - b.step);
+  const from = F.reference && points.length && points[0].step > 0 ? [{ kl: 0, reward: F.reference.reward }] : []; // every policy starts there
+  const path = [...from, ...points];
+  const of = (rows, key) => rows.map((row) => row[key]);
+  const last = points.filter((point) => point.last);
+  return [
+    over("line", "chosen", of(path, "kl"), { y: of(path, "reward") }, { stroke: colours.ink, width: 1.1, dash: "2 3", run: run.name }),
+    over("marks", "chosen", of(last, "kl"), { y: of(last, "reward") }, { symbol: "circle", size: 10, fill: "none", stroke: colours.ink, strokeWidth: 1.6 }),
+  ];
 }
 
 /** The range of the reward axis: every point with its interval, and the optimum up to the end of the KL axis. */
@@ -165,41 +166,37 @@ function rewardRange() {
   return [low - pad, high + pad];
 }
 
-function referenceShapes(colours) {
-  const flat = (reward, dash) => ({ type: "line", xref: "paper", x0: 0, x1: 1, y0: reward, y1: reward, line: { color: colours.soft, width: 1, dash }, layer: "below" });
-  const shapes = [flat(F.reference.reward, "dot")];
-  const note = (text, more) => ({ text, showarrow: false, font: { size: 11.5, color: colours.soft }, ...more });
-  const right = { xref: "paper", x: 1, xanchor: "right", yanchor: "bottom" };
-  const notes = [note("reference", { ...right, y: F.reference.reward })];
-  if (F.optimum && F.optimum.trusted_kl < FURTHEST && !hidden.has("optimum")) {
-    const at = F.optimum.trusted_kl;
-    shapes.push({ type: "line", yref: "paper", y0: 0, y1: 1, x0: at, x1: at, line: { color: colours.line, width: 1 }, layer: "below" });
-    notes.push(note("\u2192 too few samples: bounds loosen", { x: scale === "log" ? Math.log10(at) : at, yref: "paper", y: 1, xanchor: "left", yanchor: "bottom", xshift: -4 }));
+/** The reference, the model before SFT, and where the grey begins. */
+function anchorLayers(colours) {
+  const { reference, base } = F;
+  const numbers = (each) => [`reward ${fixed(each.reward)} ${bracket(each.reward_ci)}`, `KL ${fixed(each.kl || 0, 2)} ${bracket(each.kl_ci, 2)} nats`];
+  const layers = [{ kind: "rule", y: reference.reward, stroke: colours.soft, dash: "1.5 3", text: "reference" }];
+  if (IS_GREY && !hidden.has("grey")) {
+    const o = F.optimum;
+    const at = scale === "log" ? Math.sqrt(o.trusted_kl * FURTHEST) : (o.trusted_kl + FURTHEST) / 2;
+    const right = o.kl.findIndex((kl) => kl >= at);
+    if (right > 0) layers.push({ kind: "note", key: "grey", x: at, y: (o.lower[right] + Math.min(o.upper[right], REWARDS[1])) / 2, fill: colours.soft, text: "the optimum is somewhere in the grey" });
   }
-  return { shapes, annotations: notes };
+  layers.push(over("marks", "reference", [0], { y: [reference.reward], texts: [["reference: every policy starts here", ...numbers(reference)]], yci: [reference.reward_ci] }, { symbol: "star", size: 7, fill: colours.ink, stroke: colours.bg }));
+  if (base && base.kl <= 2 * FURTHEST) {
+    layers.push(over("marks", "base", [base.kl], { y: [base.reward], texts: [["before SFT", ...numbers(base)]] }, { symbol: "star", size: 6, fill: colours.soft, stroke: colours.bg }));
+    layers.push({ kind: "note", x: base.kl, y: base.reward + 0.045 * (REWARDS[1] - REWARDS[0]), fill: colours.soft, text: "before SFT" });
+  }
+  return layers.filter((layer) => !Array.isArray(layer.x) || layer.x.length);
 }
 
-function baseTrace(colours) {
-  const base = F.base;
-  if (!base || !onAxis(base.kl) || base.kl > 2 * FURTHEST) return [];
-  return [{
-    meta: "base", type: "scatter", mode: "markers+text", x: [base.kl], y: [base.reward], hoverinfo: "text", texttemplate: "before SFT", textposition: "top center", textfont: { size: 11.5, color: colours.soft },
-    text: [`<b>before SFT</b><br>reward ${fixed(base.reward)} ${bracket(base.reward_ci)}<br>KL ${fixed(base.kl, 2)} ${bracket(base.kl_ci, 2)} nats`],
-    marker: { symbol: "star", size: 11, color: colours.soft },
-  }];
-}
+const REWARDS = F.reference ? rewardRange() : [0, 1];
 
-function drawFrontier(run) {
+function drawFrontier(run, choose) {
   const colours = theme();
-  const traces = [...optimumTraces(colours), ...learnedTraces(colours), ...bestOfNTraces(colours), ...baseTrace(colours), ...F.methods.flatMap((method) => methodTraces(method, colours))];
-  const x = { title: { text: "KL to the reference, nats per sequence" }, type: scale, range: scale === "log" ? [Math.log10(LEAST), Math.log10(FURTHEST)] : [-0.015 * FURTHEST, FURTHEST] };
-  if (scale === "log") Object.assign(x, { tickmode: "array", tickvals: TICKS, ticktext: TICKS.map(String) });
-  const y = { title: { text: `true reward (${plain(F.world.reward)})` }, range: rewardRange() };
-  const drawn = [...traces.filter((trace) => !hidden.has(trace.meta)), chosenTrace(run, colours)];
-  draw(byId("frontier"), drawn, layout(x, y, { ...referenceShapes(colours), uirevision: scale, margin: { l: 58, r: 14, t: 24, b: 48 } }), CONFIG);
+  const layers = [...optimumLayers(colours), ...anchorLayers(colours), ...learnedLayers(colours), ...bestOfNLayers(colours), ...F.methods.flatMap((method) => methodLayers(method, colours)), ...chosenLayers(run, colours)];
+  draw(byId("frontier"), {
+    x: { title: "KL to the reference, nats per sequence", log: scale === "log", domain: scale === "log" ? [LEAST, FURTHEST] : [-0.015 * FURTHEST, FURTHEST] },
+    y: { title: `true reward (${visible(F.world.reward)})`, domain: REWARDS },
+    label: "reward over KL", view: scale, choose,
+    layers: [false, true].flatMap((last) => layers.filter((layer) => (layer.kind === "note") === last && !hidden.has(layer.key))),
+  });
 }
-
-const TICKS = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500].filter((tick) => tick <= FURTHEST);
 
 /** The legend: a button per entry, which hides and shows it. */
 function buildLegend(redraw) {
@@ -226,12 +223,4 @@ function buildScale(redraw) {
       redraw();
     });
   }
-}
-
-/** Call back with the name of the run whose point was clicked. */
-function onPoint(choose) {
-  byId("frontier").on("plotly_click", (event) => {
-    const point = event.points.find((each) => known(each.customdata));
-    if (point) choose(point.customdata);
-  });
 }

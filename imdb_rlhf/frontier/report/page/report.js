@@ -12,7 +12,7 @@ function buildHeader() {
     definition("evaluated on", `${w.test_prompts} test prompts \u00d7 ${w.samples_per_prompt} samples`),
     definition("reference", `reward ${fixed(F.reference.reward)} ${bracket(F.reference.reward_ci)}`),
     ...(F.base ? [definition("before SFT", `reward ${fixed(F.base.reward)} ${bracket(F.base.reward_ci)}, KL ${fixed(F.base.kl, 2)}`)] : []),
-    ...(F.optimum ? [definition("optimum", `from ${F.optimum.samples} samples per prompt, trusted up to ${fixed(F.optimum.trusted_kl, 2)} nats`)] : []),
+    ...(F.optimum ? [definition("optimum", `known up to ${fixed(F.optimum.trusted_kl, 2)} nats, from ${F.optimum.samples} samples per prompt`)] : []),
     definition("runs", String(RUNS.length)),
   );
   const notes = [...F.warnings];
@@ -20,10 +20,23 @@ function buildHeader() {
     if (!notes.some((text) => text.includes(path) && text.includes(why))) notes.push(`left out ${path}: ${why}`);
   }
   if (notes.length) byId("warnings").append(make("div", "note", make("ul", "", ...notes.map((text) => make("li", "", visible(text))))));
+  byId("grey-note").textContent = IS_GREY ? `Grey: ${F.optimum.samples} samples per prompt tell the best possible reward up to ${fixed(F.optimum.trusted_kl, 1)} nats. For more KL it is somewhere between the edges of the grey area.` : "";
   byId("frontier-note").textContent =
     `Large marks: each setting at the checkpoint that its runs report, mean over seeds, with ${percent} intervals, joined in the order of the knob. Small marks: every evaluated checkpoint. ` +
-    "Hover over a mark for its numbers; click it to choose its run and see the samples. Click an entry of the legend to hide or show its marks." +
-    (BEYOND ? ` Further right, outside the plot: ${BEYOND} ${BEYOND === 1 ? "checkpoint" : "checkpoints"} of diverged runs; zoom out to see them.` : "");
+    `${TOUCH ? "Tap a mark for its numbers, and again" : "Point at a mark for its numbers, click it"} to choose its run and see the samples. An entry of the legend hides and shows its marks${TOUCH ? "" : "; drag to zoom, double click to zoom out"}.` +
+    (BEYOND ? ` Further right, outside the plot: ${BEYOND} ${BEYOND === 1 ? "checkpoint" : "checkpoints"} of diverged runs, which the tables have.` : "");
+}
+
+function showFacts(run) {
+  byId("run-facts").replaceChildren(...[
+    ["run", make("span", "name", swatch(run.method), visible(runTitle(run)))],
+    ["reward", fixed(run.reward)],
+    ["KL, nats", fixed(run.kl, 2)],
+    ["win rate", fixed(run.win_rate)],
+    ["at step", known(run.step) ? String(run.step) : "\u2013"],
+    ["folder", make("span", "folder", visible(run.name))],
+  ].map(([name, value]) => definition(name, value)));
+  byId("run-missing").replaceChildren(...run.missing.map((line) => make("p", "note", visible(line))));
 }
 
 function buildChooser() {
@@ -51,16 +64,22 @@ function choose(name) {
   drawAll();
 }
 
+/** Choose the run of a mark, and go to it. */
+function chooseAndGo(name) {
+  choose(name);
+  byId("run").scrollIntoView();
+}
+
 function drawAll() {
-  drawFrontier(chosen);
+  drawFrontier(chosen, chooseAndGo);
   if (!chosen) return;
   drawHistogram(chosen);
   drawCurves(chosen);
 }
 
 buildHeader();
-buildLegend(() => drawFrontier(chosen));
-buildScale(() => drawFrontier(chosen));
+buildLegend(() => drawFrontier(chosen, chooseAndGo));
+buildScale(() => drawFrontier(chosen, chooseAndGo));
 buildMethods();
 buildSettings();
 buildTests();
@@ -74,8 +93,4 @@ else {
   drawFrontier(null);
   byId("run").hidden = true;
 }
-onPoint((name) => {
-  choose(name);
-  byId("run").scrollIntoView();
-});
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);

@@ -1,20 +1,5 @@
 // One run: its facts, its samples, its rewards before and after, its training.
 
-function showFacts(run) {
-  const facts = byId("run-facts");
-  const colour = swatch(run.method);
-  facts.replaceChildren(...[
-    ["run", make("span", "name", colour, visible(runTitle(run)))],
-    ["reward", fixed(run.reward)],
-    ["KL, nats", fixed(run.kl, 2)],
-    ["win rate", fixed(run.win_rate)],
-    ["at step", known(run.step) ? String(run.step) : "\u2013"],
-    ["folder", make("span", "folder", visible(run.name))],
-  ].map(([name, value]) => definition(name, value)));
-  const missing = run.missing.map((line) => make("p", "note", visible(line)));
-  byId("run-missing").replaceChildren(...missing);
-}
-
 // --- samples: rows of [prompt, before, after (places in DATA.texts), reward before, reward after, log-ratio, KL]
 
 const PAGE_ROWS = 8;
@@ -90,25 +75,25 @@ function drawHistogram(run) {
   if (!run.histogram) return nothing(box, "this run has no rewards to show");
   const { edges, before, after, mean_before, mean_after } = run.histogram;
   const colours = theme();
-  const middles = edges.slice(1).map((edge, i) => (edge + edges[i]) / 2);
-  const all = (counts) => counts.reduce((sum, count) => sum + count, 0);
-  const bars = (name, counts, colour) => ({
-    type: "bar", name, x: middles, y: counts.map((count) => count / all(counts)), width: edges.slice(1).map((edge, i) => 0.96 * (edge - edges[i])),
-    marker: { color: colour, opacity: 0.6 }, hoverinfo: "text",
-    text: counts.map((count, i) => `${name}: ${count} of ${all(counts)} samples<br>with reward ${range([edges[i], edges[i + 1]])}`), textposition: "none",
+  const sum = (counts) => counts.reduce((all, count) => all + count, 0);
+  const shares = (counts) => counts.map((count) => count / sum(counts));
+  const bars = (name, counts, fill) => ({
+    kind: "bars", x0: edges.slice(0, -1), x1: edges.slice(1), y: shares(counts), fill, opacity: 0.6,
+    texts: counts.map((count, i) => [name, `${count} of ${sum(counts)} samples`, `with reward ${range([edges[i], edges[i + 1]])}`]),
   });
   const [colour] = styleOf(run.method);
-  const mean = (at, tint, dash) => ({ type: "line", yref: "paper", y0: 0, y1: 1, x0: at, x1: at, line: { color: tint, width: 2, dash } });
-  const note = (at, text, left) => ({ x: at, yref: "paper", y: 1, yanchor: "bottom", xanchor: left ? "right" : "left", text, showarrow: false, font: { size: 11.5, color: colours.soft } });
   const rising = mean_after >= mean_before;
-  draw(box, [bars("before", before, colours.soft), bars("after", after, colour)], layout(
-    { title: { text: "true reward" } }, { title: { text: "share of samples" }, tickformat: ".0%" },
-    {
-      barmode: "overlay", margin: { l: 58, r: 14, t: 26, b: 44 },
-      shapes: [mean(mean_before, colours.soft, "dash"), mean(mean_after, colour, "solid")],
-      annotations: [note(mean_before, `before: mean ${fixed(mean_before)}`, rising), note(mean_after, `after: mean ${fixed(mean_after)}`, !rising)],
-    },
-  ), QUIET);
+  const highest = Math.max(...shares(before), ...shares(after));
+  draw(box, {
+    x: { title: "true reward", domain: [edges[0], edges.at(-1)] },
+    y: { title: "share of samples", domain: [0, 1.22 * highest], format: (value) => `${+(100 * value).toPrecision(3)} %` },
+    label: "rewards before and after", quiet: true, view: run.name,
+    layers: [
+      bars("before", before, colours.soft), bars("after", after, colour),
+      { kind: "rule", x: mean_before, stroke: colours.soft, width: 2, dash: "4 3", text: `before: mean ${fixed(mean_before)}`, end: rising },
+      { kind: "rule", x: mean_after, stroke: colour, width: 2, text: `after: mean ${fixed(mean_after)}`, end: !rising, textFill: colours.ink },
+    ],
+  });
 }
 
 // --- training
@@ -118,42 +103,47 @@ const PANELS = ["eval/reward", "eval/kl", "train/loss"];
 /** A metric over steps. Reward and KL start at step 0 with the reference's, which every policy starts from. */
 function curveOf(run, key) {
   const [steps, values] = run.curves[key];
-  const start = { "eval/reward": F.reference.reward, "eval/kl": 0 }[key];
+  const start = { "eval/reward": F.reference && F.reference.reward, "eval/kl": 0 }[key];
   return known(start) && steps[0] > 0 ? [[0, ...steps], [start, ...values]] : [steps, values];
 }
 
 const PANEL_WAYS = { method: (run, chosen) => run.method === chosen.method, run: (run, chosen) => run === chosen, all: () => true };
 
+/** The metrics that may be chosen for the last panel; a page of one run has no choice of runs. */
 function buildCurves(redraw) {
   const metrics = [...new Set(RUNS.flatMap((run) => Object.keys(run.curves || {})))].sort().filter((key) => !PANELS.includes(key));
   const choice = byId("curves-metric");
   choice.append(...metrics.map((key) => make("option", "", visible(key))));
   if (metrics.includes("eval/length")) choice.value = "eval/length";
   choice.parentElement.hidden = byId("curve-name").parentElement.hidden = !metrics.length;
-  for (const each of [choice, byId("curves-runs")]) each.addEventListener("change", redraw);
+  for (const each of [choice, byId("curves-runs")]) if (each) each.addEventListener("change", redraw);
 }
 
 function drawCurves(run) {
-  const way = byId("curves-runs").value;
+  const way = byId("curves-runs") ? byId("curves-runs").value : "run";
   const wanted = RUNS.filter((each) => PANEL_WAYS[way](each, run) && each !== run);
   const keys = [...PANELS, byId("curves-metric").value];
   byId("curve-name").textContent = visible(keys[3]);
   keys.forEach((key, place) => drawCurve(byId(`curve-${place}`), key, run, wanted));
-  byId("curves-note").textContent = way === "all" ? "Losses of different methods are different quantities, and so are their steps." : "The chosen run is drawn bold.";
+  const note = { all: "Losses of different methods are different quantities, and so are their steps.", method: wanted.length ? "The chosen run is drawn bold." : "", run: "" }[way];
+  byId("curves-note").textContent = note;
 }
 
 function drawCurve(box, key, chosen, others) {
   const colours = theme();
-  const traces = [...others, chosen].filter((run) => run.curves && run.curves[key]).map((run) => {
-    const [steps, values] = curveOf(run, key);
+  const drawn = [...others, chosen].filter((run) => run.curves && run.curves[key]);
+  if (!drawn.length) return nothing(box, `no ${visible(key)} in these runs' metrics`);
+  const layers = drawn.flatMap((run) => {
+    const [x, y] = curveOf(run, key);
     const [colour] = styleOf(run.method);
     const bold = run === chosen;
-    return {
-      type: "scatter", mode: steps.length < 25 ? "lines+markers" : "lines", x: steps, y: values, hoverinfo: "text", opacity: bold ? 1 : 0.4,
-      text: steps.map((step, i) => `<b>${plain(runTitle(run))}</b><br>${plain(run.name)}<br>${plain(key)} ${+values[i].toPrecision(4)} at step ${step}`),
-      line: { color: colour, width: bold ? 2.6 : 1.3 }, marker: { size: bold ? 6 : 4 },
-    };
+    const texts = x.map((step, i) => [visible(runTitle(run)), visible(run.name), `${visible(key)} ${+y[i].toPrecision(4)} at step ${step}`]);
+    const line = { kind: "line", x, y, texts, stroke: colour, width: bold ? 2.4 : 1.2, opacity: bold ? 1 : 0.4, run: run.name };
+    return x.length < 25 ? [line, { kind: "marks", x, y, texts, symbol: "circle", size: bold ? 3 : 2, fill: colour, opacity: bold ? 1 : 0.4 }] : [line];
   });
-  if (!traces.length) return nothing(box, `no ${visible(key)} in these runs' metrics`);
-  draw(box, traces, layout({ title: { text: "step" }, rangemode: "tozero" }, {}, { margin: { l: 46, r: 10, t: 8, b: 40 } }), QUIET);
+  const all = (axis) => layers.flatMap((layer) => layer[axis]);
+  const [low, high] = [Math.min(...all("y")), Math.max(...all("y"))];
+  const pad = 0.06 * (high - low) || 0.05 * Math.abs(high) || 1;
+  const last = Math.max(...all("x"), 1);
+  draw(box, { x: { title: "step", domain: [-0.01 * last, 1.02 * last] }, y: { domain: [low - pad, high + pad] }, layers, label: `${key} over steps`, quiet: true, view: key });
 }

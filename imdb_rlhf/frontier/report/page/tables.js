@@ -11,11 +11,6 @@ function heading(table, columns) {
   table.append(make("thead", "", make("tr", "", ...cells)));
 }
 
-const N = (text) => [text, "number"];
-const cell = (className, ...children) => make("td", className, ...children);
-const number = (text, under, className = "") => cell(`number ${className}`, text, under ? make("small", "", under) : null);
-const methodCell = (name) => cell("name", swatch(name), visible(name));
-
 function buildMethods() {
   const table = byId("methods");
   heading(table, ["method", "knob", N(`score, K = ${F.score_kl}`), ...F.budgets.map((budget) => N(`R at ${budget}`)), N("efficiency"), N("seeds"), N("diverged")]);
@@ -112,35 +107,6 @@ const RUN_COLUMNS = [
   ["time, s", (run) => run.seconds, (run) => number(fixed(run.seconds, 0)), true],
   ["folder", (run) => run.name, (run) => cell("folder", visible(run.name))],
 ];
-
-/** Order rows by a key; rows without a value come last in either direction. */
-function ordered(rows, key, descending) {
-  const sign = descending ? -1 : 1;
-  return rows.map((row, place) => [key(row), place, row]).sort(([a, i], [b, j]) => {
-    if (!known(a) || !known(b)) return known(b) - known(a) || i - j;
-    return (a < b ? -sign : a > b ? sign : 0) || i - j;
-  }).map(([, , row]) => row);
-}
-
-/** Headings that sort: a click orders by the column, the next click reverses the order. */
-function sortable(table, columns, redraw) {
-  const state = { column: null, descending: false };
-  const cells = columns.map(([name, , , isNumber], place) => {
-    const button = make("button", "", name);
-    button.type = "button";
-    const head = make("th", isNumber && name !== "setting" ? "number" : "", button);
-    head.scope = "col";
-    button.addEventListener("click", () => {
-      state.descending = state.column === place ? !state.descending : Boolean(isNumber);
-      state.column = place;
-      cells.forEach((each, at) => (at === place ? each.setAttribute("aria-sort", state.descending ? "descending" : "ascending") : each.removeAttribute("aria-sort")));
-      redraw();
-    });
-    return head;
-  });
-  table.append(make("thead", "", make("tr", "", ...cells)));
-  return state;
-}
 
 function buildRuns(choose) {
   const table = byId("runs");

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from imdb_rlhf.runs.experiment import _check_reward
+from imdb_rlhf.experiment import _check_reward
 from tests.command import Answer, ended, run, start
 from tests.experiments import rows_of, runs, well
 

@@ -49,6 +49,8 @@ def run_experiment(run: Run, config_yaml: str, overrides: list[str]) -> Path | N
     with folder.held():
         if folder.finished():
             _check_reward(folder)
+            if folder.leader and not (folder.path / files.REPORT).exists():
+                _report(folder)  # it was finished by a version that made none, or its report was removed
             show_again(kind)
         else:
             folder.begin()
@@ -89,4 +91,16 @@ def _work(kind: RunKind) -> None:
         trackers.finish({}, exit_code=75 if isinstance(error, Stopped) else 1)
         raise
     if folder.leader:
+        _report(folder)
         show(kind, result, table)
+
+
+def _report(folder: RunFolder) -> None:
+    """Write the finished run's report; whatever goes wrong costs one warning, since the run is finished without it."""
+    try:
+        from imdb_rlhf.frontier.report import run_report  # here, where a run is over: none waits for it at its start
+
+        run_report.write(folder.path)
+    except Exception as error:
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        folder.console.warn(f"no {files.REPORT}: {why}; the same command tries again")
