@@ -16,7 +16,7 @@ from imdb_rlhf.runs.kinds import kind_of
 from imdb_rlhf.runs.show import show, show_again
 from imdb_rlhf.runs.trackers import stage_tracker, trackers_of
 from imdb_rlhf.stages.true_reward import TrueReward
-from imdb_rlhf.tracking.console import Console
+from imdb_rlhf.tracking.console import STAGE_WIDTH, Console
 from imdb_rlhf.training import checkpoint
 from imdb_rlhf.training.runtime import Runtime
 
@@ -53,11 +53,21 @@ def run_experiment(run: Run, config_yaml: str, overrides: list[str]) -> Path | N
                 _report(folder)  # it was finished by a version that made none, or its report was removed
             show_again(kind)
         else:
+            console.note(_where(folder))
             folder.begin()
             pipeline.track_stage = partial(stage_tracker, folder)
             pipeline.build()
             _work(kind)
     return folder.path if folder.leader else None
+
+
+def _where(folder: RunFolder) -> str:
+    """What will run where, in one line."""
+    facts = folder.runtime.facts()
+    parts = [f"on {facts['device']} in {facts['precision']}"]
+    parts += [f"{facts['threads']} {'thread' if facts['threads'] == 1 else 'threads'}"] if facts["threads"] else []
+    parts += [f"{facts['processes']} processes"] if facts["processes"] > 1 else []
+    return f"{folder.run.algo:<{STAGE_WIDTH}} {', '.join(parts)}: {folder.path}"
 
 
 def _check_reward(folder: RunFolder) -> None:

@@ -14,6 +14,7 @@ from imdb_rlhf.runs import files
 from imdb_rlhf.signals import describe_exit
 from imdb_rlhf.sweep.jobs import Job, labels
 from imdb_rlhf.sweep.processes import RunStatus
+from imdb_rlhf.tracking.formats import seconds_left
 
 TAIL = 4096  # bytes of a log that are read for its last line
 
@@ -61,6 +62,11 @@ class Record:
         with suppress(OSError, ValueError):
             return dict(json.loads((self.path / files.SUMMARY).read_text()))
         return {}
+
+    def own_estimate(self) -> float | None:
+        """The seconds that its training will take, as its log says; None while it does something else."""
+        line = last_line(self.log)
+        return seconds_left(line) if line.startswith(f"{self.job.run.algo} ") else None
 
     def row(self) -> dict[str, Any]:
         """Its row of the table of jobs."""
@@ -128,22 +134,32 @@ def save_entries(folder: Path, command: str, entries: Sequence[dict[str, Any]]) 
 
 
 def time_left(all_records: Sequence[Record], elapsed: dict[str, float], slots: int) -> float | None:
-    """Seconds until all jobs will have ended, estimated from the mean of those that are done; None before one is.
+    """Seconds until all jobs will have ended; None before anything is known.
+
+    A job that trains says itself how long that takes; another one takes as long as its kind usually does, by the jobs
+    that are done and those that train.
 
     Args:
         all_records: of the sweep.
         elapsed: seconds since each running job started, by its run's name.
         slots: jobs that run at once.
     """
-    done = [record for record in all_records if record.state == "done" and record.seconds is not None]
-    if not done:
+    own = {record.name: record.own_estimate() for record in all_records if record.state == "running"}
+    totals = [
+        (record, record.seconds if record.state == "done" else elapsed.get(record.name, 0.0) + said)
+        for record in all_records
+        if (said := own.get(record.name) or 0.0) or (record.state == "done" and record.seconds is not None)
+    ]
+    if not totals:
         return None
     left = []
     for record in all_records:
-        if record.state in ("waiting", "running"):
-            same_kind = [other.seconds or 0.0 for other in done if other.kind == record.kind]
-            usual = mean(same_kind or [other.seconds or 0.0 for other in done])
-            left.append(max(0.0, usual - elapsed.get(record.name, 0.0)))
+        said = own.get(record.name)
+        if record.state in ("waiting", "running") and said is None:
+            same_kind = [seconds or 0.0 for other, seconds in totals if other.kind == record.kind]
+            usual = mean(same_kind or [seconds or 0.0 for _, seconds in totals])
+            said = max(0.0, usual - elapsed.get(record.name, 0.0))
+        left.append(said or 0.0)
     return max(sum(left) / slots, max(left, default=0.0))
 
 

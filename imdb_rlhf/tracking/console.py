@@ -163,14 +163,23 @@ class Console:
 
     def _bar(self, bar: "Progress") -> rich.console.RenderableType:
         grid = Table.grid(padding=(0, 2))
+        width = 16 if self._out.width < 100 else 32
+        parts = [part for part in (bar.count(), bar.rate(), bar.left()) if part]
+        if STAGE_WIDTH + width + sum(len(part) + 2 for part in parts) + 4 > self._out.width:
+            parts = [bar.count(), *parts[2:]]  # a narrow terminal has no room for the rate
         grid.add_row(
             self._clean(f"{bar.stage:<{STAGE_WIDTH}}", "bold"),
-            ProgressBar(total=max(bar.total, 1), completed=bar.position, width=16 if self._out.width < 100 else 32),
-            *(self._clean(part) for part in (bar.count(), bar.rate(), bar.left()) if part),
+            ProgressBar(total=max(bar.total, 1), completed=bar.position, width=width),
+            *map(self._on_one_line, parts),
         )
-        values = self._clean(f"{'':<{STAGE_WIDTH}}  {bar.latest()}", "cyan")
-        values.no_wrap, values.overflow = True, "crop"
+        values = self._on_one_line(f"{'':<{STAGE_WIDTH}}  {bar.latest()}", "cyan")
         return rich.console.Group(grid, values)
+
+    def _on_one_line(self, text: str, style: str = "") -> Text:
+        """A text that is cropped where it would wrap."""
+        line = self._clean(text, style)
+        line.no_wrap, line.overflow = True, "crop"
+        return line
 
     def _clean(self, text: str, style: str = "") -> Text:
         """Return the text without markup, control characters, and characters that the stream cannot encode."""

@@ -1,5 +1,6 @@
 """How durations, numbers and plurals are written."""
 
+import re
 from collections.abc import Sequence
 
 
@@ -9,6 +10,19 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+_UNITS = {"h": 3600, "min": 60, "s": 1}
+_DURATION = re.compile(r"(?:(?P<h>\d+) h )?(?:(?P<min>\d+) min ?)?(?:(?P<s>\d+(?:\.\d+)?) s)?$")
+
+
+def seconds_left(line: str) -> float | None:
+    """The seconds that a line of progress says are left (`3.1 steps/s 2 min 05 s left`); None where it says none."""
+    before, found, _ = line.partition(" left")
+    said = _DURATION.search(before) if found else None
+    if said is None or not said[0]:
+        return None
+    return sum(float(value) * _UNITS[unit] for unit, value in said.groupdict().items() if value)
 
 
 def number(value: float | None, spec: str) -> str:

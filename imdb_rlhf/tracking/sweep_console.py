@@ -142,8 +142,9 @@ class SweepConsole(Console):
             return ""
         head = Table.grid(padding=(0, 2))
         ended = state.done + state.failed
-        width = 16 if self._out.width < 100 else 32
-        head.add_row(ProgressBar(total=max(state.jobs, 1), completed=ended, width=width), self._clean(state.line()))
+        width = 8 if self._out.width < 100 else 32
+        bar = ProgressBar(total=max(state.jobs, 1), completed=ended, width=width)
+        head.add_row(bar, self._on_one_line(state.line()))
         jobs = Table.grid(padding=(0, 2), expand=True)
         jobs.add_column(no_wrap=True, overflow="ellipsis", max_width=self._out.width // 2)
         jobs.add_column(no_wrap=True, justify="right")

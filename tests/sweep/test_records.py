@@ -1,5 +1,6 @@
 """Records of jobs: their state and time, the time that is left, the last line of a log."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,23 @@ def test_time_left_is_that_of_jobs_alike():
     sweep.append(record("g", "ppo", "done", 90))
     assert time_left(sweep, {"c": 5.0}, 1) == 10 + 15 + 15 + 90
     assert time_left(sweep, {"c": 5.0}, 4) == 90  # one job has one slot
+
+
+def test_time_left_takes_the_running_jobs_own_estimates(tmp_path):
+    def running(name: str, method: str, line: str) -> Record:
+        log = tmp_path / name
+        log.write_text(f"sft   made\n{line}\n")
+        return replace(record(name, method, "running"), log=log)
+
+    alone = running("a", "dpo", "dpo          5/50 steps   1.0 steps/s   45.0 s left   loss 0.5")
+    assert time_left([alone], {"a": 10.0}, 1) == 45
+    waiting = [record("b", "dpo", "waiting"), record("c", "ppo", "waiting")]
+    assert time_left([alone, *waiting], {"a": 10.0}, 1) == 45 + 55 + 55
+    done = [record("d", "dpo", "done", 25.0), record("e", "ppo", "done", 70.0)]
+    assert time_left([alone, *waiting, *done], {"a": 10.0}, 1) == 45 + (25 + 55) / 2 + 70
+    upstream = running("f", "dpo", "sft          1/2 steps   2 min 00 s left")  # of a stage before its own
+    assert time_left([upstream], {"f": 10.0}, 1) is None
+    assert time_left([upstream, *done], {"f": 10.0}, 1) == 25 - 10
 
 
 def test_time_left_before_anything_is_known():

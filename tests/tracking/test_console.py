@@ -406,3 +406,16 @@ def test_a_reliability_table_without_unicode(encoding: str) -> None:
 )
 def test_duration(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize("columns", [60, 80, 160])
+def test_nothing_wraps_inside_a_bar(columns: int, monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    stream = Stream(terminal=True)
+    console = Console(stream)
+    bar = module.Progress("reward_model", 1234567, "completion", 0, lambda _: None)
+    clock.now += 4000
+    bar.advance(654321, loss=0.123456, reward=0.98765, kl=12.3456, coefficient=0.1)
+    console._out.print(console._bar(bar))
+    assert len(stream.lines) == 2 and "654321/1234567" in stream.text
+    assert ("/s" in stream.lines[0]) == (columns > 80)

@@ -88,3 +88,14 @@ def test_the_table_and_the_failures():
     assert ["dpo", "beta=1", "0", "0.910", "2.35", "1", "min", "01", "s", "done"] in lines
     assert ["sft", "1", "failed"] in lines
     assert lines[-3:] == [["1", "failed:"], ["algo=sft:", "killed", "by", "SIGKILL"], ["logs/2.log"]]
+
+
+@pytest.mark.parametrize("columns", ["60", "80", "160"])
+def test_nothing_wraps_on_a_terminal(columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", columns)
+    out = Terminal()
+    console = SweepConsole(out)
+    console.update(STATE)
+    console._out.print(console._view())
+    lines = out.getvalue().splitlines()
+    assert len(lines) == 3 and "5 of 22 done" in lines[1] and "algo=dpo" in lines[2]
