@@ -1,15 +1,18 @@
-# make setup | demo | test | test-slow | test-slurm | fuzz | bench | bench-peers | bench-growth | bench-stages | lint | clean
+# make setup | demo | frontier | test | test-slow | test-slurm | fuzz | bench | bench-peers | bench-growth | bench-stages | lint | clean
 # PYTHON=python3.12 picks another Python
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test test-slow test-slurm fuzz bench bench-peers bench-growth bench-stages lint clean
+.PHONY: setup demo frontier test test-slow test-slurm fuzz bench bench-peers bench-growth bench-stages lint clean
 
 setup: $(VENV)/.dev  ## the package, and what its tests need
 
 demo: $(VENV)/.package  ## the whole experiment, small: no network, no GPU
 	$(BIN)/python train.py algo=dpo beta=0.1
+
+frontier: $(VENV)/.package  ## a first frontier: DPO, PPO, Preferred-FT, best-of-N; no network, no GPU
+	$(BIN)/python train.py -m sweep=demo
 
 test: lint  ## two workers with a thread each; a file's tests stay together, as they share what they set up
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not gpu and not slurm"
