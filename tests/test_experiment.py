@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 
 from imdb_rlhf.experiment import _check_reward
+from imdb_rlhf.tracking.jsonl import read
 from tests.command import Answer, ended, run, start
 from tests.experiments import rows_of, runs, well
 
@@ -27,20 +28,71 @@ def offline(*overrides: str, outputs: Path) -> Answer:
     return well(run(*arguments, HOME=str(home), WANDB_MODE="offline", HF_HUB_OFFLINE="1"))
 
 
-def test_wandb_has_config_curves_and_table_of_an_offline_run(tmp_path: Path) -> None:
-    offline("logger=wandb", outputs=tmp_path)
+def inspected(wandb_run: Path, *flags: str) -> str:
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", *flags, str(wandb_run)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=wandb_run.parent, check=True).stdout
+
+
+def history(wandb_run: Path, key: str) -> list[tuple[int, float]]:
+    """Step and value of a metric, in the order in which W&B was told."""
+    rows = [json.loads(line) for line in inspected(wandb_run).splitlines()]
+    items = [row["history"]["item"] for row in rows if row["type"] == "history"]
+    return [(item["step"], item[key]) for item in items if key in item]
+
+
+def logged(metrics: Path, key: str) -> list[tuple[int, float]]:
+    """The same of a `metrics.jsonl`."""
+    return [(row["step"], row[key]) for row in read(metrics) if key in row]
+
+
+def test_wandb_has_the_run_and_the_stage_that_it_trained(tmp_path: Path) -> None:
+    answer = offline("logger=wandb", "logger.artifacts=true", outputs=tmp_path)
     (folder,) = runs(tmp_path)
-    (wandb_run,) = (folder / "wandb").glob("offline-run-*")
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json"]
-    whole = subprocess.run([*command, str(wandb_run)], capture_output=True, text=True, cwd=folder, check=True).stdout
-    state = subprocess.run(
-        [*command, "--summary", str(wandb_run)], capture_output=True, text=True, cwd=folder, check=True
-    )
-    summary = json.loads((folder / "summary.json").read_text())
-    assert '"beta"' in whole and "train/loss" in whole and "eval/kl" in whole
-    assert repr(summary["reward"])[:8] in state.stdout
+    (stage,) = (folder / "wandb").glob("offline-run-*-sft-*")
+    (wandb_run,) = set((folder / "wandb").glob("offline-run-*")) - {stage}
+    assert f"W&B          offline; wandb sync {folder}/wandb/offline-run-*" in answer.out.splitlines()[-1]
+    whole, summary = inspected(wandb_run), json.loads((folder / "summary.json").read_text())
+    assert '"beta"' in whole and "eval/kl" in whole
+    assert repr(summary["reward"])[:8] in inspected(wandb_run, "--summary")
+    assert history(wandb_run, "train/loss") == logged(folder / "metrics.jsonl", "train/loss")
     tables = list((wandb_run / "files" / "media" / "table").rglob("samples*.json"))
     assert tables and "prompt" in json.loads(tables[0].read_text())["columns"]
+    # the stage: a run of the same group, with its own curve
+    (metrics,) = tmp_path.glob("artifacts/sft/*/metrics.jsonl")
+    assert history(stage, "train/loss") == logged(metrics, "train/loss") != []
+    records = [[json.loads(line) for line in inspected(part).splitlines()] for part in (stage, wandb_run)]
+    told = [record["run"] for each in records for record in each if record["type"] == "run"]
+    assert [run["job_type"] for run in told] == ["sft", "dpo"] and len({run["run_group"] for run in told}) == 1
+    # what the console said before W&B was there, too
+    lines = [record["output_logger"]["line"] for record in records[1] if record["type"] == "output_logger"]
+    assert any(line.startswith("groups       made in") for line in lines)
+    # the policy, and what it was made from
+    artifacts = [record["artifact"] for record in records[1] if record["type"] == "artifact"]
+    known = [(artifact["type"], artifact.get("use_after_commit", False)) for artifact in artifacts]
+    assert [pair for pair in known if pair[0] != "run_table"] == [
+        ("model", True),
+        ("preferences", True),
+        ("model", False),
+    ]
+    # a stage that is reused is not told again
+    offline("logger=wandb", "beta=1", outputs=tmp_path)
+    assert len(list(tmp_path.glob("runs/*/wandb/offline-run-*"))) == 3
+
+
+@pytest.mark.slow
+def test_a_stopped_run_leaves_one_whole_offline_run(tmp_path: Path) -> None:
+    values = [*SMOKE, "logger=wandb", "policy.steps=40", f"paths.outputs={tmp_path}"]
+    process = start(*values, HOME=str(tmp_path / "home"), WANDB_MODE="offline", HF_HUB_OFFLINE="1")
+    while process.poll() is None and not any(p.stat().st_size for p in tmp_path.glob("runs/*/metrics.jsonl")):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    assert ended(process).code == 75
+    (folder,) = runs(tmp_path)
+    assert len(list((folder / "wandb").glob("offline-run-*"))) == 2  # the stage's too
+    assert "resumed at step" in offline("logger=wandb", "policy.steps=40", outputs=tmp_path).out
+    (wandb_run,) = [part for part in (folder / "wandb").glob("offline-run-*") if "-sft-" not in part.name]
+    assert history(wandb_run, "train/loss") == logged(folder / "metrics.jsonl", "train/loss")
+    assert history(wandb_run, "eval/kl") == logged(folder / "metrics.jsonl", "eval/kl")
 
 
 @pytest.mark.slow

@@ -26,7 +26,16 @@ from imdb_rlhf.algos.inputs import Score
 from imdb_rlhf.config.algos import BestOfNConfig, DPOConfig, DPOLoss, OwnModelConfig
 from imdb_rlhf.config.data import Bos, EmbeddedData, PromptsConfig
 from imdb_rlhf.config.hub import HubConfig, Part
-from imdb_rlhf.config.machine import Device, LauncherConfig, LoggerConfig, PathsConfig, Precision, TrainerConfig
+from imdb_rlhf.config.machine import (
+    Device,
+    LauncherConfig,
+    LoggerConfig,
+    PathsConfig,
+    Precision,
+    TrainerConfig,
+    WandbLogger,
+    WandbMode,
+)
 from imdb_rlhf.config.model import Attention, ScratchModel
 from imdb_rlhf.config.optim import AdamWConfig, RMSpropConfig, Schedule
 from imdb_rlhf.config.ppo import PPOConfig, Scale, ValueNetwork, Whitening
@@ -207,6 +216,14 @@ def model(**changes: Any) -> ScratchModel:
 
 def prompts(**changes: int) -> PromptsConfig:
     return PromptsConfig(**{"train": 1, "validation": 1, "test": 1, "min_tokens": 2, "max_tokens": 4, **changes})
+
+
+def wandb(**changes: Any) -> WandbLogger:
+    """W&B, offline."""
+    others = {"tensorboard": False, "mlflow": False, "trackio": False}
+    names = {"project": "mine", "entity": None, "group": None, "run_name": None, "notes": None, "tags": []}
+    kept = {"system": False, "console": False, "git": False, "code": False, "artifacts": False}
+    return WandbLogger(**{**others, **names, "mode": WandbMode.offline, **kept, **changes})
 
 
 def data(**changes: Any) -> EmbeddedData:

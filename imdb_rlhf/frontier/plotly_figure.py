@@ -113,7 +113,8 @@ def _optimum(frontier: Mapping[str, Any]) -> Iterator[Trace]:
     learned = optimum.get("learned")
     if learned is not None:
         name = "optimum of the learned reward, its true reward"
-        yield from _band(learned["kl"], *learned["reward_ci"], "rgba(107, 107, 107, 0.1)", name)
+        low, high = learned["reward_ci"]
+        yield from _band(learned["kl"], low, high, "rgba(107, 107, 107, 0.1)", name)
         text = [f"{name}<br>reward {_number(value)}" for value in learned["reward"]]
         yield _curve(name, learned["kl"], learned["reward"], line | {"dash": "dashdot"}, text)
 
@@ -126,8 +127,8 @@ def _best_of_n(frontier: Mapping[str, Any]) -> Iterator[Trace]:
     """The curve of best-of-N by each selector, with its interval."""
     for selector, curve in (frontier.get("best_of_n") or {}).items():
         name = BEST_OF.get(selector, f"best-of-N by {selector}")
-        yield from _band(curve["kl"], *curve["reward_ci"], "rgba(26, 26, 26, 0.1)", name)
         low, high = curve["reward_ci"]
+        yield from _band(curve["kl"], low, high, "rgba(26, 26, 26, 0.1)", name)
         text = [
             f"<b>{html.escape(name)}</b>, N = {n}<br>reward {_number(curve['reward'][i])} "
             f"{_interval([low[i], high[i]])}<br>KL at most {_number(curve['kl'][i], 2)} nats"

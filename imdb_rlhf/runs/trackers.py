@@ -32,7 +32,8 @@ def trackers_of(folder: RunFolder, start: int) -> Trackers:
         return Trackers()
     trackers = Trackers([JsonlLog(folder.path / files.METRICS, start or None)])
     past = jsonl.read(folder.path / files.METRICS)
-    for mirror in [*_wandb(folder), *_others(folder, start)]:
+    mirrors: list[WandbTracker | OtherTracker] = [*_wandb(folder), *_others(folder, start)]
+    for mirror in mirrors:
         if mirror.lacks_the_past:
             mirror.replay(past)
             for step, frame in points.read(folder.path).items():

@@ -145,19 +145,21 @@ def time_left(all_records: Sequence[Record], elapsed: dict[str, float], slots: i
         slots: jobs that run at once.
     """
     own = {record.name: record.own_estimate() for record in all_records if record.state == "running"}
-    totals = [
-        (record, record.seconds if record.state == "done" else elapsed.get(record.name, 0.0) + said)
-        for record in all_records
-        if (said := own.get(record.name) or 0.0) or (record.state == "done" and record.seconds is not None)
-    ]
+    totals: list[tuple[Record, float]] = []
+    for record in all_records:
+        said = own.get(record.name)
+        if said is not None:
+            totals.append((record, elapsed.get(record.name, 0.0) + said))
+        elif record.state == "done" and record.seconds is not None:
+            totals.append((record, record.seconds))
     if not totals:
         return None
     left = []
     for record in all_records:
         said = own.get(record.name)
         if record.state in ("waiting", "running") and said is None:
-            same_kind = [seconds or 0.0 for other, seconds in totals if other.kind == record.kind]
-            usual = mean(same_kind or [seconds or 0.0 for _, seconds in totals])
+            same_kind = [seconds for other, seconds in totals if other.kind == record.kind]
+            usual = mean(same_kind or [seconds for _, seconds in totals])
             said = max(0.0, usual - elapsed.get(record.name, 0.0))
         left.append(said or 0.0)
     return max(sum(left) / slots, max(left, default=0.0))

@@ -71,7 +71,7 @@ class WandbTracker(Mirror):
         with self.attempt("start"):
             import wandb
 
-            mode = str(_mode() if logger.mode == WandbMode.auto else logger.mode)
+            mode: Any = _mode() if logger.mode == WandbMode.auto else str(logger.mode)
             with redacted_arguments(sys.argv):
                 self._run = wandb.init(
                     dir=str(folder),

@@ -395,7 +395,7 @@ def test_an_offline_run_is_called_as_the_environment_says(tmp_path: Path, monkey
 # --- secrets, with everything on
 
 
-EVERYTHING = dict.fromkeys(("system", "console", "git", "code", "artifacts"), True)
+EVERYTHING: dict[str, Any] = dict.fromkeys(("system", "console", "git", "code", "artifacts"), True)
 
 
 def test_no_secret_is_in_any_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
