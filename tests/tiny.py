@@ -221,9 +221,16 @@ def prompts(**changes: int) -> PromptsConfig:
 def wandb(**changes: Any) -> WandbLogger:
     """W&B, offline."""
     others = {"tensorboard": False, "mlflow": False, "trackio": False}
-    names = {"project": "mine", "entity": None, "group": None, "run_name": None, "notes": None, "tags": []}
+    names: dict[str, Any] = {
+        "project": "mine",
+        "entity": None,
+        "group": None,
+        "run_name": None,
+        "notes": None,
+        "tags": [],
+    }
     kept = {"system": False, "console": False, "git": False, "code": False, "artifacts": False}
-    return WandbLogger(**{**others, **names, "mode": WandbMode.offline, **kept, **changes})
+    return WandbLogger(**{**others, **names, "tags": [], "mode": WandbMode.offline, **kept, **changes})
 
 
 def data(**changes: Any) -> EmbeddedData:

@@ -5,7 +5,7 @@ So each job's record is added to `sweep.json` as it ends, and the end is shown w
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import yaml
 from filelock import FileLock
 
 from imdb_rlhf.artifacts.files import MANIFEST
+from imdb_rlhf.config.machine import WandbLogger, WandbMode
 from imdb_rlhf.errors import RunError, Stopped
 from imdb_rlhf.frontier.files import SWEEP_STATE
 from imdb_rlhf.runs import files
@@ -23,6 +24,7 @@ from imdb_rlhf.sweep.drawing import Drawing
 from imdb_rlhf.sweep.jobs import Job
 from imdb_rlhf.sweep.processes import RunStatus
 from imdb_rlhf.sweep.records import Record, log_of, save_entries
+from imdb_rlhf.tracking import wandb_files
 from imdb_rlhf.tracking.sweep_console import SweepConsole
 
 OPTUNA_RESULTS = "optimization_results.yaml"  # Optuna's sweeper and those that follow it leave the best values there
@@ -68,20 +70,23 @@ def finish(folder: Path) -> int:
     if not entries:
         return 0
     finished = [Path(entry["run"]) for entry in entries if entry["state"] == "done"]
-    drawing = Drawing(folder)
-    drawing.start([path for path in finished if (path / files.EVALUATIONS).is_file()], last=True)
+    drawing, logger = Drawing(folder), _wandb(finished)
+    group = (logger, logger.group or folder.name) if logger is not None else None
+    drawing.start([path for path in finished if (path / files.EVALUATIONS).is_file()], group, last=True)
     result = None
     try:
         while drawing.connections and result is None:
             result = drawing.ended(TICK)
     finally:
         drawing.stop()
+    place = None if logger is None else wandb_files.place_of_sweep(folder, finished, logger.group or folder.name)
+    places = {} if place is None else {"W&B": place}
     failed = [
         (" ".join(entry["overrides"]), entry["reason"] or "", entry["log"])
         for entry in entries
         if entry["state"] == "failed"
     ]
-    show_results(console, folder, [_row(entry) for entry in entries], failed, result, {})
+    show_results(console, folder, [_row(entry) for entry in entries], failed, result, places)
     best = folder / OPTUNA_RESULTS
     if best.is_file():
         console.note(f"{best}: {json.dumps(yaml.safe_load(best.read_text()))}")
@@ -89,6 +94,15 @@ def finish(folder: Path) -> int:
         console.note("stopped: run the same command to go on")
         return 75
     return 1 if failed or (result is not None and result.problem is not None) else 0
+
+
+def _wandb(finished: Sequence[Path]) -> WandbLogger | None:
+    """W&B's settings of the finished runs; None where they have none."""
+    for run in finished:
+        values = yaml.safe_load((run / files.CONFIG).read_text())["logger"]
+        if "project" in values:
+            return WandbLogger(**{**values, "mode": WandbMode(values["mode"])})
+    return None
 
 
 def _row(entry: Mapping[str, Any]) -> dict[str, Any]:
