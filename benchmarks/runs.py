@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hydra_plugins.imdb_rlhf_sweeper import grids_of, product_of
-from imdb_rlhf import cli
+from imdb_rlhf import typed_run
 from imdb_rlhf.config.explain import explain
 from imdb_rlhf.config.run import Run
 from imdb_rlhf.errors import ConfigError
@@ -21,18 +21,18 @@ def runs_of(words: Sequence[str]) -> list[Run]:
     Raises:
         ConfigError: naming the job and what is wrong with it.
     """
-    cli.register()
+    typed_run.register()
     _, grids = grids_of(words, _sweep)
     runs = []
-    with initialize_config_dir(str(cli.CONF), version_base="1.3"):
+    with initialize_config_dir(str(typed_run.CONF), version_base="1.3"):
         for job in (job for grid in grids for job in product_of(grid)):
             try:
-                runs.append(cli.checked(compose("config", job), job))
+                runs.append(typed_run.checked(compose("config", job), job))
             except (HydraException, OmegaConfBaseException) as error:
                 raise ConfigError(f"train.py {' '.join(job)}: {explain(error)}") from error
     return runs
 
 
 def _sweep(name: str) -> tuple[list[str], dict[str, str]]:
-    content: Any = OmegaConf.to_container(OmegaConf.load(cli.SWEEPS / f"{name}.yaml"))
+    content: Any = OmegaConf.to_container(OmegaConf.load(typed_run.SWEEPS / f"{name}.yaml"))
     return content["grids"], content.get("experiments") or {}

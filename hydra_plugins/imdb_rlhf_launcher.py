@@ -20,7 +20,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
-from imdb_rlhf import cli
+from imdb_rlhf import cli, typed_run
 from imdb_rlhf.config.explain import explain
 from imdb_rlhf.config.run import Run
 from imdb_rlhf.errors import ConfigError, RunError
@@ -103,7 +103,7 @@ def composed(loader: ConfigLoader, master: DictConfig, job: list[str], alone: bo
     try:
         config = loader.load_sweep_config(master, job)
         OmegaConf.set_readonly(config, None)
-        return cli.checked(config, job), config
+        return typed_run.checked(config, job), config
     except (ConfigError, HydraException, OmegaConfBaseException) as error:
         message = str(error) if isinstance(error, ConfigError) else explain(error)
         raise ConfigError(message if alone else f"job {' '.join(job)}: {message}") from error

@@ -17,7 +17,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from imdb_rlhf import cli
+from imdb_rlhf import cli, typed_run
 from imdb_rlhf.config.explain import explain
 from imdb_rlhf.config.run import Run
 from imdb_rlhf.errors import ConfigError
@@ -41,14 +41,14 @@ class Answer:
 @cache
 def register() -> None:
     """Tell Hydra of the classes, once: it takes as long as a composition."""
-    cli.register()
+    typed_run.register()
 
 
 @cache
 def composed(*overrides: str, hydra: bool = False) -> DictConfig:
     """The configuration of these overrides, not to be written to; with Hydra's own where `hydra` says so."""
     register()
-    with initialize_config_dir(str(cli.CONF), version_base="1.3"):
+    with initialize_config_dir(str(typed_run.CONF), version_base="1.3"):
         return compose("config", list(overrides), return_hydra_config=hydra)
 
 
@@ -58,11 +58,11 @@ def run_of(*overrides: str, then: str | None = None) -> Run:
     `then` is one more value, set after the others were composed: much faster where a test has many of them.
     """
     if then is None:
-        return cli.to_run(composed(*overrides))
+        return typed_run.to_run(composed(*overrides))
     values = deepcopy(composed(*overrides))
     key, _, value = then.partition("=")
     OmegaConf.update(values, key, value)
-    return cli.to_run(values)
+    return typed_run.to_run(values)
 
 
 def refusal(*overrides: str, then: str | None = None) -> str:

@@ -27,6 +27,7 @@ FLOORS = [
     {"frontier"},
     {"publish", "experiment"},
     {"api", "sweep"},
+    {"typed_run"},
     {"cli"},
     {"train", "hydra_plugins", "command"},
 ]
@@ -35,8 +36,8 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
 # Who alone may import a library: rooms, or single modules.
 ALLOWED = {
-    "hydra": {"cli", "train", "hydra_plugins"},
-    "omegaconf": {"cli", "train", "hydra_plugins"},
+    "hydra": {"cli", "typed_run", "train", "hydra_plugins"},
+    "omegaconf": {"cli", "typed_run", "train", "hydra_plugins"},
     "wandb": {"imdb_rlhf.tracking.wandb", "imdb_rlhf.tracking.wandb_service"},
     "wandb_workspaces": {"imdb_rlhf.frontier.workspace"},
     "accelerate": {"training", "models", "imdb_rlhf.tracking.others"},

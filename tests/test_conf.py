@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 import pytest
 from omegaconf import OmegaConf
 
-from imdb_rlhf import cli
+from imdb_rlhf import cli, typed_run
 from imdb_rlhf.config import machine
 from imdb_rlhf.config.algos import DPOLoss, DPORun, PPORun, SFTRun
 from imdb_rlhf.config.data import EmbeddedData, ImdbData, PromptsConfig
@@ -25,9 +25,9 @@ from imdb_rlhf.config.stages import Labels, ReservoirConfig
 from imdb_rlhf.errors import ConfigError
 from tests.command import composed, refusal, run_of
 
-CONF = cli.CONF
+CONF = typed_run.CONF
 FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
-SWEEPS = sorted(cli.SWEEPS.glob("*.yaml"))
+SWEEPS = sorted(typed_run.SWEEPS.glob("*.yaml"))
 
 
 def choices(group: str) -> list[str]:
@@ -153,7 +153,7 @@ def test_every_job_of_every_sweep_composes(file):
     assert len({repr(run) for run in runs}) == len(jobs), "a job stands twice"
 
 
-@pytest.mark.parametrize("file", sorted((cli.SWEEPS / "wandb").glob("*.yaml")), ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", sorted((typed_run.SWEEPS / "wandb").glob("*.yaml")), ids=lambda file: file.stem)
 def test_a_wandb_agents_command_composes(file):
     """With the parameters' ends, as an agent gives them."""
     sweep: Any = OmegaConf.to_container(OmegaConf.load(file))
@@ -210,7 +210,7 @@ def test_the_sizes_of_the_sweeps():
 
 
 def test_frontier_is_the_papers_22_runs():
-    runs = [run_of(*job) for job in jobs_of(cli.SWEEPS / "frontier.yaml")]
+    runs = [run_of(*job) for job in jobs_of(typed_run.SWEEPS / "frontier.yaml")]
     knobs: dict[tuple[str, str | None], list[float | None]] = {}
     for run in runs:
         knobs.setdefault((run.algo, run.variant), []).append(run.knob[1] if run.knob else None)
@@ -539,7 +539,7 @@ def test_every_file_says_what_it_is(file):
 def test_to_run_leaves_the_composed_config_alone():
     config = composed("beta=0.5", hydra=True)
     before = OmegaConf.to_yaml(config)
-    run = cli.to_run(config)
+    run = typed_run.to_run(config)
     assert isinstance(run, DPORun) and run.beta == 0.5
     assert OmegaConf.to_yaml(config) == before
 

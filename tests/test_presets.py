@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from imdb_rlhf import cli
+from imdb_rlhf import typed_run
 from imdb_rlhf.config.algos import PPORun
 from imdb_rlhf.training.loop import evaluation_due
 from tests.command import composed, run_of
 
-CONF = cli.CONF
+CONF = typed_run.CONF
 
 # Where constants come from. DPO_CODE is github.com/eric-mitchell/direct-preference-optimization at f8b8c0f, LM is
 # github.com/openai/lm-human-preferences at cbfd210, TRL is github.com/huggingface/trl in spring 2023.
