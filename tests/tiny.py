@@ -33,8 +33,6 @@ from imdb_rlhf.config.machine import (
     PathsConfig,
     Precision,
     TrainerConfig,
-    WandbLogger,
-    WandbMode,
 )
 from imdb_rlhf.config.model import Attention, ScratchModel
 from imdb_rlhf.config.optim import AdamWConfig, RMSpropConfig, Schedule
@@ -216,21 +214,6 @@ def model(**changes: Any) -> ScratchModel:
 
 def prompts(**changes: int) -> PromptsConfig:
     return PromptsConfig(**{"train": 1, "validation": 1, "test": 1, "min_tokens": 2, "max_tokens": 4, **changes})
-
-
-def wandb(**changes: Any) -> WandbLogger:
-    """W&B, offline."""
-    others = {"tensorboard": False, "mlflow": False, "trackio": False}
-    names: dict[str, Any] = {
-        "project": "mine",
-        "entity": None,
-        "group": None,
-        "run_name": None,
-        "notes": None,
-        "tags": [],
-    }
-    kept = {"system": False, "console": False, "git": False, "code": False, "artifacts": False}
-    return WandbLogger(**{**others, **names, "tags": [], "mode": WandbMode.offline, **kept, **changes})
 
 
 def data(**changes: Any) -> EmbeddedData:

@@ -97,7 +97,7 @@ def build(frontier: Mapping[str, Any], folder: Path, entity: str, project: str, 
         sections=[frontier_section, runs_section, training_section],
         settings=ws.WorkspaceSettings(x_axis="step", max_runs=50),
         runset_settings=ws.RunsetSettings(
-            filters=[ws.Metric("Group") == group],
+            filters=ws.And(ws.Metric("Group") == group),
             run_settings={run: ws.RunSettings(color=colour) for run, colour in colours(frontier).items()},
             pinned_columns=["run:displayName", "summary:reward", "summary:kl", "summary:variant"],
         ),

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from imdb_rlhf.config.machine import WandbMode
 from imdb_rlhf.frontier import wandb_run
 from imdb_rlhf.frontier.plotly_figure import figure
-from tests import tiny
+from tests.loggers import wandb_logger
 
 pytest.importorskip("wandb")
 
@@ -95,7 +96,7 @@ FRONTIER: dict[str, Any] = {
     "optimum": None,
     "best_of_n": None,
 }
-LOGGER = tiny.wandb(project="imdb-rlhf", run_name="try {run}", tags=["smoke"])
+LOGGER = wandb_logger(mode=WandbMode.offline, run_name="try {run}")
 # The smallest PNG: one white pixel.
 PNG = bytes.fromhex(
     "89504e470d0a1a0a0000000d4948445200000001000000010800000000"

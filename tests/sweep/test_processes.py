@@ -14,7 +14,7 @@ from imdb_rlhf.frontier import comparable, draw
 from imdb_rlhf.signals import describe_exit
 from imdb_rlhf.sweep import processes
 from imdb_rlhf.sweep.processes import FrontierResult
-from tests import tiny
+from tests.loggers import wandb_logger
 
 WandbGroup = tuple[WandbLogger, str] | None
 Draw = Callable[..., FrontierResult]
@@ -69,7 +69,7 @@ def test_wandb_is_shown_every_frontier(draw_worlds, tmp_path, monkeypatch):
         warn("W&B is away")
 
     monkeypatch.setattr(wandb_run, "frontier", show)
-    logger = tiny.wandb(project="mine")
+    logger = wandb_logger(project="mine")
     result = draw_worlds({"16": [Path("a")], "32": [Path("b")]}, (logger, "sweep-1"))
     assert shown == [(tmp_path / name, tmp_path / name, "mine", "sweep-1") for name in ("16", "32")]
     assert result.warnings == ["of 1", "W&B is away"] * 2

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from imdb_rlhf.config.machine import WandbLogger, WandbMode
+from imdb_rlhf.config.machine import WandbMode
 from imdb_rlhf.tracking import wandb_service
 from imdb_rlhf.tracking.wandb import WandbTracker, described
 from imdb_rlhf.tracking.wandb_files import offline_parts
+from tests.loggers import wandb_logger
 
 pytest.importorskip("wandb")
 
@@ -54,20 +55,12 @@ def no_network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-def logger_with(**changes: Any) -> WandbLogger:
-    values: dict[str, Any] = dict.fromkeys(("entity", "group", "run_name", "notes"), None)
-    values |= dict.fromkeys(
-        ("tensorboard", "mlflow", "trackio", "system", "console", "git", "code", "artifacts"), False
-    )
-    return WandbLogger(**(values | {"project": "imdb-rlhf", "tags": ["smoke"], "mode": WandbMode.auto} | changes))
-
-
 def start(
     folder: Path, warnings: list[str], *, truth: str = "metrics.jsonl has every row", **changes: Any
 ) -> WandbTracker:
     return WandbTracker(
         folder=folder,
-        logger=logger_with(**changes),
+        logger=wandb_logger(**changes),
         config=CONFIG,
         group="frontier",
         name="dpo-beta0.1-s0",
@@ -352,7 +345,7 @@ UNSAID: dict[str, Any] = dict.fromkeys(("project", "tags"), None)
 
 
 def test_the_environment_names_what_the_logger_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    ours = described(logger_with(**UNSAID), "g", "dpo-s0")
+    ours = described(wandb_logger(**UNSAID), "g", "dpo-s0")
     assert ours == {
         "project": "imdb_rlhf",
         "entity": None,
@@ -363,7 +356,7 @@ def test_the_environment_names_what_the_logger_does_not(monkeypatch: pytest.Monk
     }
     for name, value in NAMES.items():
         monkeypatch.setenv(name, value)
-    assert described(logger_with(**UNSAID), "g", "dpo-s0") == {
+    assert described(wandb_logger(**UNSAID), "g", "dpo-s0") == {
         "project": "theirs",
         "entity": "team",
         "group": "ablation",
@@ -377,7 +370,7 @@ def test_what_the_logger_says_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in NAMES.items():
         monkeypatch.setenv(name, value)
     given = {"project": "p", "entity": "e", "group": "x", "notes": "", "tags": []}
-    told = described(logger_with(**given, run_name="try {run}"), "g", "dpo-s0")
+    told = described(wandb_logger(**given, run_name="try {run}"), "g", "dpo-s0")
     assert told == given | {"name": "try dpo-s0"}
 
 
