@@ -18,6 +18,7 @@ from imdb_rlhf.config.reward import OwnReward as OwnConfig
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.rewards import Reward, RewardKind, Scores
 from imdb_rlhf.rewards.local_code import is_own, local_modules
+from imdb_rlhf.rewards.own_world import OwnWorld
 
 
 def locate(function: str) -> tuple[Path, str]:
@@ -44,9 +45,9 @@ class OwnReward:
         sys.modules[spec.name] = module  # dataclasses and pickles look their module up
         for name in local_modules(file):  # another file's, of the same name
             sys.modules.pop(name, None)
-        self.beside = str(file.resolve().parent)
+        self.beside, self.world = str(file.resolve().parent), OwnWorld()
         try:
-            with self._modules_beside():
+            with self.world.entered(), self._modules_beside():
                 spec.loader.exec_module(module)
         except (Exception, SystemExit) as error:
             raise RunError(f"reward.function={function}: importing {file} raised {_told(error)}") from error
@@ -61,7 +62,7 @@ class OwnReward:
             RunError: it raised, or gave another count than texts, or a number that is not finite.
         """
         try:
-            with self._modules_beside():
+            with self.world.entered(), self._modules_beside():
                 values = np.asarray(self.function(list(texts)), dtype=np.float64)
         except (Exception, SystemExit) as error:
             raise RunError(f"reward.function {self.name} raised {_told(error)}") from error

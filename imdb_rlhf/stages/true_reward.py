@@ -37,8 +37,8 @@ TRIAL = (
     "A dull, slow and bad one: I left before its end.",
     "It was great!",
 )
-# How far two scores of a text may be apart, as parts of the spread of all scores and of the score itself: float32 rounds
-# otherwise in another batch.
+# How far two scores of a text may be apart, as parts of the spread of all scores and of the score itself: float32
+# rounds otherwise in another batch.
 TOLERANCE, ROUNDING = 1e-4, 1e-6
 
 
@@ -171,8 +171,8 @@ class TrueReward:
             at = first_difference(other, together, float(np.std(together)))
             if at is not None:
                 raise RunError(
-                    f"reward={self.flow.run.reward.name} gives {together[at]:.9g} for the text {TRIAL[at][:60]!r} among "
-                    f"{len(TRIAL)} texts, and {other[at]:.9g} {how}: it depends on chance or on the other texts of a "
+                    f"reward={self.flow.run.reward.name} gives {together[at]:.9g} for the text {TRIAL[at][:60]!r} "
+                    f"among {len(TRIAL)} texts, and {other[at]:.9g} {how}: it depends on chance or on the other texts of a "
                     "call; make each score a function of its own text (in float32, if a network computes it)"
                 )
 
@@ -196,8 +196,8 @@ class TrueReward:
         if at is not None:
             raise RunError(
                 f"reward={self.flow.run.reward.name} gives {again[at]:.9g} where {folder} holds "
-                f"{before[chosen[at]]:.9g}, for the text {texts[chosen[at]][:60]!r}: it depends on chance, on the other "
-                "texts of a call, or on a file that its key does not know; name the file in reward.files"
+                f"{before[chosen[at]]:.9g}, for the text {texts[chosen[at]][:60]!r}: it depends on chance, on the "
+                "other texts of a call, or on a file that its key does not know; name the file in reward.files"
             )
 
     @cached_property

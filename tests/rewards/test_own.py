@@ -1,5 +1,7 @@
 """A user's own function as a reward: it is loaded, called with all texts, and its numbers are checked."""
 
+import os
+import random
 import sys
 from pathlib import Path
 
@@ -213,3 +215,55 @@ def test_a_file_that_leaves(write):
     assert "raised SystemExit" in refused(
         OwnReward(write("import sys\ndef score(texts):\n    sys.exit(0)\n")).score, TEXTS
     )
+
+
+# --- settings of the whole process
+
+
+CHANGES = [
+    "torch.set_grad_enabled(False)",
+    "torch.set_default_dtype(torch.float64)",
+    "torch.set_default_device('meta')",
+    "torch.set_num_threads(3)",
+    "torch.set_float32_matmul_precision('medium')",
+    "torch.use_deterministic_algorithms(True)",
+    "torch.manual_seed(5)",
+    "numpy.random.seed(5)",
+    "numpy.seterr(all='raise')",
+    "random.seed(5)",
+    "os.chdir('/')",
+]
+
+
+def settings() -> list:
+    values = [torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_default_device(), torch.get_num_threads()]
+    values += [torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled()]
+    values += [torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()]
+    return [*values, np.geterr(), os.getcwd()]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("when", ["import", "call", "failure"])
+def test_settings_that_it_changes_are_its_own(write, change, when):
+    before = settings()
+    lines = f"import os, random\nimport numpy, torch\n{change if when == 'import' else ''}\ndef score(texts):\n"
+    inside = f"    {change}\n" if when == "call" else f"    {change}\n    1 / 0\n" if when == "failure" else ""
+    reward = OwnReward(write(f"{lines}{inside}    return [0.0] * len(texts)\n"))
+    if when == "failure":
+        refused(reward.score, TEXTS)
+    else:
+        reward.score(TEXTS)
+    after = settings()
+    for value, number in zip(before, range(len(before)), strict=True):
+        assert after[number] == value
+
+
+def test_it_keeps_its_own_settings_between_calls(write, tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "value.txt").write_text("7")
+    lines = f"import os, random, torch\nos.chdir({str(tmp_path / 'there')!r})\ntorch.set_default_dtype(torch.float64)\n"
+    lines += "def score(texts):\n    size = torch.zeros(1).element_size()\n"
+    lines += "    return [float(open('value.txt').read()) + size + random.random() for _ in texts]\n"
+    reward = OwnReward(write(lines))
+    first, second = reward.score(["a"]).reward[0], reward.score(["a"]).reward[0]
+    assert int(first) == int(second) == 15 and first != second  # random numbers go on
