@@ -162,10 +162,65 @@ def test_the_wrong_count(write, expression, shape):
     assert message == f"reward.function score gave shape {shape} for 4 texts; return one float per text"
 
 
-@pytest.mark.parametrize("expression", ["['good'] * 4", "{}", "[[1.0], [1.0, 2.0], [], []]", "'abcd'"])
-def test_no_numbers_at_all(write, expression):
-    reward = OwnReward(write(f"def score(texts):\n    return {expression}\n"))
-    assert refused(reward.score, TEXTS).startswith("reward.function score raised ")
+MASKED = "numpy.ma.masked_array([1.0, 2.0, 3.0, 4.0], mask=[0, 0, 1, 0])"
+
+
+@pytest.mark.parametrize(
+    ("expression", "what"),
+    [
+        ("['good'] * 4", "a list of str"),
+        ("['1.5'] * 4", "a list of str"),
+        ("'abcd'", "a str"),
+        ("{}", "a dict"),
+        ("{1.0, 2.0, 3.0, 4.0}", "a set"),
+        ("(1.0 for _ in texts)", "a generator"),
+        ("map(len, texts)", "a map"),
+        ("[[1.0], [1.0, 2.0], [], []]", "a list that is no row of numbers ("),
+        ("[10**400] * 4", "a list that is no row of numbers ("),
+        ("[1j] * 4", "a list of complex"),
+        ("numpy.array(['2020-01-01'] * 4, dtype='datetime64[s]')", "a ndarray of datetime64"),
+        (MASKED, "a MaskedArray with masked values"),
+        (f"list({MASKED})", "a list with masked values"),
+    ],
+)
+def test_no_numbers_at_all(write, expression, what):
+    reward = OwnReward(write(f"import numpy\n\ndef score(texts):\n    return {expression}\n"))
+    message = refused(reward.score, TEXTS)
+    assert message.startswith(f"reward.function score gave {what}") and message.endswith("; return one float per text")
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_async_function_is_called_that(write):
+    message = refused(OwnReward(write("async def score(texts):\n    return [1.0] * len(texts)\n")).score, TEXTS)
+    assert message == ("reward.function score gave a coroutine: it is an async function; return one float per text")
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "torch.tensor([1.0, 2, 3, 4], requires_grad=True)",
+        "torch.tensor([1.0, 2, 3, 4], dtype=torch.bfloat16)",
+        "[torch.tensor(float(n), requires_grad=True) for n in (1, 2, 3, 4)]",
+        "[torch.tensor(n, dtype=torch.bfloat16) for n in (1, 2, 3, 4)]",
+        "torch.nn.Parameter(torch.arange(1.0, 5))",
+        "numpy.ma.masked_array([1.0, 2.0, 3.0, 4.0])",
+        "numpy.arange(1, 5)",
+    ],
+)
+def test_tensors_and_arrays_of_any_type(write, expression):
+    reward = OwnReward(write(f"import numpy, torch\n\ndef score(texts):\n    return {expression}\n"))
+    assert reward.score(TEXTS).reward.tolist() == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("base", ["Exception", "BaseException"])
+def test_an_error_that_cannot_be_told(write, base):
+    lines = (
+        f"class Wrong({base}):\n    def __str__(self):\n        raise OSError\n\ndef score(texts):\n    raise Wrong\n"
+    )
+    function = write(lines)
+    message = refused(OwnReward(function).score, TEXTS)
+    assert message.startswith("reward.function score raised Wrong: its message cannot be read (")
+    assert "raised Wrong" in refused(OwnReward, write(lines + "raise Wrong\n"))
 
 
 def test_a_function_that_raises(write):
