@@ -80,7 +80,7 @@ def _apply(settings: dict[str, Any], present: dict[str, Any]) -> None:
 def _same(one: Any, other: Any) -> bool:
     """Whether two values of a setting are equal, arrays in them included."""
     if isinstance(one, torch.Tensor | np.ndarray):
-        return isinstance(other, type(one)) and one.shape == other.shape and bool((one == other).all())
+        return bool(one.shape == other.shape and np.array_equal(np.asarray(one), np.asarray(other)))
     if isinstance(one, tuple | list):
         return len(one) == len(other) and all(map(_same, one, other))
     return bool(one == other)

@@ -173,7 +173,8 @@ class TrueReward:
                 raise RunError(
                     f"reward={self.flow.run.reward.name} gives {together[at]:.9g} for the text {TRIAL[at][:60]!r} "
                     f"among {len(TRIAL)} texts, and {other[at]:.9g} {how}: it depends on chance or on the "
-                    "other texts of a call; make each score a function of its own text (in float32, if a network computes it)"
+                    "other texts of a call; make each score a function of its own text (in float32, if a network "
+                    "computes it)"
                 )
 
     def compare(self, texts: Sequence[str], stored: Sequence[float], folder: Path) -> None:
