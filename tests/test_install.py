@@ -48,7 +48,7 @@ def binaries(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_wheel_is_what_runs(binaries: Path, tmp_path: Path) -> None:
-    code = "import imdb_rlhf, imdb_rlhf.typed_run as typed_run; print(imdb_rlhf.__version__, typed_run.CONF, typed_run.SWEEPS)"
+    code = "import imdb_rlhf; from imdb_rlhf.typed_run import CONF, SWEEPS; print(imdb_rlhf.__version__, CONF, SWEEPS)"
     version, conf, sweeps = call(str(binaries / "python"), "-c", code, cwd=tmp_path).split()
     inside = binaries.parent / "lib"
     assert version == imdb_rlhf.__version__

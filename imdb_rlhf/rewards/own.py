@@ -1,10 +1,11 @@
 """A user's own reward: `reward.function=file.py:name`, a list of texts to a list of floats."""
 
 import importlib.util
+import inspect
 import math
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -15,9 +16,10 @@ import torch
 
 from imdb_rlhf.artifacts.files import hash_file, hash_folder
 from imdb_rlhf.config.reward import OwnReward as OwnConfig
-from imdb_rlhf.errors import RunError
+from imdb_rlhf.errors import RunError, first_line, text_of
 from imdb_rlhf.rewards import Reward, RewardKind, Scores
 from imdb_rlhf.rewards.local_code import is_own, local_modules
+from imdb_rlhf.rewards.own_world import OwnWorld
 
 
 def locate(function: str) -> tuple[Path, str]:
@@ -44,11 +46,13 @@ class OwnReward:
         sys.modules[spec.name] = module  # dataclasses and pickles look their module up
         for name in local_modules(file):  # another file's, of the same name
             sys.modules.pop(name, None)
-        self.beside = str(file.resolve().parent)
+        self.beside, self.world = str(file.resolve().parent), OwnWorld()
         try:
-            with self._modules_beside():
+            with self.world.entered(), self._modules_beside():
                 spec.loader.exec_module(module)
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             raise RunError(f"reward.function={function}: importing {file} raised {_told(error)}") from error
         if not callable(getattr(module, self.name, None)):
             raise RunError(f"reward.function={function}: {file} has no function {self.name}")
@@ -60,7 +64,7 @@ class OwnReward:
         Raises:
             RunError: it raised, or gave another count than texts, or a number that is not finite.
         """
-        with self._modules_beside():
+        with self.world.entered(), self._modules_beside():
             return scores_of(self.function, texts, f"reward.function {self.name}")
 
     @contextmanager
@@ -86,8 +90,12 @@ def scores_of(function: Callable[[list[str]], Sequence[float]], texts: Sequence[
         RunError: it raised, or gave another count than texts, or a number that is not finite.
     """
     try:
-        values = np.asarray(function(list(texts)), dtype=np.float64)
-    except (Exception, SystemExit) as error:
+        values = _numbers(function(list(texts)))  # here, as what is given may be code of the user's
+    except _NoNumbersError as error:
+        raise RunError(f"{name} gave {error}; return one float per text") from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         raise RunError(f"{name} raised {_told(error)}") from error
     if values.shape != (len(texts),):
         raise RunError(f"{name} gave shape {values.shape} for {len(texts)} texts; return one float per text")
@@ -97,12 +105,49 @@ def scores_of(function: Callable[[list[str]], Sequence[float]], texts: Sequence[
     return Scores(values, values)
 
 
+class _NoNumbersError(TypeError):
+    """What a function gave is no row of numbers."""
+
+
+def _numbers(given: Any) -> np.ndarray:
+    """What a function gave as float64: a list of numbers, an array, a series, a tensor of any type, on any device.
+
+    Raises:
+        _NoNumbersError: anything else, values that are masked, and numbers with a part that would be lost.
+    """
+    what = f"a {type(given).__name__}"
+    if inspect.iscoroutine(given):
+        given.close()
+        raise _NoNumbersError(f"{what}: it is an async function")
+    if isinstance(given, Iterator | Mapping | Set | str | bytes):
+        raise _NoNumbersError(what)
+    if isinstance(given, list | tuple):
+        given = [_plain(value) for value in given]
+    try:
+        found = np.ma.asarray(_plain(given))
+        if np.ma.is_masked(found) or (isinstance(given, list) and any(value is np.ma.masked for value in given)):
+            raise _NoNumbersError(f"{what} with masked values")
+        if found.dtype.kind not in "biufO":
+            raise _NoNumbersError(f"{what} of {found.dtype.name}")
+        return np.asarray(found.data, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        if isinstance(error, _NoNumbersError):
+            raise
+        raise _NoNumbersError(f"{what} that is no row of numbers ({first_line(error)})") from error
+
+
+def _plain(value: Any) -> Any:
+    """A tensor as an array; anything else as it is."""
+    return value.detach().cpu().double().numpy() if isinstance(value, torch.Tensor) else value
+
+
 def _told(error: BaseException) -> str:
     """An error of the user's code, with the line of it that is nearest to the error."""
+    message = text_of(error)
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
     own = [frame for frame in frames if is_own(Path(frame.filename))]
     line = f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
-    return f"{type(error).__name__}: {error}{line}"
+    return f"{type(error).__name__}: {message}{line}"
 
 
 class Kind(RewardKind[OwnConfig]):

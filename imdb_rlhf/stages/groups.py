@@ -145,6 +145,7 @@ class Groups(Stage):
             frame = sampler.table(policy, reward, prompts, "groups", progress)
         if self.runtime.rank:
             return
+        compare_scores(self.flow, frame, folder)  # in other batches
         _write(folder, frame)
         exported = preference_groups.to_trl(frame)
         write_table(folder / "preferences.parquet", exported)

@@ -68,6 +68,7 @@ class Reservoir(Stage):
         if self.runtime.rank:
             return
         frame = pd.concat([table.assign(split=split) for split, table in tables.items()], ignore_index=True)
+        compare_scores(self.flow, frame, folder)  # in other batches
         write_table(folder / FILE, frame)
         write_json(folder / "report.json", report_of(frame))
 

@@ -131,7 +131,7 @@ def _scored(
 
 
 def compare_scores(flow: Flow, frame: pd.DataFrame, folder: Path) -> None:
-    """Hold the true reward against the scores of a reused artifact.
+    """Hold the true reward against the scores of an artifact that is made or reused.
 
     Args:
         flow: tokenizer and true reward.

@@ -31,7 +31,15 @@ from imdb_rlhf.training import checkpoint
 # Texts of a reused artifact that are scored again.
 COMPARED = 16
 # What a reward is tried with.
-TRIAL = ("The film is", "The film is a delight from its first minute to its last, and so is the score.")
+TRIAL = (
+    "The film is",
+    "The film is a delight from its first minute to its last, and so is the score.",
+    "A dull, slow and bad one: I left before its end.",
+    "It was great!",
+)
+# How far two scores of a text may be apart, as parts of the spread of all scores and of the score itself: float32
+# rounds otherwise in another batch.
+TOLERANCE, ROUNDING = 1e-4, 1e-6
 
 
 class TrainedReward(ClassifierStage):
@@ -147,14 +155,34 @@ class TrueReward:
     def fetch(self) -> None:
         """Try a reward that no stage trains, so that one that cannot be used is refused before the first stage."""
         if not self.kind.trained:
-            self.reward.score(TRIAL)
+            together = self.reward.score(TRIAL).logit
+            if self.kind.compared:
+                self._try_apart(together)
+
+    def _try_apart(self, together: np.ndarray) -> None:
+        """Refuse a reward whose scores depend on the texts that are scored in the same call, or on their order.
+
+        Args:
+            together: (texts,) scores of `TRIAL` in one call.
+        """
+        alone = np.concatenate([self.reward.score([text]).logit for text in TRIAL])
+        backwards = self.reward.score(TRIAL[::-1]).logit[::-1]
+        for other, how in ((alone, "alone"), (backwards, "in another order")):
+            at = first_difference(other, together, float(np.std(together)))
+            if at is not None:
+                raise RunError(
+                    f"reward={self.flow.run.reward.name} gives {together[at]:.9g} for the text {TRIAL[at][:60]!r} "
+                    f"among {len(TRIAL)} texts, and {other[at]:.9g} {how}: it depends on chance or on the "
+                    "other texts of a call; make each score a function of its own text (in float32, if a network "
+                    "computes it)"
+                )
 
     def compare(self, texts: Sequence[str], stored: Sequence[float], folder: Path) -> None:
         """Score stored texts again, where scores may depend on what their artifact's key cannot know.
 
         Args:
             texts: of a reused artifact; some of them are scored.
-            stored: their log-odds there.
+            stored: their log-odds there. Two scores may differ by rounding: a small part of the spread of these.
             folder: of the artifact.
 
         Raises:
@@ -164,14 +192,13 @@ class TrueReward:
             return
         chosen = np.unique(np.linspace(0, len(texts) - 1, COMPARED).round().astype(int))
         again = self.reward.score([texts[at] for at in chosen]).logit
-        before = np.asarray(stored, dtype=np.float64)[chosen]
-        wrong = np.flatnonzero(~np.isclose(again, before, rtol=1e-3, atol=1e-6))
-        if len(wrong):
-            at = int(wrong[0])
+        before = np.asarray(stored, dtype=np.float64)
+        at = first_difference(again, before[chosen], float(np.std(before)))
+        if at is not None:
             raise RunError(
-                f"reward={self.flow.run.reward.name} gives {again[at]:g} where {folder} holds {before[at]:g}, for the "
-                f"text {texts[chosen[at]][:60]!r}: it depends on chance, or on a file that its key does not know; name "
-                "the file in reward.files"
+                f"reward={self.flow.run.reward.name} gives {again[at]:.9g} where {folder} holds "
+                f"{before[chosen[at]]:.9g}, for the text {texts[chosen[at]][:60]!r}: it depends on chance, on the "
+                "other texts of a call, or on a file that its key does not know; name the file in reward.files"
             )
 
     @cached_property
@@ -179,3 +206,16 @@ class TrueReward:
         """The reward, ready to score; where a stage trains it, that stage must be built."""
         artifact = self.flow.get(TrainedReward).path if self.kind.trained else None
         return CheckedReward(self.kind.open(self.flow.runtime.device, artifact), self.kind)
+
+
+def first_difference(scores: np.ndarray, others: np.ndarray, spread: float) -> int | None:
+    """The first index at which two (n,) arrays of scores differ by more than rounding; None if there is none.
+
+    Args:
+        scores: of some texts.
+        others: of the same texts, scored another time.
+        spread: standard deviation of such scores: what is small beside it changes nothing.
+    """
+    near = np.abs(scores - others) <= TOLERANCE * spread + ROUNDING * np.abs(others)
+    wrong = np.flatnonzero(~near)
+    return int(wrong[0]) if len(wrong) else None

@@ -1,5 +1,7 @@
 """A user's own function as a reward: it is loaded, called with all texts, and its numbers are checked."""
 
+import os
+import random
 import sys
 from pathlib import Path
 
@@ -160,10 +162,65 @@ def test_the_wrong_count(write, expression, shape):
     assert message == f"reward.function score gave shape {shape} for 4 texts; return one float per text"
 
 
-@pytest.mark.parametrize("expression", ["['good'] * 4", "{}", "[[1.0], [1.0, 2.0], [], []]", "'abcd'"])
-def test_no_numbers_at_all(write, expression):
-    reward = OwnReward(write(f"def score(texts):\n    return {expression}\n"))
-    assert refused(reward.score, TEXTS).startswith("reward.function score raised ")
+MASKED = "numpy.ma.masked_array([1.0, 2.0, 3.0, 4.0], mask=[0, 0, 1, 0])"
+
+
+@pytest.mark.parametrize(
+    ("expression", "what"),
+    [
+        ("['good'] * 4", "a list of str"),
+        ("['1.5'] * 4", "a list of str"),
+        ("'abcd'", "a str"),
+        ("{}", "a dict"),
+        ("{1.0, 2.0, 3.0, 4.0}", "a set"),
+        ("(1.0 for _ in texts)", "a generator"),
+        ("map(len, texts)", "a map"),
+        ("[[1.0], [1.0, 2.0], [], []]", "a list that is no row of numbers ("),
+        ("[10**400] * 4", "a list that is no row of numbers ("),
+        ("[1j] * 4", "a list of complex"),
+        ("numpy.array(['2020-01-01'] * 4, dtype='datetime64[s]')", "a ndarray of datetime64"),
+        (MASKED, "a MaskedArray with masked values"),
+        (f"list({MASKED})", "a list with masked values"),
+    ],
+)
+def test_no_numbers_at_all(write, expression, what):
+    reward = OwnReward(write(f"import numpy\n\ndef score(texts):\n    return {expression}\n"))
+    message = refused(reward.score, TEXTS)
+    assert message.startswith(f"reward.function score gave {what}") and message.endswith("; return one float per text")
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_async_function_is_called_that(write):
+    message = refused(OwnReward(write("async def score(texts):\n    return [1.0] * len(texts)\n")).score, TEXTS)
+    assert message == ("reward.function score gave a coroutine: it is an async function; return one float per text")
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "torch.tensor([1.0, 2, 3, 4], requires_grad=True)",
+        "torch.tensor([1.0, 2, 3, 4], dtype=torch.bfloat16)",
+        "[torch.tensor(float(n), requires_grad=True) for n in (1, 2, 3, 4)]",
+        "[torch.tensor(n, dtype=torch.bfloat16) for n in (1, 2, 3, 4)]",
+        "torch.nn.Parameter(torch.arange(1.0, 5))",
+        "numpy.ma.masked_array([1.0, 2.0, 3.0, 4.0])",
+        "numpy.arange(1, 5)",
+    ],
+)
+def test_tensors_and_arrays_of_any_type(write, expression):
+    reward = OwnReward(write(f"import numpy, torch\n\ndef score(texts):\n    return {expression}\n"))
+    assert reward.score(TEXTS).reward.tolist() == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("base", ["Exception", "BaseException"])
+def test_an_error_that_cannot_be_told(write, base):
+    lines = (
+        f"class Wrong({base}):\n    def __str__(self):\n        raise OSError\n\ndef score(texts):\n    raise Wrong\n"
+    )
+    function = write(lines)
+    message = refused(OwnReward(function).score, TEXTS)
+    assert message.startswith("reward.function score raised Wrong: its message cannot be read (")
+    assert "raised Wrong" in refused(OwnReward, write(lines + "raise Wrong\n"))
 
 
 def test_a_function_that_raises(write):
@@ -213,3 +270,55 @@ def test_a_file_that_leaves(write):
     assert "raised SystemExit" in refused(
         OwnReward(write("import sys\ndef score(texts):\n    sys.exit(0)\n")).score, TEXTS
     )
+
+
+# --- settings of the whole process
+
+
+CHANGES = [
+    "torch.set_grad_enabled(False)",
+    "torch.set_default_dtype(torch.float64)",
+    "torch.set_default_device('meta')",
+    "torch.set_num_threads(3)",
+    "torch.set_float32_matmul_precision('medium')",
+    "torch.use_deterministic_algorithms(True)",
+    "torch.manual_seed(5)",
+    "numpy.random.seed(5)",
+    "numpy.seterr(all='raise')",
+    "random.seed(5)",
+    "os.chdir('/')",
+]
+
+
+def settings() -> list:
+    values = [torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_default_device(), torch.get_num_threads()]
+    values += [torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled()]
+    values += [torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()]
+    return [*values, np.geterr(), os.getcwd()]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("when", ["import", "call", "failure"])
+def test_settings_that_it_changes_are_its_own(write, change, when):
+    before = settings()
+    lines = f"import os, random\nimport numpy, torch\n{change if when == 'import' else ''}\ndef score(texts):\n"
+    inside = f"    {change}\n" if when == "call" else f"    {change}\n    1 / 0\n" if when == "failure" else ""
+    reward = OwnReward(write(f"{lines}{inside}    return [0.0] * len(texts)\n"))
+    if when == "failure":
+        refused(reward.score, TEXTS)
+    else:
+        reward.score(TEXTS)
+    after = settings()
+    for value, number in zip(before, range(len(before)), strict=True):
+        assert after[number] == value
+
+
+def test_it_keeps_its_own_settings_between_calls(write, tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "value.txt").write_text("7")
+    lines = f"import os, random, torch\nos.chdir({str(tmp_path / 'there')!r})\ntorch.set_default_dtype(torch.float64)\n"
+    lines += "def score(texts):\n    size = torch.zeros(1).element_size()\n"
+    lines += "    return [float(open('value.txt').read()) + size + random.random() for _ in texts]\n"
+    reward = OwnReward(write(lines))
+    first, second = reward.score(["a"]).reward[0], reward.score(["a"]).reward[0]
+    assert int(first) == int(second) == 15 and first != second  # random numbers go on
