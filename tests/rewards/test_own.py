@@ -293,7 +293,7 @@ CHANGES = [
 def settings() -> list:
     values = [torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_default_device(), torch.get_num_threads()]
     values += [torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled()]
-    values += [torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()]
+    values += [torch.get_rng_state().tolist(), repr(np.random.get_state()), random.getstate()]
     return [*values, np.geterr(), os.getcwd()]
 
 

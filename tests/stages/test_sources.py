@@ -79,7 +79,7 @@ def test_it_is_said_and_recorded(made):
     (line,) = [line for line in answer.out.splitlines() if line.startswith("data ")]
     assert line.endswith(", rows begin with <bos>")
     assert (llama.report(run, "data")["bos"], llama.report(run, "two_label")["bos"]) == ("<bos>", "always")
-    assert "Right-pad; begin with `<bos>`." in (run / "model" / "README.md").read_text()
+    assert "Right-pad, and begin with `<bos>`." in (run / "model" / "README.md").read_text()
 
 
 def test_every_row_begins_with_bos_and_no_text_does(made):
