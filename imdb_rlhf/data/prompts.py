@@ -55,7 +55,7 @@ def encode_reviews(
 
 
 def _first_tokens(texts: list[str], count: int, encode: Encode) -> list[list[int]]:
-    """The tokens of each text, or of a beginning of it that has twice as many as `count`: a cut changes the last ones."""
+    """The tokens of each text, or of a beginning of it of twice as many as `count`: a cut changes the last ones."""
     beginnings = [text[: 64 * count] for text in texts]
     rows = encode(beginnings)
     unsure = [at for at, row in enumerate(rows) if len(row) < 2 * count and len(beginnings[at]) < len(texts[at])]

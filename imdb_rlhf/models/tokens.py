@@ -83,8 +83,9 @@ def encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[str]], list[li
 
 # The date that templates write as today's (Llama 3.2's do): a text must not depend on the day on which it is rendered.
 TODAY = datetime(2024, 7, 26)
+CLOCK = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
 # What else differs in every rendering.
-CHANCE = re.compile(r"\|\s*random\b|\blipsum\b")
+CHANCE = re.compile(r"\|\s*random\b|\blipsum\b|\bstrftime_now\(")
 
 
 class Chat:
@@ -103,17 +104,18 @@ class Chat:
         A prompt that ends in a turn of the assistant is continued in that turn.
 
         Raises:
-            ValueError: the template draws at random.
+            ValueError: the template draws at random, or tells the time in a form that it computes.
         """
-        if CHANCE.search(self.tokenizer.get_chat_template()):
-            raise ValueError("it draws at random, so that a text is another one each time; give another template")
+        template = CLOCK.sub(lambda call: repr(TODAY.strftime(call[2])), self.tokenizer.get_chat_template())
+        if CHANCE.search(template):
+            raise ValueError("it draws at random or tells the time, so that its texts change; give another template")
         continued = not whole and messages[-1]["role"] == "assistant"
         text = self.tokenizer.apply_chat_template(
             list(messages),
             tokenize=False,
             add_generation_prompt=not whole and not continued,
             continue_final_message=continued,
-            strftime_now=TODAY.strftime,
+            chat_template=template,
         )
         return cast(str, text)
 

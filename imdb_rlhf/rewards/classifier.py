@@ -36,7 +36,8 @@ def positive_index(id2label: dict[int, str], wanted: str | None, key: str) -> in
 
     Args:
         id2label: the model's label names.
-        wanted: the name, or None to find the one that is the word "positive" or "pos" (`POSITIVE`); the other must hold neither.
+        wanted: the name, or None to find the one that is the word "positive" or "pos" (`POSITIVE`), which the other
+            must not hold.
         key: config key that messages name.
 
     Raises:

@@ -208,6 +208,7 @@ def test_a_conversation_is_the_same_text_on_any_day() -> None:
     tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }} {{ messages[0]['content'] }}"
     chat, messages = chat_of(tokenizer), [{"role": "user", "content": "x"}]
     assert chat is not None and chat.render(messages, whole=True) == "26 Jul 2024 x"
-    tokenizer.chat_template = "{{ ['a', 'b'] | random }}"
-    with pytest.raises(ValueError, match="draws at random"):
-        chat.render(messages, whole=True)
+    for other in ("{{ ['a', 'b'] | random }}", "{% set form = '%d' %}{{ strftime_now(form) }}"):
+        tokenizer.chat_template = other
+        with pytest.raises(ValueError, match="draws at random or tells the time"):
+            chat.render(messages, whole=True)

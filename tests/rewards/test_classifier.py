@@ -263,7 +263,7 @@ def test_positive_index(names, wanted, index):
 @pytest.mark.parametrize(
     "name",
     ["isn't positive", "barely positive", "cannot be positive", "pos negative", "negative-positive", "pos_tag"]
-    + ["neutral/positive", "Very positive", "positive or neutral", "positivity", "pos/neg", "positive?", "+positive"],
+    + ["neutral/positive", "Very positive", "positive or neutral", "pos/neg", "positive?", "+positive"],
 )
 @pytest.mark.parametrize("other", ["other", "positive"])
 def test_a_label_with_the_word_in_it_is_asked_for(name, other):
