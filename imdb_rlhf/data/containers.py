@@ -1,25 +1,26 @@
 """Rows of a dataset in whatever it is stored: parquet, csv, json, jsonl, arrow, or a folder of `save_to_disk`.
 
-The library `datasets` reads them. A number or a text is the same whatever the container, so `content_of` is too.
+Only the wanted columns are read, each value as it is written: the library `datasets`, which reads what it saved itself,
+guesses types anew for every 10 MB of a json file, and refuses a file for a column that nobody wants. A number or a text
+is the same whatever the container, so `content_of` is too.
 """
 
 import hashlib
 import json
-import tempfile
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from imdb_rlhf.data.split_files import files_of, format_of
+from imdb_rlhf.data.text_tables import read_csv, read_json, read_text
 from imdb_rlhf.errors import RunError, first_line
 
 # What `save_to_disk` leaves beside its rows.
 SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"
-BATCH = 10_000  # rows of a parquet file that are read at once
 
 
 @dataclass(frozen=True)
@@ -122,43 +123,55 @@ def read_file(file: Path, wanted: Sequence[str], optional: Sequence[str] = ()) -
     """Read columns of one file.
 
     Raises:
-        RunError: it cannot be read, or lacks a column.
+        RunError: it cannot be read, or lacks a column, or has one twice.
     """
-    kind, datasets = format_of(file), _library()
-    with tempfile.TemporaryDirectory() as cache:
-        try:
-            options = _csv_options(file, datasets, wanted) if kind == "csv" else {}
-            if kind == "parquet":
-                options["batch_size"] = BATCH  # else it is that of the first group, and a file without rows has none
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", pd.errors.ParserWarning)  # of values that pandas would leave out
-                table = datasets.load_dataset(
-                    kind,
-                    data_files=str(file),
-                    split="train",
-                    cache_dir=cache,
-                    keep_in_memory=True,
-                    verification_mode="no_checks",
-                    **options,
-                )
-            return _columns(table, file, wanted, optional)
-        except RunError:
-            raise
-        except Exception as error:
-            if "corresponds to no data" in str(error):  # a file without rows
-                return Rows(file, {column: [] for column in wanted})
-            reason = first_line(error.__cause__ if isinstance(error.__cause__, Exception) else error)
-            raise RunError(f"{file} is not a readable {kind} file: {reason}") from error
+    kind = str(format_of(file))
+    try:
+        if kind == "json":
+            names, columns = read_json(read_text(file), [*wanted, *optional])
+            if names:
+                _check_columns(names, file, wanted)
+            return Rows(file, columns or {column: [] for column in wanted})
+        if kind == "csv":
+            names, rows = read_csv(read_text(file), "\t" if ".tsv" in file.name.lower() else ",")
+            found = _found(names, file, wanted, optional)
+            return Rows(file, {name: [row[names.index(name)] for row in rows] for name in found})
+        return _arrow_columns(_open_parquet if kind == "parquet" else _open_arrow, file, wanted, optional)
+    except RunError:
+        raise
+    except Exception as error:
+        raise RunError(f"{file} is not a readable {kind} file: {first_line(error)}") from error
 
 
-def _csv_options(file: Path, datasets: Any, wanted: Sequence[str]) -> dict[str, Any]:
-    """Read every value as a text: "NA" is one, and so is "12"."""
-    separator = "\t" if ".tsv" in file.name.lower() else ","
-    names = list(pd.read_csv(file, sep=separator, nrows=0, dtype=str, index_col=False).columns)
-    _check_columns(names, file, wanted)
-    features = datasets.Features({name: datasets.Value("string") for name in names})
-    # without index_col, a comma too many in every row makes the first value a row's name
-    return {"sep": separator, "keep_default_na": False, "index_col": False, "features": features}
+def _open_parquet(file: Path) -> tuple[pa.Schema, Callable[[list[str]], pa.Table]]:
+    parquet = pq.ParquetFile(file)
+    return parquet.schema_arrow, lambda names: parquet.read(columns=names)
+
+
+def _open_arrow(file: Path) -> tuple[pa.Schema, Callable[[list[str]], pa.Table]]:
+    try:
+        reader = pa.ipc.open_stream(pa.OSFile(str(file)))
+    except pa.ArrowInvalid:
+        reader = pa.ipc.open_file(pa.OSFile(str(file)))
+    return reader.schema, lambda names: reader.read_all().select(names)
+
+
+def _arrow_columns(
+    opener: Callable[[Path], tuple[pa.Schema, Callable[[list[str]], pa.Table]]],
+    file: Path,
+    wanted: Sequence[str],
+    optional: Sequence[str],
+) -> Rows:
+    """Columns of a file with types; classes by their names, as `datasets` notes them beside its types."""
+    schema, read = opener(file)
+    found = _found(schema.names, file, wanted, optional)
+    table = read(found)
+    table.validate(full=True)  # damaged offsets would be followed, beyond the memory that is ours
+    info = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info") or {}
+    features = info.get("features") or {}
+    return Rows(
+        file, {name: _named(table[name].to_pylist(), (features.get(name) or {}).get("names")) for name in found}
+    )
 
 
 def read_saved(folder: Path, wanted: Sequence[str], optional: Sequence[str] = ()) -> Rows:
@@ -184,19 +197,32 @@ def _library() -> Any:
 
 
 def _columns(table: Any, place: Path, wanted: Sequence[str], optional: Sequence[str]) -> Rows:
-    names = list(table.column_names)
-    _check_columns(names, place, wanted)
+    found = _found(table.column_names, place, wanted, optional)
     table.data.table.validate(full=True)  # damaged offsets would be followed, beyond the memory that is ours
-    found = [*wanted, *(column for column in optional if column in names)]
-    return Rows(place, {column: _values(table, column) for column in found})
+    return Rows(
+        place, {name: _named(list(table[name]), getattr(table.features[name], "names", None)) for name in found}
+    )
 
 
-def _values(table: Any, column: str) -> list[Any]:
+def _named(values: list[Any], names: Sequence[str] | None) -> list[Any]:
     """A column's values; classes by their names, as any order of names is possible, and -1 for none."""
-    values, names = list(table[column]), getattr(table.features[column], "names", None)
     if not names:
         return values
     return [names[value] if isinstance(value, int) and 0 <= value < len(names) else value for value in values]
+
+
+def _found(names: Sequence[str], place: Path, wanted: Sequence[str], optional: Sequence[str]) -> list[str]:
+    """The columns that are read: all wanted, and optional ones that are there.
+
+    Raises:
+        RunError: a wanted one is missing, or one is there twice.
+    """
+    _check_columns(names, place, wanted)
+    found = [*wanted, *(column for column in optional if column in names)]
+    for column in found:
+        if list(names).count(column) > 1:
+            raise RunError(f"{place} has the column {column!r} twice; rename one")
+    return found
 
 
 def _check_columns(names: Sequence[str], place: Path, wanted: Sequence[str]) -> None:

@@ -33,7 +33,7 @@ def encode_prompts(
         RunError: a review has fewer tokens than its prompt.
     """
     prompts = []
-    for index, tokens in enumerate(encode([text[: 64 * config.max_tokens] for text in texts])):
+    for index, tokens in enumerate(_first_tokens(texts, config.max_tokens, encode)):
         length = int(generator(seed, "prompt", role, index).integers(config.min_tokens, config.max_tokens + 1))
         if len(tokens) < length:
             raise RunError(
@@ -48,9 +48,19 @@ def encode_reviews(
 ) -> list[list[int]]:
     """The first `max_tokens` tokens of each review, BOS included; one that is shorter ends in EOS."""
     rows = []
-    for tokens in encode([text[: 64 * max_tokens] for text in texts]):
+    for tokens in _first_tokens(texts, max_tokens, encode):
         row = [*beginning(bos_id), *tokens]
         rows.append([*row, eos_id] if len(row) < max_tokens else row[:max_tokens])
+    return rows
+
+
+def _first_tokens(texts: list[str], count: int, encode: Encode) -> list[list[int]]:
+    """The tokens of each text, or of a beginning of it of twice as many as `count`: a cut changes the last ones."""
+    beginnings = [text[: 64 * count] for text in texts]
+    rows = encode(beginnings)
+    unsure = [at for at, row in enumerate(rows) if len(row) < 2 * count and len(beginnings[at]) < len(texts[at])]
+    for at, row in zip(unsure, encode([texts[at] for at in unsure]), strict=True):
+        rows[at] = row
     return rows
 
 

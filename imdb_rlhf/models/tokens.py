@@ -3,7 +3,9 @@
 A text that comes from data is text throughout: a special token's name in it is spelled out in ordinary tokens.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import cast
 
@@ -79,8 +81,18 @@ def encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[str]], list[li
     return encode
 
 
+# The date that templates write as today's (Llama 3.2's do): a text must not depend on the day on which it is rendered.
+TODAY = datetime(2024, 7, 26)
+CLOCK = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
+# What else differs in every rendering.
+CHANCE = re.compile(r"\|\s*random\b|\blipsum\b|\bstrftime_now\(")
+
+
 class Chat:
-    """A tokenizer's chat template: renders conversations as text, and reads what it has rendered."""
+    """A tokenizer's chat template: renders conversations as text, and reads what it has rendered.
+
+    The same conversation is the same text on any day; see `TODAY`.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
@@ -90,13 +102,20 @@ class Chat:
         """A conversation that is whole, or a prompt that an answer will follow.
 
         A prompt that ends in a turn of the assistant is continued in that turn.
+
+        Raises:
+            ValueError: the template draws at random, or tells the time in a form that it computes.
         """
+        template = CLOCK.sub(lambda call: repr(TODAY.strftime(call[2])), self.tokenizer.get_chat_template())
+        if CHANCE.search(template):
+            raise ValueError("it draws at random or tells the time, so that its texts change; give another template")
         continued = not whole and messages[-1]["role"] == "assistant"
         text = self.tokenizer.apply_chat_template(
             list(messages),
             tokenize=False,
             add_generation_prompt=not whole and not continued,
             continue_final_message=continued,
+            chat_template=template,
         )
         return cast(str, text)
 

@@ -22,9 +22,9 @@ from imdb_rlhf.models.sampling import batches_by_length
 from imdb_rlhf.models.tokens import check_vocabulary, control_ids, encoder, template, try_out
 from imdb_rlhf.rewards import Reward, RewardKind, Scores, sigmoid
 
-# Words that tell the positive label from the other one.
-POSITIVE = frozenset(("positive", "pos"))
-NEGATIONS = frozenset(("not", "no", "non", "un", "never", "hardly", "without", "false", "anti", "less"))
+# A label that is the word itself, in any case, beside a number or LABEL_: "POSITIVE", "pos", "LABEL_1: positive",
+# "1 (positive)". Any other with such a word in it may mean something else: "barely positive", "pos_tag".
+POSITIVE = re.compile(r"(label[ _-]?)?([0-9]+)?[ :=_-]*\(?(positive|pos)\)?")
 # No token's id.
 NO_TOKEN = -1
 # What a classifier reads at most where neither it nor its tokenizer states it.
@@ -36,7 +36,8 @@ def positive_index(id2label: dict[int, str], wanted: str | None, key: str) -> in
 
     Args:
         id2label: the model's label names.
-        wanted: the name, or None to find the one with the word "positive" or "pos" in it, which nothing negates.
+        wanted: the name, or None to find the one that is the word "positive" or "pos" (`POSITIVE`), which the other
+            must not hold.
         key: config key that messages name.
 
     Raises:
@@ -48,9 +49,9 @@ def positive_index(id2label: dict[int, str], wanted: str | None, key: str) -> in
     if wanted is not None:
         matches = [index for index, name in names.items() if name == wanted]
     else:
-        words = {index: set(re.findall("[a-z]+", name.lower())) for index, name in names.items()}
-        matches = [index for index, found in words.items() if found & POSITIVE]
-        matches = [] if any(words[index] & NEGATIONS for index in matches) else matches
+        matches = [index for index, name in names.items() if POSITIVE.fullmatch(name.strip().lower())]
+        others = [set(re.findall("[a-z]+", name.lower())) for index, name in names.items() if index not in matches]
+        matches = [] if any(words & {"positive", "pos"} for words in others) else matches
     if len(matches) != 1:
         raise RunError(
             f"{key}: which of {', '.join(names.values())} is positive? set reward.positive_label to its name"

@@ -8,6 +8,8 @@ from typing import Any
 
 import datasets
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from imdb_rlhf.data import containers
@@ -118,8 +120,28 @@ def words(folder: Path) -> None:
         frame(split).assign(label=labels).to_csv(folder / f"{split}.csv", index=False)
 
 
+def json_columns(folder: Path) -> None:
+    for split in SPLITS:
+        (folder / f"{split}.json").write_text(json.dumps(frame(split).to_dict("list"), indent=1))
+
+
+def json_of_pandas(folder: Path) -> None:
+    for split in SPLITS:
+        frame(split).to_json(folder / f"{split}.json", date_format=None)
+
+
+def json_indented(folder: Path) -> None:
+    for split in SPLITS:
+        (folder / f"{split}.json").write_text(json.dumps(frame(split).to_dict("records"), indent=2))
+
+
+def tsv_all_quoted(folder: Path) -> None:
+    for split in SPLITS:
+        frame(split).to_csv(folder / f"{split}.tsv", index=False, sep="\t", quoting=2)
+
+
 CONTAINERS = [parquet, parts, converted, older, csv, tsv, jsonl, json_list, arrow, saved, class_labels, words]
-CONTAINERS += [class_labels_the_other_way_round]
+CONTAINERS += [class_labels_the_other_way_round, json_columns, json_of_pandas, json_indented, tsv_all_quoted]
 
 
 def content(place: Path, **changes: Any) -> str:
@@ -201,6 +223,102 @@ def test_another_row_is_another_content():
     ]
     assert len({content_of(rows), *(content_of(other) for other in others)}) == 6
     assert content_of([("ab", "c")]) != content_of([("a", "bc")])
+
+
+# --- values as they are written
+
+
+def texts_of(place: Path) -> list[Any]:
+    (rows,) = read_split(place, "train", ["text", "label"], "data.path")
+    return rows.columns["text"]
+
+
+@pytest.mark.parametrize("dates", ["every text", "the last block"])
+def test_texts_that_look_like_dates(tmp_path, dates):
+    """The library that was used before guesses types for every 10 MB."""
+    file = tmp_path / "train.jsonl"
+    texts = ["1994-05-01"] * 9 if dates == "every text" else ["x" * 1_100_000] * 10 + ["1994-05-01", "1"]
+    labels: list[Any] = [0] * (len(texts) - 1) + ["1"]
+    file.write_text("".join(json.dumps({"text": t, "label": n}) + "\n" for t, n in zip(texts, labels, strict=True)))
+    (rows,) = read_split(file, "train", ["text", "label"], "data.path")
+    assert rows.columns == {"text": texts, "label": labels}
+
+
+@pytest.mark.parametrize(
+    ("lines", "texts"),
+    [
+        (['"Quoted" at first\t1', "plain\t0", 'at "last"\t1'], ['"Quoted" at first', "plain", 'at "last"']),
+        (['"open\t1', "plain\t0"], ['"open', "plain"]),
+        (['"he said \\"wow\\" and"\t1', "plain\t0"], ['"he said \\"wow\\" and"', "plain"]),
+        (['"a ""b"""\t1', "plain\t0"], ['a "b"', "plain"]),
+        (['"a"\t1', '"b"\t0'], ["a", "b"]),
+        (['"a\tb"\t1', "plain\t0"], ["a\tb", "plain"]),
+        (['5" disc\t1', "plain\t0"], ['5" disc', "plain"]),
+    ],
+)
+def test_quotes_in_tsv(tmp_path, lines, texts):
+    (tmp_path / "train.tsv").write_text("\n".join(["text\tlabel", *lines, ""]))
+    assert texts_of(tmp_path / "train.tsv") == texts
+
+
+@pytest.mark.parametrize(
+    ("name", "lines", "message"),
+    [
+        ("a.tsv", ['"open\t1', "plain\t0", 'a 5"\t1'], "row 0: a quote may be a character or the beginning of a text"),
+        ("a.csv", ['"open,1', "plain,0", 'a 5",1'], "row 0: a quote may be a character or the beginning of a text"),
+        ("a.tsv", ['"whole"\t1', "plain\t0"], "its quotes may be part of the texts or around them; use jsonl"),
+        ("a.csv", ["plain,1", '"open,0'], "row 1: its quotes are broken ("),
+        ("a.csv", ["plain,1", r'"he said \"wow\"",0'], "row 1: its quotes are broken ("),
+        ("a.csv", ["plain,1", "short"], "row 1 has 1 values for 2 columns"),
+    ],
+)
+def test_quotes_that_are_broken(tmp_path, name, lines, message):
+    separator = "\t" if name == "a.tsv" else ","
+    (tmp_path / name).write_text("\n".join([f"text{separator}label", *lines, ""]))
+    assert f"{name} is not a readable csv file: {message}" in refused(texts_of, tmp_path / name)
+
+
+def test_long_texts_in_csv(tmp_path):
+    long = 'a "b", c\n' * 50_000
+    pd.DataFrame({"text": [long, "x"], "label": [0, 1]}).to_csv(tmp_path / "a.csv", index=False)
+    assert texts_of(tmp_path / "a.csv") == [long, "x"]
+
+
+def test_a_column_that_is_there_twice(tmp_path):
+    (tmp_path / "a.csv").write_text("text,text,label\na,b,1\n")
+    (tmp_path / "b.jsonl").write_text('{"text": "a", "text": "b", "label": 1}\n')
+    columns = [pa.array(["a"]), pa.array(["b"]), pa.array([1])]
+    pq.write_table(pa.table(columns, names=["text", "text", "label"]), tmp_path / "c.parquet")
+    for name in ("a.csv", "b.jsonl", "c.parquet"):
+        assert "'text' twice" in refused(texts_of, tmp_path / name)
+
+
+def test_columns_that_are_not_used_may_be_anything(tmp_path):
+    other = {
+        "map": pa.array([[("a", 1)], []], pa.map_(pa.string(), pa.int64())),
+        "view": pa.array([[1], []], pa.list_view(pa.int64())),
+        "uuid": pa.array([b"0" * 16, b"1" * 16], pa.uuid()),
+        "bool8": pa.array([1, 0], pa.int8()).cast(pa.bool8()),
+    }
+    columns = {"text": pa.array(["a", "b"]), "label": pa.array([0, 1])}
+    pq.write_table(pa.table(columns | {name: other[name] for name in ("map", "uuid", "bool8")}), tmp_path / "a.parquet")
+    pq.write_table(
+        pa.table([*columns.values(), columns["text"], columns["text"]], names=["text", "label", "x", "x"]),
+        tmp_path / "b.parquet",
+    )
+    with (
+        pa.OSFile(str(tmp_path / "c.arrow"), "wb") as sink,
+        pa.ipc.new_stream(sink, (table := pa.table(columns | other)).schema) as writer,
+    ):
+        writer.write_table(table)
+    (tmp_path / "d.jsonl").write_text('{"text": "a", "label": 0, "m": 1}\n{"text": "b", "label": 1, "m": {"c": []}}\n')
+    for name in ("a.parquet", "b.parquet", "c.arrow", "d.jsonl"):
+        assert texts_of(tmp_path / name) == ["a", "b"]
+
+
+def test_half_of_a_character(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "label": 0}\n{"text": "b\\ud800", "label": 1}\n')
+    assert "row 1: text holds half of a character" in refused(texts_of, tmp_path / "a.jsonl")
 
 
 # --- refusals

@@ -200,3 +200,15 @@ def test_the_content_is_that_of_the_rows_whatever_they_are_stored_in(tmp_path: P
     places = [tmp_path / name for name in ("a.parquet", "b.jsonl", "c", "d")]
     assert len({preference_data(place).content() for place in places}) == 1
     assert preference_data(write_rows(tmp_path, [MESSAGES])).content() != preference_data(places[0]).content()
+
+
+def test_a_conversation_is_the_same_text_on_any_day() -> None:
+    """Llama 3.2's template writes the date."""
+    tokenizer = chatting()
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }} {{ messages[0]['content'] }}"
+    chat, messages = chat_of(tokenizer), [{"role": "user", "content": "x"}]
+    assert chat is not None and chat.render(messages, whole=True) == "26 Jul 2024 x"
+    for other in ("{{ ['a', 'b'] | random }}", "{% set form = '%d' %}{{ strftime_now(form) }}"):
+        tokenizer.chat_template = other
+        with pytest.raises(ValueError, match="draws at random or tells the time"):
+            chat.render(messages, whole=True)

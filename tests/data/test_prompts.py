@@ -114,3 +114,18 @@ def test_reviews_after_bos_are_as_long_as_others() -> None:
     rows = prompts.encode_reviews(["a b", "a b c", "a b c d", "a b c d e"], 4, 99, encode, 77)
     words = encode(["a b c"])[0]
     assert rows == [[77, *words[:2], 99], [77, *words], [77, *words], [77, *words]]
+
+
+def bytes_of_words(texts: list[str]) -> list[list[int]]:
+    """A token per word, as tokenizers that merge blanks have it."""
+    return encode([" ".join(text.split()) for text in texts])
+
+
+@pytest.mark.parametrize("blanks", [10, 1100])
+def test_a_review_that_begins_with_blanks_ends_where_it_ends(blanks) -> None:
+    """1,100 blanks are fewer tokens than characters: the beginning that is encoded first holds no word."""
+    text = " " * blanks + " ".join("abcdefghijklmnopqrstuvwxyz")
+    words = encode([" ".join("abcdefghijklmnop")])[0]
+    assert prompts.encode_reviews([text], 16, 99, bytes_of_words, None) == [words]
+    (prompt,) = prompts.encode_prompts([text], "train", LENGTHS, 0, bytes_of_words, None)
+    assert prompt == words[: len(prompt)]

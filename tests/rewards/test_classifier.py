@@ -250,13 +250,25 @@ def test_the_positive_label_may_be_named(make):
         ({0: "Positive", 1: "Negative"}, None, 0),
         ({0: "neg", 1: "pos"}, None, 1),
         ({0: "label_negative", 1: "label_positive"}, None, 1),
-        ({0: "Very positive", 1: "other"}, None, 0),
+        ({0: "0 (negative)", 1: "1 (positive)"}, None, 1),
+        ({0: "LABEL_0: Positive", 1: "LABEL_1: Negative"}, None, 0),
         ({0: "a", 1: "b"}, "a", 0),
         ({0: "NEGATIVE", 1: "POSITIVE"}, "NEGATIVE", 0),
     ],
 )
 def test_positive_index(names, wanted, index):
     assert positive_index(names, wanted, "reward.path") == index
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["isn't positive", "barely positive", "cannot be positive", "pos negative", "negative-positive", "pos_tag"]
+    + ["neutral/positive", "Very positive", "positive or neutral", "pos/neg", "positive?", "+positive"],
+)
+@pytest.mark.parametrize("other", ["other", "positive"])
+def test_a_label_with_the_word_in_it_is_asked_for(name, other):
+    with pytest.raises(RunError, match="is positive. set reward.positive_label to its name"):
+        positive_index({0: other, 1: name}, None, "reward.path")
 
 
 @pytest.mark.parametrize(
