@@ -107,7 +107,7 @@ def fetch(path: str, revision: str | None, key: str, kind: Kind = "model") -> Pa
         kind: what the id names.
 
     Raises:
-        RunError: no such folder; no valid id; no such repository; or the Hub is out of reach (reported within 10 seconds).
+        RunError: no such folder; no valid id; no such repository; or the Hub is out of reach (told within 10 seconds).
     """
     if is_folder(path):
         return local_folder(path, key)
