@@ -212,7 +212,7 @@ def test_a_knob_in_the_section_of_another_algorithm():
 def test_outputs_that_cannot_be_made(tmp_path, outputs, reason):
     (tmp_path / "file").write_text("")
     message = refusal(f"paths.outputs={outputs.format(file=tmp_path / 'file')}")
-    assert message.startswith("paths.outputs='") and f"cannot be made: " in message and reason in message
+    assert message.startswith("paths.outputs='") and "cannot be made: " in message and reason in message
     assert len(message) < 400
 
 
