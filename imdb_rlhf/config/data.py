@@ -50,7 +50,7 @@ class DataConfig:
     kind: ClassVar[str]
     name: str
     seed: Seed
-    sft_reviews: Annotated[int, Range(1, 10**8)]
+    sft_reviews: Annotated[int, Range(1, 10**7)]
     prompts: PromptsConfig
     bos: Bos
     preferences: Place | None
@@ -64,7 +64,8 @@ class EmbeddedData(DataConfig):
     """Generated film-review openings."""
 
     kind = "embedded"
-    labelled_reviews: Annotated[int, Range(2, 10**8)]
+    sft_reviews: Annotated[int, Range(1, 10**6)]  # half a minute's work
+    labelled_reviews: Annotated[int, Range(2, 10**6)]
 
 
 @dataclass
