@@ -1,6 +1,6 @@
 """How durations, numbers and plurals are written."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 def duration(seconds: float) -> str:
@@ -9,6 +9,12 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def decimals(values: Iterable[float | None], places: int) -> str:
+    """Return the format of numbers that are shown together: so many decimal places, or digits where all are small."""
+    largest = max((abs(value) for value in values if value is not None), default=0.0)
+    return f".{places}g" if 0 < largest < 10.0 ** (1 - places) else f".{places}f"
 
 
 def number(value: float | None, spec: str) -> str:

@@ -7,8 +7,8 @@ import pytest
 
 from imdb_rlhf.config.data import Br
 from imdb_rlhf.data import imdb
-from imdb_rlhf.data.imdb import Kind
 from imdb_rlhf.data.containers import read_split
+from imdb_rlhf.data.imdb import Kind
 from imdb_rlhf.data.split_files import files_of
 from imdb_rlhf.errors import RunError
 from tests import tiny
