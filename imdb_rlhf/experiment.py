@@ -1,5 +1,6 @@
 """The whole experiment of one configuration, from reviews to a finished run folder."""
 
+import os
 import time
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from imdb_rlhf.runs.trackers import stage_tracker, trackers_of
 from imdb_rlhf.stages.true_reward import TrueReward
 from imdb_rlhf.tracking.console import STAGE_WIDTH, Console
 from imdb_rlhf.training import checkpoint
+from imdb_rlhf.training.memory import lack_of_memory_in_one_line
 from imdb_rlhf.training.runtime import Runtime
 
 
@@ -36,8 +38,14 @@ def run_experiment(run: Run, config_yaml: str, overrides: list[str]) -> Path | N
         RunError: a failure that a user can mend.
         Stopped: a signal came and a checkpoint is written.
     """
+    with lack_of_memory_in_one_line():
+        return _run(run, config_yaml, overrides)
+
+
+def _run(run: Run, config_yaml: str, overrides: list[str]) -> Path | None:
     runtime = Runtime(run.trainer)
     console = Console(quiet=runtime.rank != 0)
+    _warn_of_threads(runtime, console)
     pipeline = Pipeline(run, runtime, console)
     folder = RunFolder(pipeline, config_yaml, overrides)
     kind = kind_of(run)(folder)
@@ -68,6 +76,15 @@ def _where(folder: RunFolder) -> str:
     parts += [f"{facts['threads']} {'thread' if facts['threads'] == 1 else 'threads'}"] if facts["threads"] else []
     parts += [f"{facts['processes']} processes"] if facts["processes"] > 1 else []
     return f"{folder.run.algo:<{STAGE_WIDTH}} {', '.join(parts)}: {folder.path}"
+
+
+def _warn_of_threads(runtime: Runtime, console: Console) -> None:
+    """Say that more threads than cores make a run slower: they may be meant, as numbers depend on their count."""
+    cores = os.cpu_count() or runtime.threads
+    if runtime.threads > cores:
+        console.warn(
+            f"trainer.threads={runtime.threads} is more than the {cores} cores of this machine: it takes longer"
+        )
 
 
 def _check_reward(folder: RunFolder) -> None:

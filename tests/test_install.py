@@ -65,7 +65,8 @@ def test_a_run_and_a_sweep_in_another_folder(binaries: Path, tmp_path: Path) -> 
     tiny = [word for word in TINY if not word.startswith("experiment=")]
     script = str(binaries / "imdb-rlhf")
     call(script, "experiment=smoke", *tiny, cwd=tmp_path)
-    call(str(binaries / "python"), "-m", "imdb_rlhf", "-m", "experiment=smoke", "beta=0.1,1", *tiny, cwd=tmp_path)
+    two_runs = ["experiment=smoke", "beta=0.1,1", "baselines=false"]
+    call(str(binaries / "python"), "-m", "imdb_rlhf", "-m", *two_runs, *tiny, cwd=tmp_path)
     (sweep,) = (tmp_path / "outputs" / "sweeps").glob("beta-????????")
     assert len(list((tmp_path / "outputs" / "runs").glob("*/DONE"))) == 2 and (sweep / "report.html").is_file()
     assert "dpo" in call(script, "--config-dir", "mine", "experiment=short", "plan=true", *tiny, cwd=tmp_path)

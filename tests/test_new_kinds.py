@@ -261,7 +261,8 @@ def run(copy: Path, *command: str) -> subprocess.CompletedProcess[str]:
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The repository with the three additions."""
     copy = tmp_path_factory.mktemp("copy")
-    for name in ("imdb_rlhf", "conf", "sweeps", "hydra_plugins", "benchmarks", "tests", "docs"):
+    beside = ("conf", "sweeps", "hydra_plugins", "benchmarks", "tests", "docs", "examples", "notebooks")
+    for name in ("imdb_rlhf", *beside):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ROOT.iterdir():
         if file.is_file():

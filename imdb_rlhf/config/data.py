@@ -54,7 +54,7 @@ class DataConfig:
     generates: ClassVar[str | None] = None
     name: str
     seed: Seed
-    sft_reviews: Annotated[int, Range(1, 10**8)]
+    sft_reviews: Annotated[int, Range(1, 10**7)]
     prompts: PromptsConfig
     bos: Bos
     preferences: Place | None
@@ -69,7 +69,8 @@ class EmbeddedData(DataConfig):
 
     kind = "embedded"
     generates = "openings of film reviews, in English"
-    labelled_reviews: Annotated[int, Range(2, 10**8)]
+    sft_reviews: Annotated[int, Range(1, 10**6)]  # half a minute's work
+    labelled_reviews: Annotated[int, Range(2, 10**6)]
 
 
 @dataclass

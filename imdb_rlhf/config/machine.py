@@ -1,9 +1,11 @@
 """The machine, the logger, the launcher and the output folder."""
 
 import os
+import stat
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated
 
 from imdb_rlhf.config.ranges import BatchSize, Range, Steps
@@ -40,7 +42,7 @@ class TrainerConfig:
     device: Device
     precision: Precision
     processes: Annotated[int, Range(1, 4096)]
-    threads: Annotated[int | None, Range(1, 4096)]
+    threads: Annotated[int | None, Range(1, 512)]  # at 4096 torch ends with a segmentation fault
     micro_batch: BatchSize | None
     checkpoint_every: Annotated[int, Range(0, 10**9)]
     log_every: Steps
@@ -117,9 +119,32 @@ class PathsConfig:
     outputs: str
 
     def check(self, at: str) -> None:
-        """Refuse no folder at all, which would be the current one."""
+        """Refuse no folder at all, which would be the current one, and one that cannot be made."""
         if not self.outputs.strip():
             raise ConfigError(f"{at}outputs= names no folder; give one, or . for the current one")
+        problem = _why_not_a_folder(Path(self.outputs))
+        if problem is not None:
+            raise ConfigError(f"{at}outputs={self.outputs[:200]!r} cannot be made: {problem}; give another")
+
+
+# The longest path below paths.outputs, in characters: of an artifact's weights, being written.
+BELOW = 120
+
+
+def _why_not_a_folder(path: Path) -> str | None:
+    """Why a path that need not exist can be no folder with files; None if it can. Nothing is written."""
+    try:
+        for place in (path / ("x" * BELOW), path, *path.parents):
+            try:
+                mode = place.stat().st_mode
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            return None if stat.S_ISDIR(mode) else f"{place} is not a folder"
+    except OSError as error:
+        return error.strerror or str(error)
+    except ValueError as error:  # a null character
+        return str(error)
+    return None
 
 
 def processes_running() -> int:

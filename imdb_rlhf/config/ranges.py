@@ -39,7 +39,7 @@ Epochs = Annotated[float, Range(0, 1000, above=True)]
 Steps = Annotated[int, Range(1, 10**9)]
 BatchSize = Annotated[int, Range(1, 10**6)]
 Tokens = Annotated[int, Range(1, 10**6)]
-Prompts = Annotated[int, Range(1, 10**8)]
+Prompts = Annotated[int, Range(1, 10**6)]
 Coefficient = Annotated[float, Range(0, 10**6)]
 PositiveCoefficient = Annotated[float, Range(0, 10**6, above=True)]
 

@@ -99,7 +99,7 @@ def read_texts(folder: Path, split: str, wanted: Sequence[str], key: str) -> lis
     for part in parts:
         if not part.is_dir():
             raise RunError(f"{key}={folder} has no folder {part.relative_to(folder)}, which is of split {split}")
-    if sorted(wanted) != ["label", "text"]:
+    if not set(wanted) <= {"label", "text"}:
         raise RunError(f"{key}={folder} has the columns text and label alone, not {' and '.join(wanted)}")
     read = []
     for part in parts:

@@ -29,11 +29,19 @@ def identity(path: str, revision: str | None, key: str, kind: Kind = "model") ->
     """How an artifact's key names `path`: the hash of a folder's content, or the Hub's id and commit.
 
     Raises:
-        RunError: the folder does not exist.
+        RunError: the folder does not exist, or `path` can be neither a folder's name nor an id.
     """
     if not is_folder(path):
+        _check_id(path, key)
         return f"hub:{path}@{commit(path, revision, kind)}"
     return hash_folder(local_folder(path, key))
+
+
+def _check_id(path: str, key: str) -> None:
+    """Refuse what is no id by the Hub's rules."""
+    known = re.fullmatch(r"([A-Za-z0-9_][\w.-]*/)?[A-Za-z0-9_.][\w.-]*", path, re.ASCII)
+    if not known or len(path) > 96 or path[-1] in ".-" or "--" in path or ".." in path or path.endswith(".git"):
+        raise RunError(f"{key}={path}: no such folder, and not a Hub id; give one that exists")
 
 
 def commit(path: str, revision: str | None, kind: Kind) -> str:
@@ -99,16 +107,17 @@ def fetch(path: str, revision: str | None, key: str, kind: Kind = "model") -> Pa
         kind: what the id names.
 
     Raises:
-        RunError: no such folder; no such repository; or the Hub is out of reach (reported within 10 seconds).
+        RunError: no such folder; no valid id; no such repository; or the Hub is out of reach (told within 10 seconds).
     """
     if is_folder(path):
         return local_folder(path, key)
+    _check_id(path, key)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     patterns = ["*.json", "*.txt", "*.model", "*.safetensors"] if kind == "model" else list(DATA)
-    cached = _cached(path, revision, key, kind)
+    cached = _cached(path, revision, kind)
     info = _ask(path, revision or "main", kind)
     if isinstance(info, RepositoryNotFoundError | RevisionNotFoundError):
         raise RunError(f"{key}={path} (revision {revision or 'main'}): the Hub has no such {kind}") from info
@@ -129,21 +138,16 @@ def fetch(path: str, revision: str | None, key: str, kind: Kind = "model") -> Pa
         raise RunError(f"downloading {path} failed ({error}); run again to go on, or set {key}=DIR") from error
 
 
-def _cached(path: str, revision: str | None, key: str, kind: Kind) -> Path | None:
+def _cached(path: str, revision: str | None, kind: Kind) -> Path | None:
     """The cache's snapshot of a Hub id if it holds weights, or rows; None if not.
 
     It may be incomplete: only the Hub knows. Files that it holds are not downloaded again.
-
-    Raises:
-        RunError: the id is not a valid one.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
         snapshot = Path(snapshot_download(path, repo_type=kind, revision=revision, local_files_only=True))
-    except HFValidationError as error:
-        raise RunError(f"{key}={path}: no such folder, and not a Hub id; give one that exists") from error
     except (LocalEntryNotFoundError, FileNotFoundError):
         return None
     wanted = ("*.safetensors", "*.bin") if kind == "model" else tuple(f"**/{pattern}" for pattern in DATA)

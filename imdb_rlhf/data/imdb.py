@@ -16,6 +16,7 @@ from imdb_rlhf.data.reviews import DatasetKind, Reviews
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.seeds import generator
 
+LABEL = "label"  # the column of labels, if no other is named; it may be missing where no label is needed
 # What a label may be called where it is a text.
 NAMES = {"neg": 0, "negative": 0, "false": 0, "pos": 1, "positive": 1, "true": 1, "unsup": -1}
 
@@ -33,7 +34,7 @@ def reviews_of(files: Sequence[Rows], text: str, label: str, *, labels: bool) ->
     """The reviews of a split as they are stored.
 
     Args:
-        files: with both columns.
+        files: with the column of texts; that of labels may be missing where they are not needed, and is -1 then.
         text: name of the column of texts.
         label: name of the column of labels.
         labels: whether labels must be 0 or 1; elsewhere -1 is allowed too.
@@ -42,11 +43,14 @@ def reviews_of(files: Sequence[Rows], text: str, label: str, *, labels: bool) ->
         Columns `text` (null is "") and `label` (int).
 
     Raises:
-        RunError: a text is no string, or a label is outside {0, 1} (and -1), naming file and row.
+        RunError: a text is no string, or a label is outside {0, 1} (and -1), naming file and row; or there are none.
     """
     allowed, texts, numbers = [0, 1] if labels else [-1, 0, 1], [], []
     for rows in files:
-        for row, (value, given) in enumerate(zip(rows.columns[text], rows.columns[label], strict=True)):
+        if labels:
+            _check_labelled(rows, label)
+        given_labels = rows.columns.get(label) or [-1] * len(rows.columns[text])
+        for row, (value, given) in enumerate(zip(rows.columns[text], given_labels, strict=True)):
             number = label_of(given)
             if number not in allowed:
                 raise RunError(
@@ -57,6 +61,11 @@ def reviews_of(files: Sequence[Rows], text: str, label: str, *, labels: bool) ->
             texts.append(value or "")
             numbers.append(number)
     return pd.DataFrame({"text": pd.Series(texts, dtype=object), "label": pd.Series(numbers, dtype=int)})
+
+
+def _check_labelled(rows: Rows, label: str) -> None:
+    if label not in rows.columns:
+        raise RunError(f"{rows.place} has no column {label!r}, which a reward that is trained needs")
 
 
 def _shown(value: Any) -> str:
@@ -204,13 +213,24 @@ class Kind(DatasetKind[ImdbData]):
 
     @cached_property
     def splits_read(self) -> dict[str, list[Rows]]:
-        """The rows of every split that is used, read once."""
-        return read_splits(self.place, self.splits, [self.config.text_column, self.config.label_column], "data.path")
+        """The rows of every split that is used, read once; with labels where there are some."""
+        config = self.config
+        columns = [[config.text_column], [config.label_column]]
+        if config.label_column != LABEL:  # a name that someone gave is one that is meant
+            columns = [[*columns[0], *columns[1]], []]
+        return read_splits(self.place, self.splits, columns[0], "data.path", columns[1])
 
     def check(self) -> None:
         """Refuse what lacks a file or a column, or holds a row that is no review."""
         if self.config.path is not None:
             self.content()
+
+    def check_labels(self) -> None:
+        """Refuse a split without labels."""
+        if self.config.path is not None:
+            for split in {*self.config.labelled_splits, *self.config.test_splits}:
+                for rows in self.splits_read[split]:
+                    _check_labelled(rows, self.config.label_column)
 
     def fetch(self) -> None:
         """Download it."""

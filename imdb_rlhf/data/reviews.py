@@ -62,6 +62,13 @@ class DatasetKind(ABC, Generic[C]):
             RunError: naming the file.
         """
 
+    def check_labels(self) -> None:  # noqa: B027 (most have nothing to do)
+        """Refuse reviews without labels, where a reward is trained on them.
+
+        Raises:
+            RunError: naming the file.
+        """
+
     def fetch(self) -> None:  # noqa: B027 (most have nothing to do)
         """Download it, if need be.
 

@@ -18,6 +18,7 @@ from imdb_rlhf.frontier.figure import figure
 from imdb_rlhf.frontier.finished import read
 from imdb_rlhf.frontier.measure import measure
 from imdb_rlhf.frontier.report import report
+from imdb_rlhf.tracking.formats import decimals, with_interval
 
 
 def draw(runs: Sequence[Path], folder: Path) -> dict[str, Any]:
@@ -78,10 +79,10 @@ def describe(frontier: Mapping[str, Any]) -> str:
         for row in rows
     ]
     reference = frontier["reference"]
-    low, high = reference["reward_ci"]
+    spec = decimals([reference["reward"], *reference["reward_ci"]], 3)
     lines += [
         "",
-        f"reference {reference['reward']:.3f} [{low:.3f}, {high:.3f}]",
+        f"reference {with_interval(reference['reward'], reference['reward_ci'], spec)}",
         "R@k: reward at a budget of k nats; ~ all checkpoints spent more (mixed with the reference), * all spent less",
         "efficiency: KL that the optimum needs for the same reward / KL spent; lowest to highest of the settings",
     ]
@@ -91,8 +92,9 @@ def describe(frontier: Mapping[str, Any]) -> str:
 def _row(method: Mapping[str, Any]) -> list[str]:
     """A method's row of the terminal's table."""
     score = "-" if method["score"] is None else _range(method["score"], ".2f")
+    spec = decimals([at["reward"] for at in method["at_budget"]], 3)
     rewards = [
-        f"{at['reward']:.3f}{'~' if at['mixed'] else ' ' if at['reached'] else '*'}" for at in method["at_budget"]
+        f"{at['reward']:{spec}}{'~' if at['mixed'] else ' ' if at['reached'] else '*'}" for at in method["at_budget"]
     ]
     known = [setting["efficiency"] for setting in method["settings"] if setting["efficiency"] is not None]
     ends = "-" if not known else _range([min(low for low, _ in known), max(high for _, high in known)], ".2f")

@@ -58,7 +58,8 @@ def context_length(config: object) -> int:
     which is the limit here, it is read in one way.
     """
     names = ("n_positions", "max_position_embeddings", "seq_length", "n_ctx", "max_seq_len", "max_sequence_length")
-    stated = next((int(getattr(config, name)) for name in names if getattr(config, name, None)), 1 << 20)
+    lengths = [int(getattr(config, name, None) or 0) for name in names]
+    stated = next((length for length in lengths if length > 0), 1 << 20)  # XLNet's says -1: any
     rope = getattr(config, "rope_parameters", None) or {}
     for kind in (rope, *rope.values()):  # one for all layers, or one per type of layer
         if isinstance(kind, Mapping) and kind.get("rope_type") == "longrope":

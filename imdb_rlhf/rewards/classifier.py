@@ -1,6 +1,5 @@
 """Any Hugging Face two-label sequence classifier as a reward."""
 
-import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -21,42 +20,12 @@ from imdb_rlhf.models.contract import check_finite, check_weights
 from imdb_rlhf.models.sampling import batches_by_length
 from imdb_rlhf.models.tokens import check_vocabulary, control_ids, encoder, template, try_out
 from imdb_rlhf.rewards import Reward, RewardKind, Scores, sigmoid
+from imdb_rlhf.rewards.labels import positive_index
 
-# A label that is the word itself, in any case, beside a number or LABEL_: "POSITIVE", "pos", "LABEL_1: positive",
-# "1 (positive)". Any other with such a word in it may mean something else: "barely positive", "pos_tag".
-POSITIVE = re.compile(r"(label[ _-]?)?([0-9]+)?[ :=_-]*\(?(positive|pos)\)?")
 # No token's id.
 NO_TOKEN = -1
 # What a classifier reads at most where neither it nor its tokenizer states it.
 UNLIMITED = 1 << 20
-
-
-def positive_index(id2label: dict[int, str], wanted: str | None, key: str) -> int:
-    """Which of two labels is the positive one.
-
-    Args:
-        id2label: the model's label names.
-        wanted: the name, or None to find the one that is the word "positive" or "pos" (`POSITIVE`), which the other
-            must not hold.
-        key: config key that messages name.
-
-    Raises:
-        RunError: not two labels, or none or both of them fit.
-    """
-    names = {int(index): str(name) for index, name in id2label.items()}
-    if len(names) != 2:
-        raise RunError(f"{key} has {len(names)} labels ({', '.join(names.values())}); give a two-label classifier")
-    if wanted is not None:
-        matches = [index for index, name in names.items() if name == wanted]
-    else:
-        matches = [index for index, name in names.items() if POSITIVE.fullmatch(name.strip().lower())]
-        others = [set(re.findall("[a-z]+", name.lower())) for index, name in names.items() if index not in matches]
-        matches = [] if any(words & {"positive", "pos"} for words in others) else matches
-    if len(matches) != 1:
-        raise RunError(
-            f"{key}: which of {', '.join(names.values())} is positive? set reward.positive_label to its name"
-        )
-    return matches[0]
 
 
 class ClassifierReward:
@@ -105,13 +74,9 @@ class ClassifierReward:
         if problem == "regression":
             raise RunError(f"{key}={folder} gives two numbers that are no labels' (regression); give a classifier")
         self.exclusive = problem != "multi_label_classification"
-        pads = self._find_padding()
-        # heads that read the last token locate it by this id; the configuration's own may differ from the tokenizer's
-        self.model.config.pad_token_id = self.tokenizer.pad_token_id if pads else NO_TOKEN
         self.model.eval()
         self.batch_size = batch_size
-        self.limit = self._longest(f"{key}={folder}")  # on the CPU, where a position too far is an error like others
-        self.side = self._padding_side() if pads else None
+        self._set_up(f"{key}={folder}")  # on the CPU, where a position too far is an error like others
         self.model.to(device)
 
     @torch.no_grad()
@@ -150,16 +115,40 @@ class ClassifierReward:
             logits = self.model(**padded.to(device)).logits.float()
         return logits[:, [self.positive, 1 - self.positive]].double().cpu().numpy()
 
-    def _find_padding(self) -> bool:
-        """Give the tokenizer a padding token if it has none; whether rows can be padded with it.
+    @torch.no_grad()
+    def _set_up(self, where: str) -> None:
+        """Find the longest row, and how rows are padded so that each scores as the model scores it alone.
 
-        They cannot where a row may hold it: a head would take an earlier token for the last one.
+        Raises:
+            RunError: the model cannot read a row.
         """
-        if self.tokenizer.pad_token_id is not None:
-            return True
-        never = {self.tokenizer.eos_token_id, *control_ids(self.tokenizer)} - {None, *self.before, *self.after}
-        number = min(never, default=self.tokenizer.unk_token_id or 0)
-        self.tokenizer.pad_token = self.tokenizer.convert_ids_to_tokens(number)
+        stored = self.model.config.pad_token_id
+        pads = self._find_padding(stored)
+        room = self._try_a_row(where)
+        self.limit = self._longest(where)
+        meant = stored is None or stored in control_ids(self.tokenizer)  # else it is a word, of which texts end
+        alone = self._alone(room) if meant else None
+        # heads that read the last token locate it by this id; the configuration's own may differ from the tokenizer's
+        self.model.config.pad_token_id = self.tokenizer.pad_token_id if pads else NO_TOKEN
+        alone = self._alone(room) if alone is None else alone
+        self.side = self._padding_side(alone, room) if pads else None
+        if self.side is None and not _equal(self._alone(room), alone):
+            self.model.config.pad_token_id, self.batch_size = stored, 1
+
+    def _find_padding(self, stored: int | None) -> bool:
+        """Give the tokenizer a padding token that no row can hold; whether there is one.
+
+        Where a row may hold it, a head takes an earlier token for the last one. A model whose own padding, `stored`, is
+        a part of every row was trained like that.
+        """
+        held, rows = {*self.before, *self.after}, _entries(self.model) or 0
+        never = {number for number in control_ids(self.tokenizer) - held if number < rows}
+        own = self.tokenizer.pad_token_id
+        if stored in held:
+            never = {stored}
+        if own not in never:
+            number = min(never, default=own if own is not None else self.tokenizer.unk_token_id or 0)
+            self.tokenizer.pad_token = self.tokenizer.convert_ids_to_tokens(number)
         return bool(never)
 
     def _some_ids(self) -> list[int]:
@@ -167,17 +156,45 @@ class ClassifierReward:
         never = control_ids(self.tokenizer) | {self.tokenizer.pad_token_id}
         return sorted(set(self.tokenizer.get_vocab().values()) - never) or [0]
 
-    @torch.no_grad()
+    def _row(self, length: int) -> list[int]:
+        """A row of some words, with what the tokenizer puts around them."""
+        words = self._some_ids()
+        return [*self.before, *(words[(7 * at + 3) % len(words)] for at in range(length)), *self.after]
+
+    def _try_a_row(self, where: str) -> int:
+        """Read a row of a few words; return how many.
+
+        Raises:
+            RunError: the model cannot.
+        """
+        stated = min(_stated_length(self.model.config), self.tokenizer.model_max_length)
+        room = int(max(1, min(9, stated - 4 - len(self.before) - len(self.after))))
+        try:
+            self._logits([self._row(room)], "right")
+        except Exception as error:
+            raise RunError(
+                f"{where} ({type(self.model).__name__}) cannot read a row of {room} words: {first_line(error)}; give "
+                "another classifier"
+            ) from error
+        return room
+
     def _longest(self, where: str) -> int:
         """The longest row that the model reads: as stated, or some tokens less where positions begin after 0."""
-        stated = min(_stated_length(self.model.config), self.tokenizer.model_max_length)
+        stated = int(min(_stated_length(self.model.config), self.tokenizer.model_max_length))
         if stated >= UNLIMITED:
             return stated
-        for spare in range(5):
-            with suppress(IndexError, RuntimeError):
-                self._logits([self._some_ids()[:1] * (stated - spare)], "right")
+        around = len(self.before) + len(self.after)
+        problem: Exception | None = None
+        for spare in range(min(5, stated - around)):
+            try:
+                self._logits([self._row(stated - spare - around)], "right")
                 return stated - spare
-        raise RunError(f"{where} cannot read a row of {stated} tokens, which it states; mend its config.json")
+            except Exception as error:
+                problem = problem or error
+        reason = "it is too short" if problem is None else first_line(problem)
+        raise RunError(
+            f"{where} cannot read a row of {stated} tokens, which it states ({reason}); mend its config.json"
+        )
 
     def _token_types(self) -> tuple[list[int], int, list[int]] | None:
         """The segments that the tokenizer gives to what is before a text, to a text's tokens, and to what is after."""
@@ -187,18 +204,35 @@ class ClassifierReward:
         first, last = len(self.before), len(types) - len(self.after)
         return types[:first], types[first], types[last:]
 
+    def _trial(self, room: int) -> list[list[int]]:
+        """Rows of different lengths, at most `room` words each."""
+        return [self._row(length) for length in (room, room // 2, 1) if length]
+
     @torch.no_grad()
-    def _padding_side(self) -> str | None:
+    def _alone(self, room: int) -> np.ndarray:
+        """(rows, 2) logits of trial rows, one at a time."""
+        return np.concatenate([self._logits([row], str(self.tokenizer.padding_side)) for row in self._trial(room)])
+
+    @torch.no_grad()
+    def _padding_side(self, alone: np.ndarray, room: int) -> str | None:
         """The side that can be padded without a change of scores, the tokenizer's own first; None if neither can."""
-        room = int(min(9, self.limit - len(self.before) - len(self.after)))
-        words = self._some_ids()
-        bodies = [[words[(7 * at + 3) % len(words)] for at in range(length)] for length in (room, room // 2, 1)]
-        rows = [[*self.before, *body, *self.after] for body in bodies if body]
         own = str(self.tokenizer.padding_side)
-        alone = np.concatenate([np.zeros((0, 2)), *(self._logits([row], own) for row in rows)])
         for side in (own, "left" if own == "right" else "right"):
-            if not rows or np.allclose(self._logits(rows, side), alone, rtol=1e-3, atol=1e-4):
-                return side
+            with suppress(IndexError, RuntimeError, ValueError):  # some cannot pad at all
+                if _equal(self._logits(self._trial(room), side), alone):
+                    return side
+        return None
+
+
+def _equal(logits: np.ndarray, others: np.ndarray) -> bool:
+    return bool(np.allclose(logits, others, rtol=1e-3, atol=1e-4))
+
+
+def _entries(model: Any) -> int | None:
+    """The rows of a model's embedding of tokens; None where it has none, as Canine, which hashes characters."""
+    try:
+        return len(model.get_input_embeddings().weight)
+    except (NotImplementedError, AttributeError):
         return None
 
 
@@ -215,7 +249,10 @@ def _load(folder: Path, key: str) -> tuple[Any, Any]:
         raise RunError(f"{key}={folder} cannot be loaded as a sequence classifier: {reason}") from error
     check_weights(model, loaded, folder, key, "sequence classifier")
     check_finite(model, folder, key)
-    check_vocabulary(len(model.get_input_embeddings().weight), tokenizer, folder, key, spare=True)
+    entries = _entries(model)
+    if entries is None:
+        raise RunError(f"{key}={folder} ({type(model).__name__}) has no embedding of tokens; give another classifier")
+    check_vocabulary(entries, tokenizer, folder, key, spare=True)
     return tokenizer, model
 
 

@@ -194,6 +194,7 @@ class Labelled(Stage):
                 f"reward={run.reward.name} is trained on labelled reviews, and data={run.data.name} has none; "
                 "choose another reward or another dataset"
             )
+        self.flow.get(Dataset).kind.check_labels()
 
     def make(self, folder: Path) -> None:
         """Keep the labelled reviews and the held-out ones."""

@@ -23,6 +23,7 @@ from imdb_rlhf.stages.reviews import Reviews
 from imdb_rlhf.stages.stage import Flow
 from imdb_rlhf.stages.true_reward import TrueReward
 from imdb_rlhf.tracking.console import Progress
+from imdb_rlhf.tracking.formats import decimals
 
 
 @dataclass(frozen=True)
@@ -163,4 +164,6 @@ def report_of(frame: pd.DataFrame) -> dict[str, Any]:
 def summary_of(folder: Path) -> str:
     """The console's line for sampled completions."""
     report = json.loads((folder / "report.json").read_text())
-    return f"{report['completions']} completions, reward {report['reward_mean']:.3f} ± {report['reward_std']:.3f}"
+    mean, deviation = report["reward_mean"], report["reward_std"]
+    spec = decimals([mean, deviation], 3)
+    return f"{report['completions']} completions, reward {mean:{spec}} ± {deviation:{spec}}"

@@ -9,6 +9,7 @@ from typing import Any
 from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoConfig, PreTrainedTokenizerBase
 
 from imdb_rlhf.config.data import Bos
+from imdb_rlhf.config.families import TrainedRun
 from imdb_rlhf.config.model import PretrainedModel, ScratchModel
 from imdb_rlhf.config.run import Run
 from imdb_rlhf.data import hub
@@ -17,6 +18,7 @@ from imdb_rlhf.models import policy as policies
 from imdb_rlhf.models import tokens
 from imdb_rlhf.models.policy import Policy
 from imdb_rlhf.stages.stage import Flow, Stage
+from imdb_rlhf.training.memory import check_memory
 
 # Parameters of gpt2-large and gpt2, for a model that is not on this machine yet.
 LARGE, BASE = 774_030_080, 124_439_808
@@ -172,10 +174,20 @@ class Base:
                 self.source.check_lengths(self.run, self.bos_id)
 
     def fetch(self) -> None:
-        """Download it, and refuse it if it cannot be used."""
+        """Download it, and refuse it if it cannot be used, or is larger than the memory."""
         if self.source is not None and not self.source.is_local:
             self.source.fetch()
             self.source.check_lengths(self.run, self.bos_id)
+        run = self.run
+        optimizers = [run.sft.optim] if run.sft.path is None else []
+        optimizers += [run.optim] if isinstance(run, TrainedRun) else []
+        kept = 1 + max((1 + optimizer.moments for optimizer in optimizers), default=0)
+        key = (
+            f"model={run.model.name}"
+            if self.scratch is not None or self.source is None
+            else (f"{self.source.key}={self.source.path}")
+        )
+        check_memory(self.parameters(), kept, self.flow.runtime.device, key)
 
     @property
     def is_here(self) -> bool:

@@ -18,7 +18,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from imdb_rlhf.tracking.formats import duration, number, plural
+from imdb_rlhf.tracking.formats import decimals, duration, number, plural
 from imdb_rlhf.tracking.result import figures, title
 
 PLAIN_WIDTH = 100  # columns, without a terminal
@@ -92,10 +92,12 @@ class Console:
         table.add_column("", no_wrap=True)
         table.add_column("reward", justify="right", no_wrap=True)
         table.add_column("text", ratio=1, overflow="fold")
-        for row in rows[:SAMPLES_SHOWN]:
+        shown = rows[:SAMPLES_SHOWN]
+        spec = decimals([row[f"{model}_reward"] for row in shown for model in ("reference", "policy")], 2)
+        for row in shown:
             table.add_row(self._clean("prompt", "bold"), "", self._clean(_clip(row["prompt"]), "bold"))
             for model, style in (("reference", ""), ("policy", "green")):
-                reward = number(row[f"{model}_reward"], ".2f")
+                reward = number(row[f"{model}_reward"], spec)
                 table.add_row(self._clean(model, style), reward, self._clean(_clip(row[model]), style))
             table.add_section()
         self._print()

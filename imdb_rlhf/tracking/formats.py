@@ -1,7 +1,7 @@
 """How durations, numbers and plurals are written."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 def duration(seconds: float) -> str:
@@ -23,6 +23,12 @@ def seconds_left(line: str) -> float | None:
     if said is None or not said[0]:
         return None
     return sum(float(value) * _UNITS[unit] for unit, value in said.groupdict().items() if value)
+
+
+def decimals(values: Iterable[float | None], places: int) -> str:
+    """Return the format of numbers that are shown together: so many decimal places, or digits where all are small."""
+    largest = max((abs(value) for value in values if value is not None), default=0.0)
+    return f".{places}g" if 0 < largest < 10.0 ** (1 - places) else f".{places}f"
 
 
 def number(value: float | None, spec: str) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from imdb_rlhf.tracking.formats import duration, number, with_interval
+from imdb_rlhf.tracking.formats import decimals, duration, number, with_interval
 
 
 def title(summary: Mapping[str, Any]) -> str:
@@ -22,8 +22,9 @@ def figures(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the name and the text of each number that the run's summary has, in the order to show."""
     reference = summary.get("reference") or {}
     if summary.get("reward") is not None:
-        before = with_interval(reference.get("reward"), reference.get("reward_ci"), ".3f")
-        reward = with_interval(summary["reward"], summary.get("reward_ci"), ".3f")
+        spec = decimals([summary["reward"], reference.get("reward")], 3)
+        before = with_interval(reference.get("reward"), reference.get("reward_ci"), spec)
+        reward = with_interval(summary["reward"], summary.get("reward_ci"), spec)
         yield "reward", reward + (f"   reference {before}" if reference.get("reward") is not None else "")
     if summary.get("kl") is not None:
         k1 = f"   k1 {number(summary['kl_k1'], '.3f')}" if summary.get("kl_k1") is not None else ""

@@ -29,6 +29,7 @@ assert len(callback.history) == 1
 """
 
 
+@pytest.mark.slow
 def test_two_processes_leave_the_run_of_one_policy(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(SCRIPT)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

@@ -32,6 +32,7 @@ def test_programs_of_one_case_compute_the_same(tmp_path: Path) -> None:
     assert max(above) < 0.1 * 4 * 8192 * 12_288  # nothing near whole logits
 
 
+@pytest.mark.slow
 def test_a_run_is_divided_into_stages_and_lends_its_rates_to_the_papers(tmp_path: Path) -> None:
     out = ["--out", str(tmp_path)]
     words = ["experiment=smoke", "trainer.threads=1", "trainer.precision=float32", "--peak-sizes", "64"]

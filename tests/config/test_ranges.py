@@ -107,7 +107,7 @@ def test_every_number_has_a_range_and_every_seed_the_same():
         ("policy.epochs=1001", "at most 1000", []),
         ("policy.batch_size=1000001", "at most 1000000", []),
         ("trainer.processes=5000", "at most 4096", []),
-        ("trainer.threads=5000", "at most 4096", []),
+        ("trainer.threads=513", "at most 512", []),
         ("groups.k=10001", "at most 10000", []),
         ("ppo.policy_clip=11", "at most 10", [PPO]),
         ("ppo.lam=1.01", "at most 1", [PPO]),

@@ -197,3 +197,27 @@ def test_a_knob_in_the_section_of_another_algorithm():
     other = RLOORun(**{field.name: getattr(run, field.name) for field in fields(run)} | {"algo": "rloo"})
     assert other.knob == ("kl_coefficient", 0.1)
     other.check_knob()
+
+
+@pytest.mark.parametrize(
+    ("outputs", "reason"),
+    [
+        ("a" * 300, "File name too long"),
+        ("/".join(["a" * 200] * 25), "File name too long"),
+        ("/dev/null/x", "/dev/null is not a folder"),
+        ("/dev/null", "/dev/null is not a folder"),
+        ("{file}/x/y", "is not a folder"),
+    ],
+)
+def test_outputs_that_cannot_be_made(tmp_path, outputs, reason):
+    (tmp_path / "file").write_text("")
+    message = refusal(f"paths.outputs={outputs.format(file=tmp_path / 'file')}")
+    assert message.startswith("paths.outputs='") and "cannot be made: " in message and reason in message
+    assert len(message) < 400
+
+
+@pytest.mark.parametrize("outputs", ["new", "new/newer", "../new"])
+def test_outputs_need_not_be_there(tmp_path, monkeypatch, outputs):
+    monkeypatch.chdir(tmp_path)
+    assert run_of(f"paths.outputs={outputs}").paths.outputs == outputs
+    assert not list(tmp_path.iterdir())

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from huggingface_hub.utils._validators import validate_repo_id
 
 from imdb_rlhf.data import hub
 from imdb_rlhf.errors import RunError
@@ -129,9 +130,18 @@ def test_a_hub_that_is_out_of_reach_is_waited_for_once(monkeypatch):
     assert len(asked) == 1
 
 
-@pytest.mark.parametrize("path", ["my model", "owner/", "a--b", "x" * 120])
+@pytest.mark.parametrize("path", ["my model", "owner/", "a--b", "a..b", "x" * 120, "-a", "a.", "a.git", "é", "a/b c"])
 def test_what_is_no_id_of_the_hub(path):
     assert refused(path)[0].startswith(f"model.path={path}: no such folder, and not a Hub id")
+    for kind in ("model", "dataset"):
+        with pytest.raises(RunError, match="no such folder, and not a Hub id"):
+            hub.identity(path, None, "sft.path", kind)
+
+
+@pytest.mark.parametrize("path", ["gpt2", "owner/name", "a_b/c.d-e", "_x/y", "1/2"])
+def test_what_may_be_an_id_of_the_hub(path):
+    validate_repo_id(path)
+    hub._check_id(path, "model.path")
 
 
 @pytest.mark.parametrize("revision", [None, "some-branch"])

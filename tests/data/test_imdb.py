@@ -8,6 +8,7 @@ import pytest
 from imdb_rlhf.config.data import Br
 from imdb_rlhf.data import imdb
 from imdb_rlhf.data.containers import read_split
+from imdb_rlhf.data.imdb import Kind
 from imdb_rlhf.data.split_files import files_of
 from imdb_rlhf.errors import RunError
 from tests import tiny
@@ -269,3 +270,26 @@ def test_the_reviews_that_trls_example_keeps():
     frame, _ = read(REAL, "train", Br.newline, labels=True)
     assert int((frame["characters"] >= 201).sum()) == kept
     assert 24_000 < kept < 25_000
+
+
+def test_labels_are_asked_for_only_where_a_reward_is_trained(tmp_path):
+    texts = [f"A review, number {number}." for number in range(30)]
+    for split in ("train", "test", "unsupervised"):
+        pd.DataFrame({"text": [f"{split}: {text}" for text in texts]}).to_parquet(tmp_path / f"{split}.parquet")
+    kind = Kind(imdb_data(path=str(tmp_path)))
+    kind.check()
+    assert len(kind.divide(0).texts["train"]) == 2
+    for call in (kind.check_labels, lambda: kind.divide(2)):
+        with pytest.raises(RunError, match="has no column 'label', which a reward that is trained needs$"):
+            call()
+    with pytest.raises(RunError, match="has no column 'sentiment'"):
+        Kind(imdb_data(path=str(tmp_path), label_column="sentiment")).check()
+
+
+def test_labels_that_are_not_needed_change_no_key_where_they_are(tmp_path):
+    for split in ("train", "test", "unsupervised"):
+        write_split(tmp_path, split, ["a", "b"])
+    kind = Kind(imdb_data(path=str(tmp_path)))
+    (rows,) = kind.splits_read["train"]
+    assert rows.columns["label"] == [0, 1]
+    kind.check_labels()

@@ -107,7 +107,7 @@ def test_a_run_like_every_other_with_one_stage_more(trained, evaluated):
     stages = {"checked": True, "data": False, "sft": False, "reference": False, "own_model": True}
     assert stages_made(answer) == stages
     names = "config.yaml overrides.json artifacts.json metrics.jsonl evaluations.parquet samples.parquet summary.json"
-    assert {path.name for path in folder.iterdir()} == {*names.split(), "DONE"}
+    assert {path.name for path in folder.iterdir()} == {*names.split(), "DONE", "report.html"}
     assert check_manifest(folder) is None
     summary = summary_of(folder)
     assert (summary["algo"], summary["knob"], summary["step"]) == ("own_model", None, 0)

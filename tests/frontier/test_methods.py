@@ -46,7 +46,7 @@ def test_what_no_number_depends_on_makes_no_method() -> None:
     run = run_of("hub.push=me/x")
     keys = {key for key, _ in _keys_below(type(run), "") if key.partition(".")[0] in NOT_IN_HASH}
     keys -= {key for key in keys if any(other.startswith(f"{key}.") for other in keys)}  # sections
-    assert {"hub.push", "logger.name", "plan"} <= keys
+    assert {"hub.push", "logger.project", "plan"} <= keys
     assert not {key for key in keys if not NO_METHOD.match(key)}
 
 

@@ -22,6 +22,7 @@ from transformers import (
     GraniteForCausalLM,
     MptConfig,
     Phi3Config,
+    XLNetConfig,
 )
 
 from imdb_rlhf.config.model import Attention, ScratchModel
@@ -133,6 +134,7 @@ def test_the_context_is_found_in_the_configuration() -> None:
     assert context_length(CohereConfig(max_position_embeddings=55)) == 55
     assert context_length(MptConfig(max_seq_len=66)) == 66
     assert context_length(object()) >= 1 << 20
+    assert context_length(XLNetConfig()) >= 1 << 20  # states -1
 
 
 def test_longrope_is_read_up_to_its_original_length() -> None:

@@ -129,8 +129,9 @@ def test_preferences_that_were_given_are_not_pushed_again(beside, hub):
 # --- a sweep and a frontier
 
 
+@pytest.mark.slow
 def test_a_sweep_is_pushed_when_all_of_it_is_done(beside, tmp_path):
-    sweep = ["-m", *beside.values, *STEPS, "algo=dpo", "beta=0.1,1", "hub.push=me/s"]
+    sweep = ["-m", *beside.values, *STEPS, "algo=dpo", "beta=0.1,1", "hub.push=me/s", "baselines=false"]
     with running() as hub:
         answer = well(command.run(*sweep, **hub.environment(tmp_path / "home")))
         assert len([line for line in answer.out.splitlines() if line.startswith("hub ")]) == 4

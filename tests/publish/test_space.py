@@ -22,7 +22,8 @@ def drawn(first, tmp_path_factory):
 
 def test_the_page_is_the_report_without_places(first, drawn):
     files: dict[str, Any] = dict(space({"": drawn}, PLACE, models=["me/x"], datasets=[], licence="mit").files)
-    assert set(files) == {"index.html", "README.md", *(f"frontier.{kind}" for kind in ("json", "csv", "svg", "png"))}
+    kinds = ("json", "csv", "svg", "pdf", "png")
+    assert set(files) == {"index.html", "README.md", *(f"frontier.{kind}" for kind in kinds)}
     report, base = (drawn / "report.html").read_text(), first.outputs.parent
     assert str(base) in report  # else the next line would say nothing
     shortened = report.replace(str(first.outputs), "outputs").replace(f"{base}/own.py", "own.py")

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
+    AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BertConfig,
@@ -29,7 +30,8 @@ from transformers import (
 from imdb_rlhf.config.data import Bos
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.rewards import classifier
-from imdb_rlhf.rewards.classifier import ClassifierReward, positive_index
+from imdb_rlhf.rewards.classifier import ClassifierReward
+from imdb_rlhf.rewards.labels import positive_index
 from tests.vocabularies import llama_tokenizer
 
 CPU = torch.device("cpu")
@@ -192,6 +194,73 @@ def test_a_last_token_classifier_never_reads_padding(make, padding, stored):
     np.testing.assert_allclose(scores.logit, expected, rtol=1e-4, atol=1e-4)
 
 
+def with_end(kind: str, padding: str) -> tuple:
+    """A classifier whose tokenizer ends a text with a token of its own."""
+    special = ["<pad>", "<unk>", "<end>", "<other>"]
+    tokenizer = word_tokenizer(special, unk_token="<unk>", eos_token="<end>", pad_token=padding)
+    ending = processors.TemplateProcessing(single="$A <end>", special_tokens=[("<end>", 2)])
+    tokenizer.backend_tokenizer.post_processor = ending
+    names = {"id2label": NAMES, "label2id": {"NEGATIVE": 0, "POSITIVE": 1}}
+    names |= {"vocab_size": 14, "eos_token_id": 2, "pad_token_id": None, "bos_token_id": 0}
+    wide = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    wide |= {"max_position_embeddings": 24}
+    deep = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
+    deep |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "max_position_embeddings": 24}
+    t5 = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2, "decoder_start_token_id": 0}
+    sizes = {
+        "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 24},
+        "llama": wide,
+        "bart": deep | {"pad_token_id": 0},
+        "mbart": deep | {"pad_token_id": 0},
+        "t5": t5 | {"pad_token_id": 0},
+        "nystromformer": wide | {"num_landmarks": 4, "segment_means_seq_len": 16},
+        "canine": wide,
+    }[kind]
+    model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(kind, **names | sizes))
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.2)
+    return model, tokenizer
+
+
+def put_with_end(folder: Path, kind: str, padding: str = "<end>", **changes) -> Path:
+    torch.manual_seed(0)
+    model, tokenizer = with_end(kind, padding)
+    for name, value in changes.items():
+        setattr(model.config, name, value)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("padding", ["<end>", "<pad>", "<unk>"])
+@pytest.mark.parametrize("stored", [None, 0, 2, 3])
+def test_an_end_that_pads_too_is_read_as_transformers_reads_it(tmp_path, kind, padding, stored):
+    """The head reads the end of a text, unless the model's own padding is that token."""
+    folder, texts = put_with_end(tmp_path, kind, padding, pad_token_id=stored), [*TEXTS[:4], "a snowman"]
+    scores = ClassifierReward(folder, None, 100, CPU).score(texts).logit
+    full = [text for text in texts if text]
+    expected = alone(folder, full, 10_000)
+    np.testing.assert_allclose([scores[texts.index(text)] for text in full], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["bart", "mbart", "t5"])
+def test_a_head_that_looks_for_the_end_of_a_text(tmp_path, kind):
+    folder = put_with_end(tmp_path, kind, "<pad>")
+    scores = ClassifierReward(folder, None, 100, CPU).score(TEXTS).logit
+    np.testing.assert_allclose(scores[:2], alone(folder, TEXTS[:2], 10_000), rtol=1e-4, atol=1e-4)
+    assert np.isfinite(scores).all() and len(set(np.round(scores, 4))) > 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"), [("nystromformer", "cannot read a row of 9 words: "), ("canine", "has no embedding of tokens")]
+)
+def test_a_model_that_cannot_be_used_is_told_by_its_reason(tmp_path, kind, message):
+    with pytest.raises(RunError, match=f"^reward.path={tmp_path} .*{message}") as caught:
+        ClassifierReward(put_with_end(tmp_path, kind, "<pad>"), None, 4, CPU)
+    assert "\n" not in str(caught.value) and "config.json" not in str(caught.value)
+
+
 def test_where_no_side_can_be_padded_rows_of_one_length_go_together(make):
     folder, texts = make("bert"), [text for text in TEXTS if text]
 
@@ -205,7 +274,7 @@ def test_where_no_side_can_be_padded_rows_of_one_length_go_together(make):
     expected = reward.score(texts).logit
     reward.model.__class__ = Averaging
     assert np.abs(reward.score(texts).logit - expected).max() > 0.01
-    reward.side = reward._padding_side()
+    reward.side = reward._padding_side(reward._alone(9), 9)
     assert reward.side is None
     np.testing.assert_allclose(reward.score(texts).logit, expected, atol=1e-4)
 
