@@ -13,7 +13,7 @@ from imdb_rlhf.runs.kinds import KINDS, method_name, palette_places
 # Keys of a configuration that do not make another method: runs that differ in them share a name. Places are none
 # either, but for the preference file: see `_values`.
 NO_METHOD = re.compile(
-    r"(seed|plan|algo|keep_model|ppo\.preset|target_kl|own_model\.name|data\.bos)$"
+    r"(seed|plan|objective|baselines|algo|keep_model|ppo\.preset|target_kl|own_model\.name|data\.bos)$"
     r"|(logger|paths|trainer|launcher|hub|evaluation|reservoir)\."
 )
 PREFERENCES = "data.preferences"
