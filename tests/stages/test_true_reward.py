@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,8 @@ def own(tmp_path):
             f"{lines}def score(texts):\n    v = np.array([value(t) for t in texts])\n{body}\n"
         )
         run = SimpleNamespace(reward=OwnConfig(name="own", function=f"{tmp_path}/own.py:score", files=[]))
-        return TrueReward(SimpleNamespace(run=run, runtime=SimpleNamespace(device=torch.device("cpu"))))
+        flow: Any = SimpleNamespace(run=run, runtime=SimpleNamespace(device=torch.device("cpu")))
+        return TrueReward(flow)
 
     return make
 
