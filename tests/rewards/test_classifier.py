@@ -215,6 +215,7 @@ def with_end(kind: str, padding: str) -> tuple:
         "t5": t5 | {"pad_token_id": 0},
         "nystromformer": wide | {"num_landmarks": 4, "segment_means_seq_len": 16},
         "canine": wide,
+        "funnel": {"block_sizes": [1, 1], "d_model": 16, "n_head": 2, "d_head": 8, "d_inner": 32},
     }[kind]
     model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(kind, **names | sizes))
     for weight in model.parameters():
@@ -253,7 +254,9 @@ def test_a_head_that_looks_for_the_end_of_a_text(tmp_path, kind):
 
 
 @pytest.mark.parametrize(
-    ("kind", "message"), [("nystromformer", "cannot read a row of 9 words: "), ("canine", "has no embedding of tokens")]
+    ("kind", "message"),
+    [("nystromformer", "cannot read a row of 9 words: "), ("canine", "has no embedding of tokens")]
+    + [("funnel", "cannot read rows of . to . tokens: ")],
 )
 def test_a_model_that_cannot_be_used_is_told_by_its_reason(tmp_path, kind, message):
     with pytest.raises(RunError, match=f"^reward.path={tmp_path} .*{message}") as caught:
