@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -207,7 +208,7 @@ def with_end(kind: str, padding: str) -> tuple:
     deep = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
     deep |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "max_position_embeddings": 24}
     t5 = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2, "decoder_start_token_id": 0}
-    sizes = {
+    sizes: dict[str, Any] = {
         "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 24},
         "llama": wide,
         "bart": deep | {"pad_token_id": 0},
