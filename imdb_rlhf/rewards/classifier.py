@@ -75,7 +75,7 @@ class ClassifierReward:
             raise RunError(f"{key}={folder} gives two numbers that are no labels' (regression); give a classifier")
         self.exclusive = problem != "multi_label_classification"
         self.model.eval()
-        self.batch_size = batch_size
+        self.batch_size, self.where = batch_size, f"{key}={folder}"
         self._set_up(f"{key}={folder}")  # on the CPU, where a position too far is an error like others
         self.model.to(device)
 
@@ -89,7 +89,7 @@ class ClassifierReward:
         rows = [row or [self.tokenizer.pad_token_id] for row in rows]
         logits = np.zeros((len(rows), 2), dtype=np.float64)  # of the positive label, of the other
         for part in self._batches([len(row) for row in rows]):
-            logits[part] = self._logits([rows[index] for index in part], self.side or "right")
+            logits[part] = self._read([rows[index] for index in part], self.side or "right")
         log_odds = logits[:, 0] - logits[:, 1] if self.exclusive else logits[:, 0]
         return Scores(sigmoid(log_odds), log_odds if self.ranking == Ranking.log_odds else logits[:, 0])
 
@@ -99,6 +99,16 @@ class ClassifierReward:
             return batches_by_length(lengths, self.batch_size)
         order = np.argsort(lengths, kind="stable")
         return [order[at : at + self.batch_size] for at in range(0, len(order), self.batch_size)]
+
+    def _read(self, rows: list[list[int]], side: str) -> np.ndarray:
+        """The same as `_logits`; a forward that fails is told in one line."""
+        try:
+            return self._logits(rows, side)
+        except Exception as error:
+            raise RunError(
+                f"{self.where} ({type(self.model).__name__}) cannot read rows of {min(map(len, rows))} to "
+                f"{max(map(len, rows))} tokens: {first_line(error)}; give another classifier, or a smaller batch size"
+            ) from error
 
     def _logits(self, rows: list[list[int]], side: str) -> np.ndarray:
         """(rows, 2) float64 logits of the positive label and the other; shorter rows are padded on a side."""
@@ -211,7 +221,7 @@ class ClassifierReward:
     @torch.no_grad()
     def _alone(self, room: int) -> np.ndarray:
         """(rows, 2) logits of trial rows, one at a time."""
-        return np.concatenate([self._logits([row], str(self.tokenizer.padding_side)) for row in self._trial(room)])
+        return np.concatenate([self._read([row], str(self.tokenizer.padding_side)) for row in self._trial(room)])
 
     @torch.no_grad()
     def _padding_side(self, alone: np.ndarray, room: int) -> str | None:

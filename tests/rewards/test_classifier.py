@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -207,7 +208,7 @@ def with_end(kind: str, padding: str) -> tuple:
     deep = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
     deep |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "max_position_embeddings": 24}
     t5 = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2, "decoder_start_token_id": 0}
-    sizes = {
+    sizes: dict[str, Any] = {
         "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 24},
         "llama": wide,
         "bart": deep | {"pad_token_id": 0},
@@ -215,6 +216,7 @@ def with_end(kind: str, padding: str) -> tuple:
         "t5": t5 | {"pad_token_id": 0},
         "nystromformer": wide | {"num_landmarks": 4, "segment_means_seq_len": 16},
         "canine": wide,
+        "funnel": {"block_sizes": [1, 1], "d_model": 16, "n_head": 2, "d_head": 8, "d_inner": 32},
     }[kind]
     model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(kind, **names | sizes))
     for weight in model.parameters():
@@ -253,7 +255,9 @@ def test_a_head_that_looks_for_the_end_of_a_text(tmp_path, kind):
 
 
 @pytest.mark.parametrize(
-    ("kind", "message"), [("nystromformer", "cannot read a row of 9 words: "), ("canine", "has no embedding of tokens")]
+    ("kind", "message"),
+    [("nystromformer", "cannot read a row of 9 words: "), ("canine", "has no embedding of tokens")]
+    + [("funnel", "cannot read rows of . to . tokens: ")],
 )
 def test_a_model_that_cannot_be_used_is_told_by_its_reason(tmp_path, kind, message):
     with pytest.raises(RunError, match=f"^reward.path={tmp_path} .*{message}") as caught:

@@ -25,7 +25,7 @@ def test_a_container_has_its_own_limit(tmp_path, monkeypatch):
     whole = memory_of(CPU)
     assert whole is not None
     limit.write_text("123456789\n")
-    assert memory_of(CPU) == 123456789 < whole
+    assert whole is not None and memory_of(CPU) == 123456789 < whole
 
 
 def test_what_a_training_keeps(monkeypatch):
