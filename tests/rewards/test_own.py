@@ -300,11 +300,7 @@ def values_set() -> list[Any]:
         torch.get_num_threads(),
     ]
     values += [torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled()]
-<<<<<<< HEAD
-    values += [torch.get_rng_state().tolist(), repr(np.random.get_state()), random.getstate()]
-=======
     values += [torch.get_rng_state().tolist(), numpy_random[1].tolist(), random.getstate()]
->>>>>>> fe6820697ea61dfb75f556839bc36fd7c68942df
     return [*values, np.geterr(), os.getcwd()]
 
 
