@@ -201,7 +201,7 @@ def with_end(kind: str, padding: str) -> tuple:
     tokenizer = word_tokenizer(special, unk_token="<unk>", eos_token="<end>", pad_token=padding)
     ending = processors.TemplateProcessing(single="$A <end>", special_tokens=[("<end>", 2)])
     tokenizer.backend_tokenizer.post_processor = ending
-    names = {"id2label": NAMES, "label2id": {"NEGATIVE": 0, "POSITIVE": 1}}
+    names: dict[str, Any] = {"id2label": NAMES, "label2id": {"NEGATIVE": 0, "POSITIVE": 1}}
     names |= {"vocab_size": 14, "eos_token_id": 2, "pad_token_id": None, "bos_token_id": 0}
     wide = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     wide |= {"max_position_embeddings": 24}
