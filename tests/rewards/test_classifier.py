@@ -203,11 +203,29 @@ def with_end(kind: str, padding: str) -> tuple:
     tokenizer.backend_tokenizer.post_processor = ending
     names: dict[str, Any] = {"id2label": NAMES, "label2id": {"NEGATIVE": 0, "POSITIVE": 1}}
     names |= {"vocab_size": 14, "eos_token_id": 2, "pad_token_id": None, "bos_token_id": 0}
-    wide = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    wide: dict[str, Any] = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    }
     wide |= {"max_position_embeddings": 24}
-    deep = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
+    deep: dict[str, Any] = {
+        "d_model": 16,
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "encoder_ffn_dim": 32,
+        "decoder_ffn_dim": 32,
+    }
     deep |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "max_position_embeddings": 24}
-    t5 = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2, "decoder_start_token_id": 0}
+    t5: dict[str, Any] = {
+        "d_model": 16,
+        "d_kv": 8,
+        "d_ff": 32,
+        "num_layers": 1,
+        "num_heads": 2,
+        "decoder_start_token_id": 0,
+    }
     sizes: dict[str, Any] = {
         "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 24},
         "llama": wide,
