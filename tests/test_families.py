@@ -12,7 +12,7 @@ from tests.models.test_contract import MAMBA, other
 
 TEXTS = ["This film is a delight from start to finish.", "The plot drags, and the jokes are dull.", "I loved it!"]
 STEPS = ["policy.steps=3", "policy.optim.lr=1e-2", "policy.optim.warmup_steps=0"]
-QUICK = ["Gemma 2", "OPT"]  # what its logits are, and where its layers are, differ most from GPT-2's
+QUICK = ["Gemma 2"]  # what its logits are differs most from GPT-2's
 slow = [name for name in FAMILIES if name not in QUICK]
 
 

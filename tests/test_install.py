@@ -70,6 +70,6 @@ def test_a_run_and_a_sweep_in_another_folder(binaries: Path, tmp_path: Path) -> 
     (sweep,) = (tmp_path / "outputs" / "sweeps").glob("beta-????????")
     assert len(list((tmp_path / "outputs" / "runs").glob("*/DONE"))) == 2 and (sweep / "report.html").is_file()
     assert "dpo" in call(script, "--config-dir", "mine", "experiment=short", "plan=true", *tiny, cwd=tmp_path)
-    two = ["experiment=smoke", "beta=1,2", "trainer.processes=2", *tiny]
+    two = ["experiment=smoke", "beta=1,2", "trainer.processes=2", "baselines=false", *tiny]
     call(script, "-m", *two, cwd=tmp_path)
     assert len(list((tmp_path / "outputs" / "runs").glob("*/DONE"))) == 4

@@ -19,6 +19,7 @@ def texts_of(cell: Any) -> str:
     return "\n".join(outputs)
 
 
+@pytest.mark.slow
 def test_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my.py").write_text(REWARD)
     settings = [*TINY, "reward=own", f"reward.function={tmp_path / 'my.py'}:score"]

@@ -140,6 +140,7 @@ def test_the_own_preferences_are_trained_on(tree):
     assert run(tree, "load.py").stdout == "['chosen', 'prompt', 'rejected']\n"
 
 
+@pytest.mark.slow
 def test_the_own_sweep_has_the_jobs_that_its_lines_multiply_out_to(tree):
     (text,) = blocks(section("An own sweep"), "yaml")
     (tree / "sweeps" / "mine.yaml").write_text(text)

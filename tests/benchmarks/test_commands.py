@@ -15,6 +15,7 @@ from benchmarks.workload import SHAPES, Data, make
 from imdb_rlhf.config.families import PreferenceRun
 
 
+@pytest.mark.slow
 def test_programs_of_one_case_compute_the_same(tmp_path: Path) -> None:
     setup: dict[str, Any] = {"folder": str(make(SHAPES["toy"], Data(), tmp_path)), "device": "cpu"}
     setup |= {"precision": "float32", "threads": 1, "repetitions": 1}

@@ -223,10 +223,10 @@ def test_the_group_of_a_sweeps_jobs(handed):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["-m", "sweep=nowhere"], "sweep=nowhere: no such choice; there are beta, frontier, kl_target, labels, len"),
+        (["-m", "sweep=nowhere"], "sweep=nowhere: no such choice; there are beta, demo, frontier, kl_target, lab"),
         (
             ["-m", "sweep=kl-target"],
-            "sweep=kl-target: no such choice; did you mean sweep=kl_target? there are beta, fron",
+            "sweep=kl-target: no such choice; did you mean sweep=kl_target? there are beta, demo",
         ),
         (["sweep=beta"], "sweep=beta is many runs; python train.py -m sweep=beta runs them"),
         (

@@ -91,6 +91,7 @@ def test_a_job_that_fails_and_one_that_is_killed(outputs):
     assert Path(later[2]["run"], "summary.json").stat().st_mtime_ns == done
 
 
+@pytest.mark.slow
 def test_a_run_that_was_changed_by_hand_and_a_frontier(outputs):
     arguments = ["seed=0,1", "policy.optim.lr=0.003", "policy.optim.warmup_steps=1"]  # for a KL worth drawing
     answer = whole(outputs, *arguments)
