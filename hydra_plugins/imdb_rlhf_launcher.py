@@ -60,7 +60,7 @@ class ProcessesLauncher(Launcher):
             ConfigError: a job is refused; none of the batch was run.
             RunError: something that a job needs is not there.
         """
-        from imdb_rlhf.frontier.objective import objectives  # with them comes pandas
+        from imdb_rlhf.frontier.objective import objective  # with it comes pandas
         from imdb_rlhf.sweep.run import run_batch
 
         refuse_torchrun()
@@ -82,16 +82,11 @@ class ProcessesLauncher(Launcher):
             try:
                 if record.state != "done":
                     raise RunError(record.reason or record.state)
-                ended.return_value = single(objectives(record.path, run.objective))
+                ended.return_value = objective(record.path, run.objective)
             except RunError as error:
                 ended.status, ended.return_value = JobStatus.FAILED, error
             returns.append(ended)
         return returns
-
-
-def single(values: list[float]) -> float | list[float]:
-    """One value as a number, several as a list."""
-    return values[0] if len(values) == 1 else values
 
 
 def composed(loader: ConfigLoader, master: DictConfig, job: list[str], alone: bool) -> tuple[Run, DictConfig]:
@@ -159,14 +154,11 @@ def handing(
 @contextmanager
 def _one_lost_of_many() -> Iterator[None]:
     """Let submitit's launcher wait for all jobs where one was killed: it would drop the results of the others."""
-    if "submitit" not in sys.modules:
-        try:
-            import submitit
-        except ImportError:
-            yield
-            return
-    import submitit
-
+    try:
+        import submitit
+    except ImportError:
+        yield
+        return
     before = submitit.Job.results
 
     def results(job: Any) -> list[Any]:

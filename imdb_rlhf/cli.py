@@ -140,10 +140,9 @@ def _job_of_sweep(run: Run, overrides: list[str], settings: Any) -> Any:
     if run.hub.push:
         raise ConfigError(f"hub.push={run.hub.push}: {NO_PUSH}")
     search.work(task, folder, status)
-    from imdb_rlhf.frontier.objective import objectives
+    from imdb_rlhf.frontier.objective import objective
 
-    values = objectives(status.path, run.objective)
-    return values[0] if len(values) == 1 else values
+    return objective(status.path, run.objective)
 
 
 @contextmanager

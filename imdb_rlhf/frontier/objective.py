@@ -17,8 +17,8 @@ from imdb_rlhf.frontier.finished import FinishedRun, read
 from imdb_rlhf.frontier.world import SCORE_KL
 
 
-def objectives(folder: Path, names: Sequence[str]) -> list[float]:
-    """The values of a finished run.
+def objective(folder: Path, names: Sequence[str]) -> float | list[float]:
+    """The value of a finished run, or the list of its values where there are several names.
 
     Args:
         folder: of the run.
@@ -34,7 +34,7 @@ def objectives(folder: Path, names: Sequence[str]) -> list[float]:
     values = [_value(runs[0], name) for name in names]
     if not np.isfinite(values).all():
         raise RunError(f"{folder} has no policy that was evaluated on validation prompts; objective= needs some")
-    return values
+    return values[0] if len(values) == 1 else values
 
 
 def _value(run: FinishedRun, name: str) -> float:

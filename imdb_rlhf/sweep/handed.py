@@ -39,7 +39,6 @@ class HandedSweep(Sweep):
         super().__init__(folder, all_records, console, command)
         self.launch = launch
         self.began: dict[str, float] = {}  # when a job's log was first seen to grow, by its run's name
-        self.lock = threading.Lock()
 
     def _caught(self, number: int, frame: FrameType | None) -> NoReturn:
         self.signals += 1

@@ -45,7 +45,7 @@ def run_sweep(name: str, jobs: Sequence[Job], command: str, launch: Launch | Non
     machine, statuses = _inspected(first, jobs)
     results = prepare_sweep({s.name: job.run for job, s in zip(jobs, statuses, strict=True)}, console.note)
     folder = sweep_folder(first, name)
-    make(folder, first)
+    make_folder(folder, first)
     with in_use(folder):
         all_records, repetitions = records(jobs, statuses, folder)
         for label in repetitions:
@@ -77,7 +77,7 @@ def run_batch(folder: Path, known: list[Record], jobs: Sequence[Job], command: s
     """
     console = SweepConsole()
     machine, statuses = _inspected(jobs[0].run, jobs)
-    make(folder, jobs[0].run)
+    make_folder(folder, jobs[0].run)
     with in_use(folder):
         found, _ = records(jobs, statuses, folder)
         earlier = {record.path: record for record in known}
@@ -93,7 +93,7 @@ def sweep_folder(run: Run, name: str) -> Path:
     return Path(run.paths.outputs) / "sweeps" / name
 
 
-def make(folder: Path, run: Run) -> None:
+def make_folder(folder: Path, run: Run) -> None:
     """Make a sweep's folder.
 
     Raises:
