@@ -8,7 +8,7 @@ from pathlib import Path
 
 from imdb_rlhf.config.machine import WandbLogger
 from imdb_rlhf.signals import describe_exit
-from imdb_rlhf.sweep import processes
+from imdb_rlhf.sweep import forked, processes
 from imdb_rlhf.sweep.processes import FrontierResult
 from imdb_rlhf.sweep.records import last_line
 
@@ -41,7 +41,7 @@ class Drawing:
             return
         self._drawn = list(runs)
         self._results, sender = Pipe(duplex=False)
-        self._process = processes.start(processes.draw, list(runs), self._folder, wandb_group, sender)
+        self._process = forked.start(processes.draw, list(runs), self._folder, wandb_group, sender)
         sender.close()
 
     def ended(self, timeout: float = 0.0) -> FrontierResult | None:
@@ -63,6 +63,6 @@ class Drawing:
     def stop(self) -> None:
         """End a drawing that is under way."""
         if self._process is not None:
-            processes.stop(self._process)
+            forked.stop(self._process)
             self._process.join()
             self._process, self._results = None, None

@@ -18,7 +18,7 @@ from typing import NoReturn
 from imdb_rlhf.artifacts.files import MANIFEST
 from imdb_rlhf.errors import RunError, Stopped
 from imdb_rlhf.signals import describe_exit, stopping
-from imdb_rlhf.sweep import processes
+from imdb_rlhf.sweep import forked, processes
 from imdb_rlhf.sweep.base import TICK, Sweep
 from imdb_rlhf.sweep.jobs import Job
 from imdb_rlhf.sweep.processes import RunStatus
@@ -135,7 +135,7 @@ def work(job: Job, status: RunStatus, log: Path) -> None:
         raise RunError(status.problem)
     if status.finished:
         return
-    process = processes.start(processes.work, job, status.path, log, {}, None)
+    process = forked.start(processes.work, job, status.path, log, {}, None)
     with _passed_on(process) as answer:
         process.join()
     code = process.exitcode
@@ -156,7 +156,7 @@ def _passed_on(process: ForkServerProcess) -> Iterator[Callable[[], None]]:
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         caught.append(number)
-        processes.stop(process, signal.SIGTERM)
+        forked.stop(process, signal.SIGTERM)
 
     numbers = stopping() if threading.current_thread() is threading.main_thread() else []
     before = {number: signal.signal(number, pass_on) for number in numbers}

@@ -1,19 +1,11 @@
-"""The processes of a sweep: one that inspects the runs' folders, one per job, and one that draws the frontier.
-
-Each is forked from a server that has imported the heavy modules already, so it starts in a fraction of a second, and a
-job that is killed takes nothing with it. None outlives the sweep.
-"""
+"""What the processes of a sweep do: one inspects the runs' folders, one runs each job, and one draws the frontier."""
 
 import os
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from multiprocessing import Pipe, get_context, parent_process, resource_tracker
+from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +13,13 @@ from imdb_rlhf import ranks
 from imdb_rlhf.artifacts import files
 from imdb_rlhf.config.machine import TrainerConfig, WandbLogger
 from imdb_rlhf.errors import ConfigError, RunError, Stopped
-from imdb_rlhf.signals import describe_exit, interrupt_at_any, stopping
+from imdb_rlhf.signals import describe_exit
+from imdb_rlhf.sweep import forked
 from imdb_rlhf.sweep.jobs import Job, Machine, cores, group_words
 
 if TYPE_CHECKING:  # it imports torch, which the process that watches the others does not need
     from imdb_rlhf.runs.kind import RunKind
 
-PRELOAD = ["imdb_rlhf.experiment", "imdb_rlhf.frontier.draw"]
 PACKAGE = Path(__file__).resolve().parents[1]
 PATIENCE = 60.0  # seconds that a job waits for a run folder: the job of a killed sweep may be writing its checkpoint
 # Threads that spin while they wait cost the other jobs of the same cores more than half their speed.
@@ -53,67 +45,7 @@ class FrontierResult:
     problem: str | None
 
 
-# --- processes --------------------------------------------------------------------------------------------------------
-
-
-def start(target: Callable[..., int | None], *arguments: Any) -> ForkServerProcess:
-    """Start `target(*arguments)` in a process of its own, whose exit code is the value that `target` returns.
-
-    It leads a process group, so that the terminal's interrupt does not reach it, and gets SIGTERM when this process
-    ends, in whatever way.
-    """
-    context = get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
-    numbers = stopping()
-    process = context.Process(target=_begin, args=(target, arguments, numbers))
-    with _held_back(numbers):
-        process.start()
-    return process
-
-
-@contextmanager
-def _held_back(numbers: Sequence[signal.Signals]) -> Iterator[None]:
-    """Let what is started meanwhile hold these signals back, until it asks for them.
-
-    A scheduler sends a signal to all processes of a job, and the fork server would die of it, its children unheard.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
-    try:
-        resource_tracker.ensure_running()  # it lets two of them through again, hence once more
-        signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _begin(target: Callable[..., int | None], arguments: tuple[Any, ...], numbers: Sequence[signal.Signals]) -> None:
-    os.setsid()
-    interrupt_at_any()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    try:
-        sys.exit(target(*arguments) or 0)
-    except KeyboardInterrupt:
-        sys.exit(75)
-
-
-def _end_with_parent() -> None:
-    # Not PR_SET_PDEATHSIG: this process's parent is the fork server, which lives as long as one of its processes.
-    parent = parent_process()
-    assert parent is not None
-    parent.join()
-    os.killpg(0, signal.SIGTERM)
-
-
-def stop(process: ForkServerProcess, number: int = signal.SIGTERM) -> None:
-    """Send a signal to a process of `start` and to those that it has started."""
-    if process.pid is None or not process.is_alive():
-        return
-    with suppress(ProcessLookupError):
-        try:
-            os.killpg(process.pid, number)
-        except ProcessLookupError:  # it does not lead its group yet
-            os.kill(process.pid, number)
+# --- output -----------------------------------------------------------------------------------------------------------
 
 
 def _write_to(log: Path) -> None:
@@ -136,7 +68,7 @@ def inspect(jobs: Sequence[Job]) -> tuple[Machine, list[RunStatus]]:
         RunError: something that a job needs is not there.
     """
     receiver, sender = Pipe(duplex=False)
-    inspector = start(send_statuses, list(jobs), sender)
+    inspector = forked.start(send_statuses, list(jobs), sender)
     sender.close()
     machine: Machine | None = None
     statuses: list[RunStatus] = []
@@ -156,7 +88,7 @@ def inspect(jobs: Sequence[Job]) -> tuple[Machine, list[RunStatus]]:
         reason = describe_exit(inspector.exitcode)
         raise RunError(f"the process that looks for finished runs: {reason}; see above") from error
     except BaseException:
-        stop(inspector)
+        forked.stop(inspector)
         raise
     inspector.join()
     return machine, statuses

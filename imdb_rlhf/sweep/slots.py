@@ -8,7 +8,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 from imdb_rlhf.artifacts.files import MANIFEST
-from imdb_rlhf.sweep import processes
+from imdb_rlhf.sweep import forked, processes
 from imdb_rlhf.sweep.base import TICK, Sweep
 from imdb_rlhf.sweep.records import Record, last_line, reason_of, time_left
 from imdb_rlhf.tracking.sweep_console import Running, State, SweepConsole, outcome
@@ -42,7 +42,7 @@ class SlotSweep(Sweep):
 
     def _abandon(self) -> None:
         for process in self.running:
-            processes.stop(process, signal.SIGKILL)
+            forked.stop(process, signal.SIGKILL)
 
     def _pass_on(self) -> None:
         if self.signals == self.passed_on:
@@ -51,7 +51,7 @@ class SlotSweep(Sweep):
             self.console.note("stopping: the jobs write a checkpoint; once more ends them at once")
         self.passed_on = self.signals
         for process in self.running:
-            processes.stop(process, signal.SIGTERM if self.signals == 1 else signal.SIGKILL)
+            forked.stop(process, signal.SIGTERM if self.signals == 1 else signal.SIGKILL)
 
     def _step(self) -> bool:
         """Start jobs while there are slots, and wait for a process to end; returns whether any job is running."""
@@ -75,7 +75,7 @@ class SlotSweep(Sweep):
 
     def _start(self, record: Record) -> None:
         slot = min(self.free)
-        process = processes.start(processes.work, record.job, record.path, record.log, self.environments[slot])
+        process = forked.start(processes.work, record.job, record.path, record.log, self.environments[slot])
         self.running[process] = (record, slot, time.monotonic())
         self.free.remove(slot)
         record.state, record.exit_code, record.pid = "running", None, process.pid

@@ -565,9 +565,8 @@ if __name__ == "__main__":
 
 
 def test_no_temporary_folder_is_left(tmp_path: Path) -> None:
-    temporary = tmp_path / "tmp"
-    temporary.mkdir()
     (tmp_path / "job.py").write_text(JOB)
     command = [sys.executable, str(tmp_path / "job.py"), str(tmp_path), str(Path(__file__).parents[2])]
-    subprocess.run(command, check=True, env=os.environ | {"TMPDIR": str(temporary)})
-    assert list((tmp_path / "wandb").glob("offline-run-*")) and not list(temporary.iterdir())
+    with tempfile.TemporaryDirectory(dir="/tmp") as temporary:  # short: the fork server has a socket in it
+        subprocess.run(command, check=True, env=os.environ | {"TMPDIR": temporary})
+        assert list((tmp_path / "wandb").glob("offline-run-*")) and not os.listdir(temporary)
