@@ -63,7 +63,6 @@ def main() -> None:
                 per_device_train_batch_size=options.batch_size,
                 num_train_epochs=1,
                 max_steps=options.steps,
-                gradient_checkpointing=False,
                 bf16=False,
                 use_cpu=world.device.type == "cpu",
                 logging_steps=10,

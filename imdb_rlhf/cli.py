@@ -18,9 +18,8 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
-from hydra.plugins.completion_plugin import CompletionPlugin
 from hydra.types import RunMode
-from omegaconf import BooleanNode, DictConfig, EnumNode, OmegaConf, flag_override
+from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -33,6 +32,9 @@ from imdb_rlhf.publish.results import prepare
 from imdb_rlhf.signals import interrupt_at_any
 from imdb_rlhf.tracking.console import Console
 from imdb_rlhf.typed_run import CONF, checked, register
+from imdb_rlhf.usage import complete_choices, help_text, program, state_version
+
+COMPLETION = ("install", "uninstall", "query")  # what -sc takes
 
 _FAILURES: list[tuple[int, str]] = []  # exit code and message of a run in this process that did not end well
 
@@ -55,7 +57,7 @@ class SweepCommand:
     @property
     def text(self) -> str:
         """The command as a line for a shell."""
-        return shlex.join(["python", "train.py", *self.arguments]) if self.arguments else ""
+        return f"{program()} {shlex.join(self.arguments)}" if self.arguments else ""
 
 
 SWEEP_COMMAND = SweepCommand([], [], [])
@@ -191,13 +193,19 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them
     parser = get_args_parser()
     parser.error = _refuse_option  # type: ignore[method-assign]  # argparse would answer in eight lines
+    state_version(parser)
     options = parser.parse_args()
     _set_aside(options)
     if threading.current_thread() is threading.main_thread():
         interrupt_at_any()
     ranks.end_with_parent()
+    if options.help:
+        print(help_text(Path(options.config_dir) if options.config_dir else None))
+        return
     if options.shell_completion:
-        _complete_choices()
+        if not any(word.partition("=")[0] in COMPLETION for word in options.overrides):
+            _leave(2, 'refused: -sc needs install=bash, zsh or fish, or uninstall=...: eval "$(... -sc install=bash)"')
+        complete_choices()
     try:
         register(Path(options.config_dir) if options.config_dir else None)
         _search(options) if _searches(options) else _main()
@@ -220,26 +228,6 @@ def main() -> None:
         _leave(75, "stopped: finished stages are kept; run the same command to go on")
     if _FAILURES:
         _leave(max(code for code, _ in _FAILURES), "\n".join(line for _, line in _FAILURES))
-
-
-def _complete_choices() -> None:
-    """Let Hydra's completion offer all values of a key that has a few; its own offers the present one."""
-    hydras = CompletionPlugin._get_matches
-
-    def matches(config: Any, word: str) -> list[str]:
-        key, equals, typed = word.rpartition("=")
-        node = config
-        for part in key.split(".") if equals else []:
-            node = node._get_node(part) if isinstance(node, DictConfig) else None
-        if equals and isinstance(node, EnumNode):
-            values = [choice.name for choice in node.enum_type]
-        elif equals and isinstance(node, BooleanNode):
-            values = ["true", "false"]
-        else:
-            return list(hydras(config, word))
-        return [f"{key}={value}" for value in values if value.startswith(typed)]
-
-    CompletionPlugin._get_matches = staticmethod(matches)  # type: ignore[method-assign]
 
 
 def _not_utf8(folders: Sequence[Path]) -> Path:
@@ -268,7 +256,7 @@ def _set_aside(options: Namespace) -> None:
     global SWEEP_COMMAND
     sweeps = [word for word in options.overrides if word.lstrip("+").startswith("sweep=")]
     if sweeps and not options.multirun:
-        _leave(2, f"refused: {sweeps[0]} is many runs; python train.py -m {sweeps[0]} runs them")
+        _leave(2, f"refused: {sweeps[0]} is many runs; {program()} -m {sweeps[0]} runs them")
     if sweeps and _searches(options):
         _leave(2, f"refused: {sweeps[0]} is a union of grids, which hydra/sweeper={_sweeper(options)} does not know")
     if options.multirun and (options.cfg or options.info or options.shell_completion):

@@ -1,6 +1,7 @@
 """The command line: what is refused, how, and that nothing is written."""
 
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+import imdb_rlhf
 from imdb_rlhf.config.algos import DPORun
 from imdb_rlhf.config.explain import explain
 from imdb_rlhf.errors import ConfigError, RunError, Stopped
@@ -165,6 +167,11 @@ def test_completion_offers_every_choice(here, monkeypatch, typed, offered):
         assert set(answer.out.split()) == offered
 
 
+@pytest.mark.parametrize("words", [["bash"], []])
+def test_completion_without_what_to_do(here, words):
+    one_line(train("-sc", *words), 2, "refused: -sc needs install=bash, zsh or fish")
+
+
 def test_options_between_values(here):
     assert "before or after" in one_line(
         train("beta=1", "-m", "seed=0,1"), 2, "refused: unrecognized arguments: seed=0"
@@ -179,8 +186,10 @@ def test_an_experiment_file_with_a_key_that_the_algorithm_does_not_use(here, tmp
     (folder / "experiment" / "typo.yaml").write_text("# @package _global_\npolicy:\n  step: 3\n")
     (folder / "experiment" / "range.yaml").write_text("# @package _global_\nbeta: -0.3\n")
     options = ["--config-dir", str(folder), *multirun]
-    message = one_line(train(*options, "experiment=mine", "algo=sft"), 2, "refused: beta: no such key for algo=sft")
-    assert "it belongs to algo=dpo" in message and "; keys of sft: algo, seed" in message
+    start = "refused: experiment/mine.yaml: beta: no such key for algo=sft; it belongs to algo=dpo"
+    message = one_line(train(*options, "experiment=mine", "algo=sft"), 2, start)
+    assert "; keys of sft: algo, seed" in message
+    assert message.endswith("what changes one algorithm alone belongs into experiment_algo/mine.yaml\n")
     one_line(train(*options, "experiment=typo"), 2, "refused: policy.step: no such key; did you mean policy.steps?")
     one_line(train(*options, "experiment=range"), 2, "refused: beta=-0.3 is out of range")
     one_line(train(*options, "experiment=mine,range"), 2, "refused: ")
@@ -264,6 +273,24 @@ def test_help_lists_every_group(here):
         assert f"\n{group}: " in answer.out, group
     assert "algo: best_of_n, dpo, own_model, ppo, preferred_ft, reward_model, sft, unlikelihood" in answer.out
     assert not list(here.iterdir())
+
+
+def test_help_names_own_choices_and_how_it_was_called(here, tmp_path):
+    (tmp_path / "own" / "experiment").mkdir(parents=True)
+    (tmp_path / "own" / "experiment" / "mine.yaml").write_text("# @package _global_\n")
+    answer = run("--help", "--config-dir", str(tmp_path / "own"), cwd=here)
+    assert "\nexperiment: default, imdb_cpu, imdb_pretrained, mine, " in answer.out
+    assert "  python train.py algo=dpo beta=0.1  " in answer.out and max(map(len, answer.out.splitlines())) <= 125
+    called = subprocess.run([sys.executable, "-m", "imdb_rlhf", "--help"], capture_output=True, text=True)
+    assert "  python -m imdb_rlhf algo=dpo beta=0.1  " in called.stdout
+
+
+def test_the_version_is_this_packages(here):
+    assert run("--version", cwd=here).out.startswith(f"imdb_rlhf {imdb_rlhf.__version__} (Hydra 1.3")
+
+
+def test_a_plugin_that_is_not_there(here):
+    one_line(train("-m", "hydra/launcher=ray", "beta=0.1,1"), 2, "refused: hydra/launcher=ray: its package is not")
 
 
 def test_cfg_job_shows_the_composed_configuration(here):

@@ -4,6 +4,7 @@ import shlex
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,8 +18,9 @@ from imdb_rlhf.api.world import World
 from imdb_rlhf.artifacts.files import MANIFEST, hash_of, in_use, plain, write_json, write_manifest
 from imdb_rlhf.artifacts.store import Store
 from imdb_rlhf.artifacts.tables import write_table
-from imdb_rlhf.errors import ConfigError, RunError
+from imdb_rlhf.errors import ConfigError, RunError, first_line
 from imdb_rlhf.evaluation.results import results
+from imdb_rlhf.frontier.report import run_report
 from imdb_rlhf.runs import files, points, summary
 from imdb_rlhf.runs.folder import OUTSIDE, SCAFFOLD
 from imdb_rlhf.stages import evaluations
@@ -160,6 +162,10 @@ class CallbackRun:
         write_manifest(self.path, (*OUTSIDE, *SCAFFOLD))
         shutil.rmtree(self.path / points.PARTS)
         _HELD.pop(self.path, ExitStack()).close()
+        try:
+            run_report.write(self.path)
+        except (OSError, ValueError, KeyError) as error:  # the run is finished without it
+            warnings.warn(f"no {files.REPORT}: {first_line(error)}", stacklevel=2)
 
     def _summary(self, last: pd.DataFrame, reference: pd.DataFrame) -> dict[str, Any]:
         training, config = self.training, self.config

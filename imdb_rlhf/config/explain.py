@@ -72,7 +72,12 @@ def explain(error: BaseException) -> str:
     if match := re.search(r"Key '([^']+)' (?:not in|is not in struct)(?: '(\w+)')?", last):
         key = full_key[1] if full_key else match[1]
         override = re.search(r"To append to your config use \+(.+)", text)
-        return _unknown(key, CLASSES.get(match[2] or ""), override[1] if override else None)
+        answer = _unknown(key, CLASSES.get(match[2] or ""), override[1] if override else None)
+        file = re.search(r"In '(experiment/[^']+)'", text)
+        if file and not override and "; it belongs to algo=" in answer:
+            where = file[1].replace("experiment/", "experiment_algo/")
+            return f"{file[1]}.yaml: {answer}; what changes one algorithm alone belongs into {where}.yaml"
+        return answer
     # 4. a key without a value
     if match := re.search(r"[Mm]issing (?:mandatory value:|1 required positional argument:) '?([\w.]+)", text):
         key = full_key[1] if full_key and full_key[1].endswith(match[1]) else match[1]
@@ -93,5 +98,5 @@ def explain(error: BaseException) -> str:
         if having:
             algo = having[0]
             return f"{group}=... chooses a preset of algo={algo}, and this is another algorithm; add algo={algo}"
-        return f"{match[1]}: no such group; `python train.py --help` lists the groups, --cfg job the keys"
+        return f"{match[1]}: no such group; --help lists the groups, --cfg job the keys"
     return " ".join(line.strip() for line in text.splitlines() if line.strip())

@@ -21,6 +21,16 @@ CLASSES: dict[str, type] = {
     for name, value in vars(module).items()
     if isinstance(value, type) and is_dataclass(value) and value.__module__ == module.__name__
 }
+# Beginning of a choice of Hydra's -> the package that brings it.
+PLUGINS = {
+    "hydra/launcher=submitit": "hydra-submitit-launcher",
+    "hydra/launcher=joblib": "hydra-joblib-launcher",
+    "hydra/launcher=ray": "hydra-ray-launcher",
+    "hydra/launcher=rq": "hydra-rq-launcher",
+    "hydra/sweeper=optuna": "hydra-optuna-sweeper",
+    "hydra/sweeper=ax": "hydra-ax-sweeper",
+    "hydra/sweeper=nevergrad": "hydra-nevergrad-sweeper",
+}
 NOT_A_FIELD = ("experiment", "sweep")  # chosen on the command line as a key is, but no part of a run
 
 
@@ -54,6 +64,9 @@ def unknown_key(key: str, names: Sequence[str], algo: str | None = None, *, show
 
 def unknown_choice(group: str, choice: str, options: Sequence[str]) -> str:
     """The answer to a choice that does not exist: `algo=best-of-n`."""
+    package = next((name for start, name in PLUGINS.items() if f"{group}={choice}".startswith(start)), None)
+    if package is not None:
+        return f"{group}={choice}: its package is not installed; pip install {package}"
     near = closest(choice, options)
     hint = "" if near is None else f"did you mean {group}={near}? "
     return f"{group}={choice}: no such choice; {hint}there are {', '.join(options)}"

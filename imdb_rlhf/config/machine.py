@@ -75,6 +75,9 @@ class WandbMode(StrEnum):
     offline = "offline"
 
 
+OWN_NAME = "{run}"  # in a W&B run's name: that of the run's folder
+
+
 @dataclass
 class WandbLogger(LoggerConfig):
     """A Weights & Biases run that shows the run's own files; null leaves a value to the environment."""
@@ -91,6 +94,12 @@ class WandbLogger(LoggerConfig):
     git: bool
     code: bool
     artifacts: bool
+
+    @property
+    def run_name_of_several(self) -> str:
+        """The name of runs that would all be called the same: `{run}` in it stands for what each is called."""
+        name = self.run_name or os.environ.get("WANDB_NAME") or OWN_NAME
+        return name if OWN_NAME in name else f"{name} {OWN_NAME}"
 
 
 def check_trackers(logger: LoggerConfig) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from math import isfinite
 from typing import Annotated, ClassVar
 
 from imdb_rlhf.config.optim import OptimConfig
@@ -121,9 +122,14 @@ class OwnReward(RewardConfig):
     kind = "own"
     function: Place
     files: Places
+    range: list[float]
 
     def check(self, at: str) -> None:
-        """Refuse what does not name a function in a file."""
+        """Refuse what does not name a function in a file, and a range without a smaller and a larger end."""
+        if self.range and not (
+            len(self.range) == 2 and self.range[0] < self.range[1] and all(map(isfinite, self.range))
+        ):
+            raise ConfigError(f"{at}range={self.range} is no range; give two numbers, the smaller one first: [0,1]")
         file, _, name = self.function.rpartition(":")
         if not file.endswith(".py") or not name.isidentifier():
             raise ConfigError(f"{at}function={self.function} is not of the form file.py:name")

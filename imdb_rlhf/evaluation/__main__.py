@@ -13,13 +13,14 @@ from imdb_rlhf.errors import ConfigError
 
 HELP = """How much reward does an existing model get, at what KL to the reference? Nothing is trained.
 
-  python -m imdb_rlhf.evaluation MODEL_DIR [key=value ...]
+  python -m imdb_rlhf.evaluation MODEL_DIR [--config-dir DIR] [key=value ...]
 
 MODEL_DIR   folder or Hub id of a Hugging Face causal LM with the reference's tokenizer
 key=value   as train.py takes them: those that define reference, reward and prompts, and
             own_model.name=...  the model's name in the frontier
             paths.outputs=DIR   folder of the runs to compare it with
             plan=true           prints what would be made and what reused; runs nothing
+--config-dir DIR  experiments of your own, as train.py takes them
 
 It is the same as: python train.py algo=own_model own_model.path=MODEL_DIR [key=value ...]"""
 
@@ -30,7 +31,8 @@ def overrides(arguments: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: the first argument is not a model, or another one is not of the form key=value.
     """
-    usage = "python -m imdb_rlhf.evaluation MODEL_DIR [key=value ...]"
+    usage = "python -m imdb_rlhf.evaluation MODEL_DIR [--config-dir DIR] [key=value ...]"
+    options, arguments = _options(arguments)
     if not arguments or not arguments[0] or arguments[0].startswith("-"):
         raise ConfigError(f"MODEL_DIR is missing; {usage}")
     model, *others = arguments
@@ -41,7 +43,19 @@ def overrides(arguments: Sequence[str]) -> list[str]:
         raise ConfigError(f"{model!r} is in the place of MODEL_DIR; {usage}")
     # the path is quoted for Hydra, whose grammar doubles backslashes only where a quote follows
     quoted = re.sub(r"(\\+)$", r"\1\1", re.sub(r"(\\*)'", r"\1\1\\'", model))
-    return ["algo=own_model", f"own_model.path='{quoted}'", *others]
+    return [*options, "algo=own_model", f"own_model.path='{quoted}'", *others]
+
+
+def _options(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Divide arguments into `--config-dir DIR`, wherever it stands, and the rest."""
+    found: list[str] = []
+    rest = list(arguments)
+    for at, word in enumerate(arguments):
+        name, equals, _ = word.partition("=")
+        if name in ("--config-dir", "-cd"):
+            found = [word] if equals else list(arguments[at : at + 2])
+            rest = [*arguments[:at], *arguments[at + len(found) :]]
+    return found, rest
 
 
 if __name__ == "__main__":

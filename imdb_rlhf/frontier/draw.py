@@ -103,6 +103,8 @@ def _row(method: Mapping[str, Any]) -> list[str]:
 
 def _optimum_at(optimum: Mapping[str, Any], budget: float) -> str:
     at = optimum["kl"].index(budget)
+    if optimum["cap"] is None and budget > optimum["trusted_kl"]:
+        return f">={optimum['lower'][at]:.2f}"  # nothing is known of a larger reward
     return _range([optimum["lower"][at], optimum["upper"][at]], ".2f")
 
 

@@ -55,10 +55,15 @@ class RewardKind(ABC, Generic[C]):
 
     trained: ClassVar[bool] = False
     compared: ClassVar[bool] = False
-    range: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    range: tuple[float, float] = (0.0, 1.0)
 
     def __init__(self, config: C) -> None:
         self.config = config
+
+    @property
+    def range_place(self) -> str:
+        """Where `range` is stated, for messages."""
+        return f"`range` in {type(self).__module__}"
 
     @property
     def held_out(self) -> int:
@@ -128,7 +133,7 @@ class CheckedReward:
             self._refuse(texts, scale, np.abs(scale) > LARGEST, f"return numbers between -{LARGEST:g} and {LARGEST:g}")
         low, high = self.kind.range
         outside = (scores.reward < low) | (scores.reward > high)
-        way_out = f"its range is {low:g} to {high:g}: mend `range` in {type(self.kind).__module__}, or the reward"
+        way_out = f"its range is {low:g} to {high:g}: mend {self.kind.range_place}, or the reward"
         self._refuse(texts, scores.reward, outside, way_out)
         return scores
 

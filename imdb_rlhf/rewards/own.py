@@ -151,10 +151,15 @@ def _told(error: BaseException) -> str:
 
 
 class Kind(RewardKind[OwnConfig]):
-    """A function of the user's: nothing is known of its range."""
+    """A function of the user's: nothing is known of its range but what the configuration says."""
 
-    range = (-math.inf, math.inf)
     compared = True
+    range_place = "reward.range"
+
+    def __init__(self, config: OwnConfig) -> None:
+        super().__init__(config)
+        low, high = config.range or (-math.inf, math.inf)
+        self.range = (low, high)
 
     @cached_property
     def reward(self) -> OwnReward:

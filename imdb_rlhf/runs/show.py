@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from imdb_rlhf.artifacts.files import MANIFEST
 from imdb_rlhf.runs import files
 from imdb_rlhf.runs.folder import RunFolder
 from imdb_rlhf.runs.kind import RunKind
@@ -55,6 +56,7 @@ def _frontier_command(folder: RunFolder) -> str:
     """The command that draws this run beside the others of its folder that share its prompts and reference."""
     own = folder.pipeline.key(ReferenceEvaluation)
     runs = [file.parent for file in sorted(folder.path.parent.glob(f"*/{files.ARTIFACTS}"))]
+    runs = [run for run in runs if (run / MANIFEST).is_file()]  # the others are not finished
     alike = [run for run in runs if json.loads((run / files.ARTIFACTS).read_text()).get("reference") == own]
     places = [folder.path.parent] if alike == runs else alike
     return f"python -m imdb_rlhf.frontier {shlex.join(map(str, places))}"

@@ -118,7 +118,8 @@ def stage_tracker(folder: RunFolder, stage: str, key: str, past: Path, start: in
         return None
     tracker = WandbTracker(
         folder=folder.path,
-        logger=replace(logger, code=False),  # the run's own W&B run has it
+        # the run's own W&B run has its code, and its name
+        logger=replace(logger, code=False, run_name=logger.run_name_of_several),
         config=_plain(asdict(folder.run)),
         group=_group(folder),
         name=f"{stage}-{key[:8]}",

@@ -119,7 +119,7 @@ class Sweep(ABC):
     def _wait_for_drawing(self, began: float) -> FrontierResult | None:
         """The result of the drawing that is under way; None after a signal."""
         while (result := self.drawing.ended(TICK)) is None and not self.signals:
-            drawing = Running("the frontier", time.monotonic() - began, "is being drawn")
+            drawing = Running("the frontier", time.monotonic() - began, "is being drawn", is_job=False)
             done, failed = len(self._in("done")), len(self._in("failed"))
             self.console.update(State(len(self.records), done, failed, 0, [drawing], None))
         return result

@@ -55,7 +55,7 @@ class HandedSweep(Sweep):
         try:
             errors = self.launch([record.job.overrides for record in handed])
         except KeyboardInterrupt:
-            self.console.note("stopped waiting: jobs that another machine runs go on there")
+            self.console.note("stopped waiting: jobs that another machine runs, or will run, go on there")
         except Exception as problem:  # the launcher's own, whatever it is
             errors = [problem] * len(handed)
         finally:
@@ -64,7 +64,7 @@ class HandedSweep(Sweep):
         self._look(handed, start)
         for record, error in zip(handed, errors, strict=False):
             self._ended(record, error)
-        for record in self._in("running"):
+        for record in self._in("running") if not self.signals else []:
             record.state = "stopped"
         self._save()
 

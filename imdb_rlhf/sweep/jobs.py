@@ -10,8 +10,6 @@ from imdb_rlhf.config.machine import LauncherConfig, WandbLogger, processes_runn
 from imdb_rlhf.config.run import NOT_IN_HASH, Run
 from imdb_rlhf.errors import ConfigError
 
-OWN_NAME = "{run}"  # in a W&B run's name: that of the run's folder
-
 
 @dataclass(frozen=True)
 class Job:
@@ -90,10 +88,8 @@ def in_group(run: Run, group: str) -> Run:
     logger = run.logger
     if not isinstance(logger, WandbLogger):
         return run
-    name = logger.run_name or os.environ.get("WANDB_NAME") or OWN_NAME
-    name = name if OWN_NAME in name else f"{name} {OWN_NAME}"
     group = logger.group or os.environ.get("WANDB_RUN_GROUP") or group
-    return replace(run, logger=replace(logger, group=group, run_name=name))
+    return replace(run, logger=replace(logger, group=group, run_name=logger.run_name_of_several))
 
 
 def group_words(run: Run) -> list[str]:

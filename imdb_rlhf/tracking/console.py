@@ -78,6 +78,7 @@ class Console:
         except BaseException:
             self._stage_line(stage, f"stopped at {bar.ending()}")
             raise
+        bar.position = total
         self._stage_line(stage, bar.ending())
 
     def samples(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -148,10 +149,18 @@ class Console:
         self._copies.append(take)
 
     def _line(self, text: Text) -> None:
-        self._print(text, soft_wrap=True)  # only the terminal breaks lines, so that a path stays one word
+        """Write a line; a terminal gets it broken between words, and only it breaks a longer word, such as a path."""
+        lines = text.wrap(self._out, self._out.width, overflow="ignore") if self._live else [text]
+        for line in lines:
+            line.rstrip()
+            self._out.print(line, soft_wrap=True)
+        self._keep(text, soft_wrap=True)
 
     def _print(self, *shown: Any, soft_wrap: bool = False) -> None:
         self._out.print(*shown, soft_wrap=soft_wrap)
+        self._keep(*shown, soft_wrap=soft_wrap)
+
+    def _keep(self, *shown: Any, soft_wrap: bool) -> None:
         plain = rich.console.Console(file=io.StringIO(), width=PLAIN_WIDTH, highlight=False, markup=False, emoji=False)
         plain.print(*shown, soft_wrap=soft_wrap)
         for line in plain.file.getvalue().splitlines():  # type: ignore[attr-defined]
@@ -203,12 +212,15 @@ class Progress:
         self.position = self._start = start
         self._values: dict[str, float] = {}
         self._on_advance = on_advance
-        self._began = _now()
+        self._began = self._moved = _now()
         self._next_line = self._began + FIRST_LINE_AFTER
 
     def advance(self, n: int = 1, **values: float) -> None:
-        """Move on by `n` units; a value (loss, reward, kl ...) is shown until a new one replaces it."""
-        self.position += n
+        """Move on by `n` units; a value (loss, reward, kl ...) is shown until a new one replaces it.
+
+        Several processes share units out in pieces of unlike size, and one counts for all: it may be ahead at the end.
+        """
+        self.position, self._moved = min(self.position + n, self.total), _now()
         self._values.update(values)
         self._on_advance(self)
 
@@ -221,11 +233,11 @@ class Progress:
 
     def count(self) -> str:
         """Return the position, such as `120/500 steps`."""
-        return f"{self.position}/{self.total} {plural(self.unit)}"
+        return f"{self.position}/{self.total} {self.unit if self.total == 1 else plural(self.unit)}"
 
     def rate(self) -> str:
         """Return the mean speed since this process began the stage, or "" before the first unit."""
-        done, seconds = self.position - self._start, _now() - self._began
+        done, seconds = self.position - self._start, self._moved - self._began
         if done <= 0 or seconds <= 0:
             return ""
         if done >= seconds:
@@ -234,8 +246,11 @@ class Progress:
 
     def left(self) -> str:
         """Return the time left at that speed, or "" before the first unit."""
-        done, seconds = self.position - self._start, _now() - self._began
-        return f"{duration((self.total - self.position) * seconds / done)} left" if done > 0 else ""
+        done, seconds = self.position - self._start, self._moved - self._began
+        if done <= 0:
+            return ""
+        left = (self.total - self.position) * seconds / done - (_now() - self._moved)
+        return f"{duration(max(left, 0.0))} left"
 
     def latest(self) -> str:
         """Return the latest values."""

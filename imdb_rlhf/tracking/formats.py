@@ -39,7 +39,7 @@ def number(value: float | None, spec: str) -> str:
 
 def with_interval(value: float | None, interval: Sequence[float] | None, spec: str) -> str:
     """Return a value with its confidence interval, such as `0.812 [0.790, 0.834]`."""
-    return number(value, spec) + (f" [{interval[0]:{spec}}, {interval[1]:{spec}}]" if interval else "")
+    return number(value, spec) + (f" [{number(interval[0], spec)}, {number(interval[1], spec)}]" if interval else "")
 
 
 def plural(unit: str) -> str:

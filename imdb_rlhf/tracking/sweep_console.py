@@ -27,11 +27,12 @@ _now = time.monotonic
 
 @dataclass(frozen=True)
 class Running:
-    """A running job: its name, the seconds since its start, and the last line that it wrote."""
+    """A running job: its name, the seconds since its start, and the last line that it wrote; or the last drawing."""
 
     label: str
     seconds: float
     line: str
+    is_job: bool = True
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,10 @@ class State:
         """Return the numbers as one line."""
         parts = [f"{self.done} of {self.jobs} done"]
         parts += [f"{self.failed} failed"] if self.failed else []
-        parts += [f"{len(self.running)} running", f"{self.waiting} left"]
+        jobs = [running for running in self.running if running.is_job]
+        if self.running and not jobs:
+            return "   ".join([*parts, "drawing the frontier"])
+        parts += [f"{len(jobs)} running", f"{self.waiting} left"]
         if self.stopping:
             parts.append("stopping after a checkpoint")
         elif self.left is not None:

@@ -230,6 +230,17 @@ def test_any_path_is_one_value_for_hydra(path: str, tmp_path: Path, monkeypatch:
     assert others == ["seed=1", "plan=true"]
 
 
+@pytest.mark.parametrize("options", [["--config-dir", "own"], ["--config-dir=own"], ["-cd", "own"]])
+def test_an_own_folder_of_configuration_may_stand_anywhere(options: list[str]) -> None:
+    rest = ["algo=own_model", "own_model.path='m'", "experiment=mine"]
+    for arguments in (
+        [*options, "m", "experiment=mine"],
+        ["m", *options, "experiment=mine"],
+        ["m", "experiment=mine", *options],
+    ):
+        assert overrides(arguments) == [*options, *rest]
+
+
 @pytest.mark.parametrize("arguments", [[], [""], ["-m"], ["seed=1"], ["a", "b"], ["a", "--multirun"]])
 def test_arguments_that_name_no_model_are_refused(arguments: list[str]) -> None:
     with pytest.raises(ConfigError, match="python -m imdb_rlhf.evaluation MODEL_DIR"):

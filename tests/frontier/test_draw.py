@@ -74,6 +74,20 @@ def test_the_table_says_what_a_budget_buys(write_run: Write, tmp_path: Path) -> 
     assert row.split()[-7:-1] == ["0.550~", "0.600~", "0.700", "0.800", "0.800*", "0.800*"]
 
 
+def test_without_a_largest_reward_the_optimum_has_no_upper_end(write_run: Write, tmp_path: Path) -> None:
+    """The upper curve follows its last tangent: far beyond the samples it is a number without a meaning."""
+    reservoir = np.random.default_rng(0).normal(size=(20, 64))
+    more = {"reward.name": "own"}
+    run = write_run("dpo", ("beta", 1), steps((1.0, 0.7)), reservoir=reservoir, more=more)
+    frontier = draw([run], tmp_path / "out")
+    (optimum,) = [line for line in describe(frontier).splitlines() if line.startswith("optimum")]
+    known = [budget <= frontier["optimum"]["trusted_kl"] for budget in frontier["budgets"]]
+    cells = optimum.split()[1:]
+    assert True in known and False in known and len(cells) == len(known)
+    assert [not cell.startswith(">=") for cell in cells] == known
+    assert all(f">={float(cell[2:]):.2f}" == cell for cell in cells if cell.startswith(">="))
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [

@@ -1,5 +1,6 @@
 """A user's own function as a reward: it is loaded, called with all texts, and its numbers are checked."""
 
+import math
 import os
 import random
 import sys
@@ -11,7 +12,8 @@ import pytest
 import torch
 
 from imdb_rlhf.config.reward import OwnReward as OwnConfig
-from imdb_rlhf.errors import RunError
+from imdb_rlhf.errors import ConfigError, RunError
+from imdb_rlhf.rewards import CheckedReward
 from imdb_rlhf.rewards.own import Kind, OwnReward, locate
 
 GOOD = "def score(texts):\n    return [float(len(text)) for text in texts]\n"
@@ -83,7 +85,7 @@ def test_two_files_of_one_name(tmp_path):
 
 
 def identity(function: str, files: list[str] | None = None) -> dict:
-    return Kind(OwnConfig(name="own", function=function, files=files or [])).identity(None)
+    return Kind(OwnConfig(name="own", function=function, files=files or [], range=[])).identity(None)
 
 
 def test_a_helper_beside_the_file_is_importable_and_belongs_to_it(write, tmp_path):
@@ -110,7 +112,7 @@ def test_a_file_that_it_reads_belongs_to_it_where_it_is_named(write, tmp_path):
 
 
 def test_a_named_file_that_is_not_there(write, tmp_path):
-    config = OwnConfig(name="own", function=write(GOOD), files=[f"{tmp_path}/none.txt"])
+    config = OwnConfig(name="own", function=write(GOOD), files=[f"{tmp_path}/none.txt"], range=[])
     assert refused(Kind(config).check).startswith(f"reward.files: no file or folder {tmp_path}/none.txt; give what")
 
 
@@ -119,7 +121,7 @@ def test_what_the_file_puts_on_the_path_is_known_to_its_key(write, tmp_path):
     (tmp_path / "lib" / "far_away_helper.py").write_text("VALUE = 3.0\n")
     lines = f"import sys\nsys.path.insert(0, {str(tmp_path / 'lib')!r})\nimport far_away_helper\n"
     function = write(lines + "def score(texts):\n    return [far_away_helper.VALUE] * len(texts)\n")
-    kind = Kind(OwnConfig(name="own", function=function, files=[]))
+    kind = Kind(OwnConfig(name="own", function=function, files=[], range=[]))
     kind.check()
     assert set(kind.identity(None)["modules"]) == {"far_away_helper"}
     assert kind.open(CPU, None).score(["a"]).reward[0] == 3.0
@@ -327,3 +329,17 @@ def test_it_keeps_its_own_settings_between_calls(write, tmp_path):
     reward = OwnReward(write(lines))
     first, second = reward.score(["a"]).reward[0], reward.score(["a"]).reward[0]
     assert int(first) == int(second) == 15 and first != second  # random numbers go on
+
+
+def test_a_range_bounds_the_reward(write):
+    inside = Kind(OwnConfig(name="own", function=write(GOOD), files=[], range=[0.0, 9.0]))
+    assert inside.range == (0.0, 9.0) and Kind(OwnConfig("own", write(GOOD), [], [])).range == (-math.inf, math.inf)
+    narrow = Kind(OwnConfig(name="own", function=write(GOOD), files=[], range=[-1.0, 0.5]))
+    message = refused(CheckedReward(narrow.open(CPU, None), narrow).score, TEXTS)
+    assert message.endswith("its range is -1 to 0.5: mend reward.range, or the reward")
+
+
+@pytest.mark.parametrize("ends", [[1.0], [1.0, 0.0], [0.0, 0.0], [0.0, math.inf], [0.0, math.nan]])
+def test_what_is_no_range(write, ends):
+    with pytest.raises(ConfigError, match=r"^reward.range=\[.*\] is no range; give two numbers, the smaller one first"):
+        OwnConfig(name="own", function=write(GOOD), files=[], range=ends).check("reward.")

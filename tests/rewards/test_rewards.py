@@ -27,7 +27,7 @@ class Fixed:
 
 def checked(reward: Any, ends: tuple[float, float] = (0.0, 1.0)) -> CheckedReward:
     kind = Kind(LexiconConfig("mine"))
-    kind.range = ends  # type: ignore[misc]  # of this kind alone
+    kind.range = ends
     return CheckedReward(reward, kind)
 
 

@@ -23,7 +23,7 @@ def own(tmp_path):
         (tmp_path / "own.py").write_text(
             f"{lines}def score(texts):\n    v = np.array([value(t) for t in texts])\n{body}\n"
         )
-        run = SimpleNamespace(reward=OwnConfig(name="own", function=f"{tmp_path}/own.py:score", files=[]))
+        run = SimpleNamespace(reward=OwnConfig(name="own", function=f"{tmp_path}/own.py:score", files=[], range=[]))
         flow: Any = SimpleNamespace(run=run, runtime=SimpleNamespace(device=torch.device("cpu")))
         return TrueReward(flow)
 

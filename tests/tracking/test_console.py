@@ -159,6 +159,43 @@ def test_a_resumed_stage_counts_only_its_own_speed(clock: Clock) -> None:
     assert stream.lines[-1] == "policy       100/100 steps in 20.0 s (resumed at 90)   2.0 s/step"
 
 
+def test_one_process_of_several_may_count_for_more_than_there_is(clock: Clock) -> None:
+    stream = Stream()
+    console = Console(stream)
+    with console.progress("groups", 96, unit="completion") as progress:
+        for _ in range(3):
+            progress.advance(40)
+        assert progress.count() == "96/96 completions"
+    with console.progress("reference", 96, unit="sample") as progress:
+        progress.advance(88)
+    with console.progress("dpo", 1) as progress:
+        progress.advance()
+    counts = [line.split(maxsplit=1)[1].partition(" in ")[0] for line in stream.lines]
+    assert counts == ["96/96 completions", "96/96 samples", "1/1 step"]
+
+
+def test_the_time_left_runs_down_between_units(clock: Clock) -> None:
+    with Console(Stream()).progress("sft", 11) as progress:
+        clock.now += 10
+        progress.advance()
+        assert (progress.rate(), progress.left()) == ("10.0 s/step", "1 min 40 s left")
+        clock.now += 4
+        assert (progress.rate(), progress.left()) == ("10.0 s/step", "1 min 36 s left")
+        clock.now += 1000
+        assert progress.left() == "0.0 s left"
+
+
+def test_a_terminal_breaks_lines_between_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    stream, path = Stream(terminal=True), "outputs/" + "a" * 60
+    copied: list[str] = []
+    console = Console(stream)
+    console.copy_to(copied.append)
+    console.note(f"0 duplicate and 0 empty reviews left out {path} in training")
+    assert stream.lines == ["0 duplicate and 0 empty reviews left out", path, "in training"]
+    assert copied == [f"0 duplicate and 0 empty reviews left out {path} in training"]
+
+
 def test_nothing_to_do_is_no_division_by_zero(clock: Clock) -> None:
     stream = Stream()
     with Console(stream).progress("policy", 100, start=100):

@@ -42,6 +42,11 @@ def test_the_line_of_a_sweep():
     assert State(2, 0, 0, 1, [], 9.0, stopping=True).line().endswith("stopping after a checkpoint")
 
 
+def test_a_drawing_is_no_job():
+    drawing = Running("the frontier", 3.0, "is being drawn", is_job=False)
+    assert State(3, 2, 1, 0, [drawing], None).line() == "2 of 3 done   1 failed   drawing the frontier"
+
+
 def test_a_pipe_gets_a_line_a_minute(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(module, "_now", lambda: now[0])

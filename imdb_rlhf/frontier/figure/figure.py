@@ -26,7 +26,7 @@ from imdb_rlhf.artifacts.files import atomic_write
 from imdb_rlhf.frontier.figure import references
 from imdb_rlhf.frontier.figure.panel import Panel, finite
 from imdb_rlhf.frontier.figure.references import GREY, INK
-from imdb_rlhf.frontier.figure.view import view_of
+from imdb_rlhf.frontier.figure.view import View, view_of
 from imdb_rlhf.frontier.methods import Style, knob_of, setting_label, styles
 
 SIZE = (7.0, 3.3)  # inches: two columns of a paper
@@ -93,7 +93,7 @@ def compose(frontier: Mapping[str, Any]) -> Figure:
 def _axes(figure: Figure, left: Axes, right: Axes, frontier: Mapping[str, Any]) -> None:
     view = view_of(frontier)
     note: dict[str, Any] = {"ha": "right", "va": "bottom", "fontsize": 7, "color": GREY, "linespacing": 1.35}
-    lines = _footnote(frontier, view.log_kl[1])
+    lines = _footnote(frontier, view)
     figure.text(0.992, 0.012, "\n".join(lines), gid="footnote", parse_math=False, **note)
     reward = frontier["world"].get("reward")
     left.set_ylabel(f"true reward ({reward})" if reward else "true reward", parse_math=False)
@@ -115,8 +115,9 @@ def _axes(figure: Figure, left: Axes, right: Axes, frontier: Mapping[str, Any]) 
     figure.subplots_adjust(left=(left.get_window_extent().x0 - numbers.x0) / figure.bbox.width + 0.008)
 
 
-def _footnote(frontier: Mapping[str, Any], end: float) -> list[str]:
-    """What the signs mean, on as many lines as are needed; `end` is the largest KL that is shown."""
+def _footnote(frontier: Mapping[str, Any], view: View) -> list[str]:
+    """What the signs mean, and how many checkpoints are outside, on as many lines as are needed."""
+    end = view.log_kl[1]
     optimum, lines = frontier["optimum"], []
     if optimum is not None and optimum["trusted_kl"] < end:
         samples = f"{optimum['samples']} samples per prompt"
@@ -124,10 +125,18 @@ def _footnote(frontier: Mapping[str, Any], end: float) -> list[str]:
     parts = ["dots on best-of-N: N = 2, 4, 8, …"] if frontier["best_of_n"] else []
     parts += [f"bars: {frontier['confidence']:.0%} intervals"]
     if any(not point["last"] for point in frontier["points"]):
-        parts.append("faint: earlier checkpoints")
+        beyond = sum(_is_outside(point, view) for point in frontier["points"])
+        parts.append("faint: earlier checkpoints" + (f", {beyond} of them outside" if beyond else ""))
     if any(method["diverged"] for method in frontier["methods"]):
         parts.append("×: diverged")
     return [*lines, "  ·  ".join(parts)]
+
+
+def _is_outside(point: Mapping[str, Any], view: View) -> bool:
+    """Whether an earlier checkpoint is outside of both panels."""
+    low, high = view.reward
+    inside = finite(point["kl"], point["reward"]) and low <= point["reward"] <= high
+    return not point["last"] and not (inside and point["kl"] <= max(view.kl, view.log_kl[1]))
 
 
 def methods(panel: Panel, frontier: Mapping[str, Any]) -> None:

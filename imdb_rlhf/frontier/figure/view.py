@@ -42,7 +42,8 @@ def view_of(frontier: Mapping[str, Any]) -> View:
     widest = max(kl for kl in kls if kl <= far)
     shown = max([widest, *(float(s["kl"]) for s in settings if s["kl"] <= 1.5 * widest), min(known, 2.5 * widest)])
     bars = [float(s["kl_ci"][1]) for s in settings if s["kl"] <= shown and s["kl_ci"] and finite(*s["kl_ci"])]
-    shown = shown if shown > 1e-6 else float(frontier["score_kl"])  # every setting is the reference, up to rounding
+    # every setting is the reference, up to rounding
+    shown = shown if shown > 1e-6 else known or float(frontier["score_kl"])
     end = 1.05 * max([shown, *(bar for bar in bars if bar <= 1.25 * shown)])
     starts = [float(p["kl"]) for p in frontier["points"] if finite(p["kl"]) and p["kl"] > 0]
     start = max(min(starts, default=0.02), 0.1 * min([kl for kl in kls if kl > 0], default=0.1), end / 3000)
@@ -73,7 +74,9 @@ def _rewards(frontier: Mapping[str, Any], sound: list[Mapping[str, Any]], end: f
     depths = [reference - reward for reward in rewards]
     deepest = 1.5 * max([top - reference, *([float(np.quantile(depths, 0.75))] if depths else [])])
     bottom = min([*anchors, *(reward for reward in rewards if reference - reward <= deepest)])
-    bars = [float(s["reward_ci"][1]) for s in sound if s["kl"] <= end and s["reward_ci"] and finite(*s["reward_ci"])]
-    top = max([top, *(bar for bar in bars if bar <= top + 0.25 * (top - bottom))])
+    bars = [s["reward_ci"] for s in sound if s["kl"] <= end and s["reward_ci"] and finite(*s["reward_ci"])]
+    reach = max(top - bottom, 1e-3 * max(abs(top), 1.0))  # a bar as long as all the rest would squash it
+    top = max([top, *(float(high) for _, high in bars if high <= top + reach)])
+    bottom = min([bottom, *(float(low) for low, _ in bars if low >= bottom - reach)])
     span = max(top - bottom, 1e-3 * max(abs(top), 1.0))
     return bottom - 0.06 * span, top + 0.05 * span

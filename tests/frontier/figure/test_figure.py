@@ -352,3 +352,15 @@ def test_little_to_draw_is_drawn(tmp_path: Path, name: str) -> None:
     for gid in ("linear-reference", *(["linear-setting-DPO-0"] if SMALL[name]["methods"] else [])):
         ((x, y),) = uses(group(root, gid))
         assert 0 < x < 504 and 0 < y < 238
+
+
+def test_bars_are_whole_and_checkpoints_outside_are_counted() -> None:
+    """A wide interval, as of few prompts, is not cut; an earlier checkpoint with more KL than any setting is told."""
+    frontier = frontier_of([("DPO", "beta", [(0.1, 2.0, 0.6), (1, 1.0, 0.55)])], optimum=None, best_of_n={}, base=None)
+    frontier["methods"][0]["settings"][0]["reward_ci"] = [0.47, 0.7]
+    frontier["points"].append({"run": "DPO-0", "method": "DPO", "last": False, "kl": 20.0, "reward": 0.65})
+    with matplotlib.style.context(["default", figure.LOOK]):
+        drawn = figure.compose(frontier)
+    low, high = drawn.axes[0].get_ylim()
+    assert low < 0.47 and high > 0.7
+    assert any("faint: earlier checkpoints, 1 of them outside" in text.get_text() for text in drawn.texts)

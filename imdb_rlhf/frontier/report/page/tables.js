@@ -46,8 +46,9 @@ function optimumRow() {
     const share = (kl - o.kl[right - 1]) / (o.kl[right] - o.kl[right - 1]);
     return values[right - 1] + share * (values[right] - values[right - 1]);
   };
-  const bounds = F.budgets.map((budget) => [at(o.lower, budget), at(o.upper, budget)]);
-  return make("tr", "faint", cell("", "optimum"), cell("", ""), number("1"), ...bounds.map((pair) => number(known(pair[0]) ? range(pair, 2) : "\u2013")), number("1"), number(""), number(""));
+  const open = (budget) => !known(o.cap) && budget > o.trusted_kl; // nothing is known of a larger reward
+  const bounds = F.budgets.map((budget) => [at(o.lower, budget), at(o.upper, budget), open(budget)]);
+  return make("tr", "faint", cell("", "optimum"), cell("", ""), number("1"), ...bounds.map((pair) => number(!known(pair[0]) ? "\u2013" : pair[2] ? `\u2265 ${fixed(pair[0], 2)}` : range(pair.slice(0, 2), 2))), number("1"), number(""), number(""));
 }
 
 function buildSettings() {
