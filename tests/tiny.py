@@ -246,7 +246,7 @@ def groups(**changes: Any) -> GroupsConfig:
 
 def pairs(**changes: Any) -> PairsConfig:
     values = {"labels": Labels.deterministic, "tau": None, "noise": None, "min_margin": 0.0, "ties": Ties.drop}
-    return PairsConfig(**{**values, "order": Order.prefix, **changes})
+    return PairsConfig(**{"prompts": None, **values, "order": Order.prefix, **changes})
 
 
 def steps(**changes: Any) -> PolicyConfig:

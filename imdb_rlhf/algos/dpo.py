@@ -6,13 +6,14 @@ takes whole rankings instead of pairs (appendix A.3).
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from imdb_rlhf.algos.population import Population, Selector, Tilted
 from imdb_rlhf.algos.preferences import (
     PairBatch,
     PairPart,
@@ -21,6 +22,7 @@ from imdb_rlhf.algos.preferences import (
     RankingPart,
 )
 from imdb_rlhf.config.algos import DPOConfig, DPOLoss, DPORun
+from imdb_rlhf.config.stages import Labels
 from imdb_rlhf.data.groups import read
 from imdb_rlhf.data.pairs import Pairs, load_pairs
 from imdb_rlhf.data.rankings import Rankings, draw_rankings
@@ -33,6 +35,26 @@ class DPO(PreferenceMethod[DPORun]):
     stage = "dpo"
     title = "DPO"
     colours: ClassVar[Mapping[str, int]] = {"DPO": 0, "DPO (ipo)": 7}
+
+    @classmethod
+    def population(cls, config: Mapping[str, Any]) -> Population | str:
+        """Return the reference tilted by the labels' log-odds, or by ranks for IPO; deterministic labels have none.
+
+        Under Bradley-Terry labels the margin's expected loss is least at r / (tau beta) of the log-odds (Rafailov et
+        al. 2023, section 4). IPO with deterministic labels is least squares: at (share beaten - share beating) / (2
+        beta) (Azar et al. 2023, section 5).
+        """
+        loss, labels, dpo = DPOLoss(str(config["dpo"]["loss"])), Labels(str(config["pairs"]["labels"])), config["dpo"]
+        if loss == DPOLoss.ipo and labels == Labels.deterministic:
+            if config["pairs"]["min_margin"] or dpo["average_logprobs"]:
+                return "IPO's optimum without near-ties, or per token, has no closed form here"
+            return Tilted(Selector.rank)
+        likelihood = loss in (DPOLoss.sigmoid, DPOLoss.plackett_luce) and not dpo["label_smoothing"]
+        if labels == Labels.bradley_terry and likelihood:
+            return Tilted(Selector.logit)
+        if labels == Labels.deterministic and not dpo["label_smoothing"]:
+            return "deterministic labels: the margin that minimises its expected loss is infinite"
+        return super().population(config)
 
     @classmethod
     def draw(cls, folder: Path, run: DPORun) -> tuple[pd.DataFrame, Pairs | Rankings]:

@@ -5,6 +5,7 @@ from types import FunctionType
 from typing import Any, ClassVar, Protocol, Self
 
 from imdb_rlhf.algos.inputs import Inputs
+from imdb_rlhf.algos.population import Population
 from imdb_rlhf.training.loop import Algorithm, Plain
 
 
@@ -41,6 +42,15 @@ class PolicyMethod(Algorithm, Protocol):
         """
         ...
 
+    @classmethod
+    def population(cls, config: Mapping[str, Any]) -> Population | str:
+        """Return the policy that minimises the expected loss, or why none is known.
+
+        Args:
+            config: a finished run's `config.yaml`.
+        """
+        ...
+
     def log_every(self, steps: int) -> int:
         """Return the steps between rows of metrics, where the trainer is configured to `steps`."""
         ...
@@ -67,6 +77,11 @@ class Method(Plain):
     def method_name(cls, config: Mapping[str, Any], variant: str | None) -> str:
         """Return the title, with the variant if there is one."""
         return cls.title if variant is None else f"{cls.title} ({variant})"
+
+    @classmethod
+    def population(cls, config: Mapping[str, Any]) -> Population | str:
+        """Return that none is known."""
+        return "the optimum of its expected loss has no closed form here"
 
     def log_every(self, steps: int) -> int:
         """Return `steps`."""

@@ -25,9 +25,10 @@ from imdb_rlhf.algos.batches import Stream
 from imdb_rlhf.algos.inputs import Inputs, Score
 from imdb_rlhf.algos.kl_controller import KLController
 from imdb_rlhf.algos.method import Method
+from imdb_rlhf.algos.population import Population, Selector, Tilted
 from imdb_rlhf.algos.rollout import Minibatch, Rollout, aligned, batch_metrics, padded
 from imdb_rlhf.config.algos import PPORun
-from imdb_rlhf.config.ppo import Whitening
+from imdb_rlhf.config.ppo import Scale, Whitening
 from imdb_rlhf.config.reward import RewardSource
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.losses import (
@@ -114,6 +115,13 @@ class PPO(Method):
         name = cls.title if ppo["reward"] == RewardSource.learned else f"{cls.title}-GT"
         fixed = "" if ppo["kl_coefficient"] is None else " (fixed)"
         return name + PRESET_NAMES.get(str(ppo["preset"]), "") + fixed
+
+    @classmethod
+    def population(cls, config: Mapping[str, Any]) -> Population | str:
+        """Return the reference tilted by the score that it maximises."""
+        if config["ppo"]["reward"] == RewardSource.learned:
+            return Tilted(Selector.learned)
+        return Tilted(Selector.logit if config["ppo"]["scale"] == Scale.logit else Selector.reward)
 
     def log_every(self, steps: int) -> int:
         """A row of metrics per batch of episodes."""

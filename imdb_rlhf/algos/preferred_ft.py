@@ -6,13 +6,14 @@ scored once and weighted by its count.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from imdb_rlhf.algos.batches import share
+from imdb_rlhf.algos.population import Population, Winners
 from imdb_rlhf.algos.preferences import Completions, PreferenceMethod
 from imdb_rlhf.config.algos import PreferredFTRun
 from imdb_rlhf.losses import negative_log_likelihood
@@ -65,6 +66,11 @@ class PreferredFT(PreferenceMethod[PreferredFTRun]):
     stage = "preferred_ft"
     title = "Preferred-FT"
     colours: ClassVar[Mapping[str, int]] = {"Preferred-FT": 5}
+
+    @classmethod
+    def population(cls, config: Mapping[str, Any]) -> Population | str:
+        """Return the winners' own distribution: likelihood is largest there; best-of-2 for deterministic labels."""
+        return Winners.of(config["pairs"])
 
     def batch(self, chosen: np.ndarray) -> WinnerBatch:
         """The winners of these (batch,) pairs."""

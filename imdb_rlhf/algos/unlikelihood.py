@@ -4,10 +4,11 @@ Its loss has no reference and no lower bound; only the metrics use the reference
 """
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from imdb_rlhf.algos.population import Population, Winners
 from imdb_rlhf.algos.preferences import PairPart, PreferenceMethod
 from imdb_rlhf.config.algos import UnlikelihoodRun
 from imdb_rlhf.losses import unlikelihood
@@ -19,6 +20,11 @@ class Unlikelihood(PreferenceMethod[UnlikelihoodRun]):
     stage = "unlikelihood"
     title = "Unlikelihood"
     colours: ClassVar[Mapping[str, int]] = {"Unlikelihood": 2}
+
+    @classmethod
+    def population(cls, config: Mapping[str, Any]) -> Population | str:
+        """Return that there is none: -log pi(y_w) + alpha log pi(y_l) falls without end as pi(y_l) goes to 0."""
+        return "its loss has no lower bound" if config["alpha"] else Winners.of(config["pairs"])
 
     def loss(self, module: nn.Module, part: PairPart) -> tuple[Tensor, dict[str, Tensor]]:
         """Summed losses of a part, and the metrics that practitioners plot."""

@@ -45,6 +45,12 @@ class GroupsRun(Run):
                 f"groups.eos=appended makes rows of {longest} tokens, longer than model.context={self.known_context}; "
                 "shorten generation.max_new_tokens"
             )
+        used, all_prompts = self.pairs.prompts, self.data.prompts.train
+        if used is not None and self.data.preferences is None and used > all_prompts:
+            raise ConfigError(
+                f"pairs.prompts={used} is above data.prompts.train={all_prompts}; raise data.prompts.train or use all "
+                "(pairs.prompts=null)"
+            )
         if self.data.preferences is not None and self.pairs.labels == Labels.bradley_terry:
             raise ConfigError(
                 "pairs.labels=bradley_terry draws labels from rewards, but data.preferences brings its own; "

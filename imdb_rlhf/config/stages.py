@@ -81,6 +81,7 @@ class Order(StrEnum):
 class PairsConfig:
     """Which pairs are drawn from the groups, and who wins them."""
 
+    prompts: Annotated[int | None, Range(1, 10**9)]
     labels: Labels
     tau: Annotated[float | None, Range(0, 1000, above=True)]
     noise: Annotated[float | None, Range(0, 0.5)]

@@ -4,6 +4,8 @@ A group table has a row per completion, ordered by prompt and sample: `prompt_id
 `completion_ids` (as sampled), `prompt`, `completion` (texts), `finished`, `reward`, `reward_logit`, `ref_logprob`.
 """
 
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,17 @@ def read(folder: Path) -> pd.DataFrame:
     if not np.isfinite(groups["ref_logprob"]).all():
         raise RunError(f"{folder}: reference log-probs are not finite; delete the folder and run again")
     return groups
+
+
+def members(groups: pd.DataFrame, prompts: int | None) -> Iterator[tuple[int, list[int]]]:
+    """Yield each prompt's id and the positions of its rows, in the order of ids.
+
+    Args:
+        groups: a group table.
+        prompts: how many prompts, the first ones; None for all.
+    """
+    for prompt, rows in islice(groups.groupby("prompt_id", sort=True).indices.items(), prompts):
+        yield int(str(prompt)), [int(row) for row in rows]
 
 
 def without_appended_eos(groups: pd.DataFrame, eos_id: int) -> pd.DataFrame:

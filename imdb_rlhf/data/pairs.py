@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from imdb_rlhf.config.stages import Labels, Order, PairsConfig, Ties
-from imdb_rlhf.data.groups import read, why_none
+from imdb_rlhf.data.groups import members, read, why_none
 from imdb_rlhf.data.rankings import Rankings
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.seeds import generator
@@ -45,9 +45,9 @@ def draw_pairs(groups: pd.DataFrame, config: PairsConfig, seed: int) -> Pairs:
     dropped = {"same completion": 0, "equal rewards": 0, "below min_margin": 0}
     logits = groups["reward_logit"].to_numpy()
     completions = [tuple(ids) for ids in groups["completion_ids"]]
-    for prompt, members in groups.groupby("prompt_id", sort=True).indices.items():
-        random = generator(seed, "labels", int(str(prompt)))
-        for first, second in combinations([int(row) for row in members], 2):
+    for prompt, group in members(groups, config.prompts):
+        random = generator(seed, "labels", prompt)
+        for first, second in combinations(group, 2):
             coin, flip = random.random(2)  # drawn for every pair, so that dropping one leaves the others' labels alone
             gap = logits[first] - logits[second]
             if completions[first] == completions[second]:
@@ -84,7 +84,7 @@ def load_pairs(folder: Path, config: PairsConfig, seed: int) -> tuple[pd.DataFra
     Args:
         folder: the artifact of groups.
         config: how pairs are drawn; the pairs of a preference file are taken as they are, but for `noise`, which
-            flips their labels.
+            flips their labels, and `prompts`.
         seed: of labels and flips.
 
     Raises:
@@ -95,7 +95,8 @@ def load_pairs(folder: Path, config: PairsConfig, seed: int) -> tuple[pd.DataFra
         return groups, draw_pairs(groups, config, seed)
     with np.load(folder / "pairs.npz") as arrays:
         dropped = json.loads((folder / "report.json").read_text())["dropped"]
-        pairs = Pairs(arrays["rows"], arrays["prompts"], dropped)
+        used = np.isin(arrays["prompts"], np.unique(arrays["prompts"])[: config.prompts])
+        pairs = Pairs(arrays["rows"][used], arrays["prompts"][used], dropped)
     return groups, pairs if config.noise is None else flip(pairs, config.noise, seed)
 
 

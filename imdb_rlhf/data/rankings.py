@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from imdb_rlhf.config.stages import Labels, PairsConfig, Ties
-from imdb_rlhf.data.groups import why_none
+from imdb_rlhf.data.groups import members, why_none
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.seeds import generator
 
@@ -57,10 +57,10 @@ def draw_rankings(groups: pd.DataFrame, config: PairsConfig, seed: int) -> Ranki
     dropped = {"same completion": 0, "equal rewards": 0, "below min_margin": 0, "ranking of one": 0}
     logits = groups["reward_logit"].to_numpy()
     completions = [tuple(ids) for ids in groups["completion_ids"]]
-    for prompt, members in groups.groupby("prompt_id", sort=True).indices.items():
-        noise = dict(zip(members, generator(seed, "rankings", int(str(prompt))).gumbel(size=len(members)), strict=True))
+    for prompt, group in members(groups, config.prompts):
+        noise = dict(zip(group, generator(seed, "rankings", prompt).gumbel(size=len(group)), strict=True))
         ranked: list[int] = []
-        for row in sorted(map(int, members), key=lambda row: -logits[row]):  # stable: of equal ones the first sample
+        for row in sorted(group, key=lambda row: -logits[row]):  # stable: of equal ones the first sample
             reason = _left_out(row, ranked, logits, completions, config)
             if reason is None:
                 ranked.append(row)
@@ -116,15 +116,14 @@ def draw_choices(groups: pd.DataFrame, config: PairsConfig, seed: int) -> Rankin
     completions = [tuple(ids) for ids in groups["completion_ids"]]
     dropped = {"same completion": 0, "equal rewards": 0, "below min_margin": 0}
     choices, prompts = [], []
-    for prompt, indices in groups.groupby("prompt_id", sort=True).indices.items():
-        members = np.asarray(indices, dtype=np.int64)
-        random = generator(seed, "choice", int(str(prompt)))
-        noise, coins = random.gumbel(size=len(members)), random.random(len(members))
+    for prompt, group in members(groups, config.prompts):
+        random = generator(seed, "choice", prompt)
+        noise, coins = random.gumbel(size=len(group)), random.random(len(group))
         places: dict[tuple[int, ...], int] = {}
-        for place, row in enumerate(members):
+        for place, row in enumerate(group):
             places.setdefault(completions[row], place)
         distinct = np.array(list(places.values()))
-        rows = members[distinct]
+        rows = np.array(group, dtype=np.int64)[distinct]
         rewards = logits[rows]
         gap = np.diff(np.sort(rewards)[-2:])
         if len(rows) == 1:

@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for warning in frontier["warnings"]:
         print(f"warning: {warning}")
     print()
-    for name in (files.REPORT, files.SVG, files.PDF, files.PNG, files.JSON, files.CSV):
+    for name in (files.REPORT, files.SVG, files.PDF, files.PNG, *files.NATS, files.JSON, files.CSV):
         print(f"  {folder / name}")
     if view:
         print(f"  {view}")

@@ -1,7 +1,7 @@
 """The frontier of reward over KL, drawn from finished runs.
 
-A frontier is `frontier.json`, `frontier.csv`, `frontier.svg`, `frontier.pdf`, `frontier.png` and
-`report.html`: see docs/frontier.md.
+A frontier is `frontier.json`, `frontier.csv`, `frontier.svg`, `frontier.pdf`, `frontier.png`, `nats.svg`, `nats.pdf`,
+`nats.png` and `report.html`: see docs/frontier.md.
 """
 
 import json
@@ -14,7 +14,7 @@ import pandas as pd
 from imdb_rlhf.artifacts.files import atomic_write
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.frontier import files
-from imdb_rlhf.frontier.figure import figure
+from imdb_rlhf.frontier.figure import figure, nats
 from imdb_rlhf.frontier.finished import read
 from imdb_rlhf.frontier.measure import measure
 from imdb_rlhf.frontier.report import report
@@ -38,10 +38,20 @@ def draw(runs: Sequence[Path], folder: Path) -> dict[str, Any]:
     frontier = measure(finished, skipped)
     folder.mkdir(parents=True, exist_ok=True)
     figure.draw(frontier, *(folder / name for name in (files.SVG, files.PDF, files.PNG)))
+    _draw_nats(frontier, [folder / name for name in files.NATS])
     report.write(frontier, folder / files.REPORT)
     atomic_write(folder / files.CSV, table(frontier).to_csv(index=False))
     atomic_write(folder / files.JSON, json.dumps(frontier, indent=1, allow_nan=False) + "\n")
     return frontier
+
+
+def _draw_nats(frontier: Mapping[str, Any], paths: Sequence[Path]) -> None:
+    """Draw where the nats go; without a reservoir nobody knows, and an earlier picture of it goes."""
+    if frontier["nats"]:
+        nats.draw(frontier, *paths)
+    else:
+        for path in paths:
+            path.unlink(missing_ok=True)
 
 
 def table(frontier: Mapping[str, Any]) -> pd.DataFrame:

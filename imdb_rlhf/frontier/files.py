@@ -8,5 +8,6 @@ CSV = "frontier.csv"
 SVG = "frontier.svg"
 PNG = "frontier.png"
 PDF = "frontier.pdf"
+NATS = ("nats.svg", "nats.pdf", "nats.png")
 REPORT = "report.html"
 SWEEP_STATE = "sweep.json"

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from imdb_rlhf.evaluation.stats import percentile
+from imdb_rlhf.frontier import nats
 from imdb_rlhf.frontier.compare import compare, paired_tests
 from imdb_rlhf.frontier.finished import FinishedRun
 from imdb_rlhf.frontier.world import BUDGETS, SCORE_KL, World
@@ -29,8 +30,9 @@ def measure(runs: Sequence[FinishedRun], skipped: Sequence[dict[str, str]]) -> d
     """
     world = World(runs)
     methods, rewards = [], []
-    for name, members in world.members().items():
-        method, at_budgets = compare(world, name, members)
+    members = world.members()
+    for name, runs_of_method in members.items():
+        method, at_budgets = compare(world, name, runs_of_method)
         methods.append(method)
         rewards.append(at_budgets)
     frontier = {
@@ -47,6 +49,7 @@ def measure(runs: Sequence[FinishedRun], skipped: Sequence[dict[str, str]]) -> d
         "points": list(_points(world)),
         "optimum": world.baselines.optimum(),
         "best_of_n": world.baselines.best_of_n(),
+        "nats": nats.split(world, members),
         "tests": paired_tests(world, rewards),
         "runs": [entry_of(m.run, m.method) for m in world.measured],
         "sources": [str(run.path) for run in world.runs],

@@ -56,6 +56,7 @@ def page(folder: Path) -> dict[str, Path | bytes]:
         PAGE: report.page(frontier, lambda data: _each_text(data, without)).encode(),
         files.JSON: data.encode(),
         **{name: folder / name for name in (files.CSV, files.SVG, files.PDF, files.PNG)},
+        **{name: folder / name for name in files.NATS if frontier.get("nats")},
     }
 
 

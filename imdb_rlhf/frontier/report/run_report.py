@@ -93,6 +93,7 @@ def _frontier(run: FinishedRun) -> dict[str, Any]:
         "points": [],
         "optimum": None,
         "best_of_n": {},
+        "nats": [],
         "tests": [],
         "runs": [entry_of(run, name)],
         "sources": [str(run.path)],

@@ -82,6 +82,7 @@ buildLegend(() => drawFrontier(chosen, chooseAndGo));
 buildScale(() => drawFrontier(chosen, chooseAndGo));
 buildMethods();
 buildSettings();
+buildNats();
 buildTests();
 buildRuns(choose);
 buildChooser();

@@ -70,6 +70,31 @@ function buildSettings() {
   table.append(body);
 }
 
+const NATS_PARTS = ["needed", "objective", "reward_model", "data", "optimisation"];
+
+function buildNats() {
+  const entries = F.nats || []; // a frontier drawn by an earlier version has none
+  byId("nats-box").hidden = !entries.length;
+  const table = byId("nats");
+  heading(table, ["method", "setting", N("reward"), N("KL, nats"), N("optimum needs"), N("objective"), N("reward model"), N("data"), N("optimisation")]);
+  const body = make("tbody");
+  const reasons = [];
+  for (const each of entries) {
+    const cells = NATS_PARTS.map((name) => {
+      const part = each.parts.find((one) => one.name === name);
+      if (known(part.nats)) return number(fixed(part.nats, 2), bracket(part.ci, 2));
+      if (!reasons.includes(part.why)) reasons.push(part.why);
+      return number(`\u2013 (${reasons.indexOf(part.why) + 1})`, null, "faint");
+    });
+    body.append(make("tr", "", methodCell(each.method), cell("", setting(each.knob, each.knob_value) || "\u2013"),
+      number(fixed(each.reward), bracket(each.reward_ci)), number(fixed(each.kl, 2), bracket(each.kl_ci, 2)), ...cells));
+  }
+  table.append(body);
+  byId("nats-note").textContent =
+    "Each part is a difference of KL at the setting's own reward, and they add up to its KL: what the optimum needs; what the population optimum of the method's loss needs beyond that; what it needs more because its reward is a learned one; what the method saves with the most data of these runs; and the rest, which is the optimisation's, with every part that is not known. " +
+    reasons.map((why, place) => `(${place + 1}) ${why}.`).join(" ");
+}
+
 function buildTests() {
   byId("tests-box").hidden = !F.tests.length;
   const table = byId("tests");
