@@ -10,7 +10,13 @@ CONFIDENCE = 0.95
 
 
 def drawn(
-    random: np.random.Generator, shape: tuple[int, int, int], *, reference: float, seed: float, prompt: float, rest: float
+    random: np.random.Generator,
+    shape: tuple[int, int, int],
+    *,
+    reference: float,
+    seed: float,
+    prompt: float,
+    rest: float,
 ) -> np.ndarray:
     """(references, seeds, prompts) normal numbers with these standard deviations."""
     references, seeds, prompts = shape
