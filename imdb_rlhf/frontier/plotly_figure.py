@@ -38,20 +38,14 @@ def _layout(frontier: Mapping[str, Any]) -> dict[str, Any]:
     line = {"color": SOFT, "width": 1, "dash": "dot"}
     flat = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": reference, "y1": reference, "line": line}
     note = {"text": "reference", "xref": "paper", "x": 1, "y": reference, "xanchor": "right", "yanchor": "bottom"}
+    legend = {"orientation": "h", "yanchor": "top", "y": -0.18, "x": 0, "font": {"size": 11}}
     return {
         "title": {"text": f"true reward ({html.escape(str(frontier['world']['reward']))}) over KL to the reference"},
         "xaxis": {"title": {"text": "KL to the reference, nats per sequence"}, "range": [-0.015 * furthest, furthest]},
         "yaxis": {"title": {"text": "true reward"}, "range": [low - pad, high + pad]},
         "shapes": [flat],
         "annotations": [note | {"showarrow": False, "font": {"size": 11, "color": SOFT}}],
-        "legend": {
-            "title": {"text": _hollow(frontier)},
-            "orientation": "h",
-            "yanchor": "top",
-            "y": -0.18,
-            "x": 0,
-            "font": {"size": 11},
-        },
+        "legend": legend | {"title": {"text": _hollow(frontier)}},
         "margin": {"l": 60, "r": 20, "t": 44, "b": 60},
         "template": "none",
         "plot_bgcolor": "#ffffff",
@@ -167,34 +161,34 @@ def _method(frontier: Mapping[str, Any], method: Mapping[str, Any], colour: str,
         "marker": {"color": colour, "symbol": symbol, "size": 6, "opacity": 0.45},
         "showlegend": not settings,
     }
-    hollow = [prompts_only(setting) for setting in settings]
-    marker: dict[str, Any] = {"color": colour, "size": 11, "line": {"color": "#ffffff", "width": 1.2}}
-    marker["symbol"] = [f"{symbol}-open" if alone else symbol for alone in hollow]
-    marker["line"] = {
-        "color": [colour if alone else "#ffffff" for alone in hollow],
-        "width": [2.0 if alone else 1.2 for alone in hollow],
-    }
-    reported = {
-        "mode": "lines+markers",
+    if not settings:
+        return [shared | checkpoints]
+    joined = {
+        "mode": "lines",
         "x": [setting["kl"] for setting in settings],
         "y": [setting["reward"] for setting in settings],
-        "text": [_about(setting, _title(method, setting)) for setting in settings],
         "line": {"color": colour, "width": 1.6},
-        "marker": marker,
+        "hoverinfo": "skip",
+        "showlegend": False,
     }
-    return [shared | checkpoints, *_bars(settings, colour, shared), *([shared | reported] if settings else [])]
+    groups = [[setting for setting in settings if prompts_only(setting) == alone] for alone in (False, True)]
+    marks = [shared | _marks(method, group, colour, symbol) for group in groups if group]
+    return [shared | checkpoints, shared | joined, *(each | {"showlegend": each is marks[0]} for each in marks)]
 
 
-def _bars(settings: Sequence[Mapping[str, Any]], colour: str, shared: Trace) -> Iterator[Trace]:
-    """The settings' intervals: thin and pale where they are over prompts alone, since plotly's cannot be dotted."""
-    for alone in (False, True):
-        chosen = [setting for setting in settings if prompts_only(setting) == alone]
-        if not chosen:
-            continue
-        bars = {"error_x": _errors(chosen, "kl", colour, alone), "error_y": _errors(chosen, "reward", colour, alone)}
-        bare = {"mode": "markers", "marker": {"size": 1, "color": colour}, "showlegend": False, "hoverinfo": "skip"}
-        places = {"x": [setting["kl"] for setting in chosen], "y": [setting["reward"] for setting in chosen]}
-        yield shared | bare | places | bars
+def _marks(method: Mapping[str, Any], settings: Sequence[Mapping[str, Any]], colour: str, symbol: str) -> Trace:
+    """Settings with their intervals: hollow with thin bars where these are over prompts alone (plotly has no dots)."""
+    alone = prompts_only(settings[0])
+    edge = {"color": colour, "width": 2.0} if alone else {"color": "#ffffff", "width": 1.2}
+    return {
+        "mode": "markers",
+        "x": [setting["kl"] for setting in settings],
+        "y": [setting["reward"] for setting in settings],
+        "error_x": _errors(settings, "kl", colour, alone),
+        "error_y": _errors(settings, "reward", colour, alone),
+        "text": [_about(setting, _title(method, setting)) for setting in settings],
+        "marker": {"color": colour, "symbol": f"{symbol}-open" if alone else symbol, "size": 11, "line": edge},
+    }
 
 
 def _errors(settings: Sequence[Mapping[str, Any]], key: str, colour: str, alone: bool) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from imdb_rlhf.frontier.methods import Style, knob_of, prompts_only, setting_lab
 SIZE = (7.0, 3.3)  # inches: two columns of a paper
 DPI = 300
 DASHES = ("-", (0, (5, 1.5)), (0, (5, 1.5, 1, 1.5)))  # for the second and third method of one colour
+LONGEST_NOTE = 110  # letters of a line below the panels
 COVERED = 6.0  # points between settings whose markers cover one another
 # No file records when or by what it was made, so equal frontiers give equal bytes.
 METADATA: dict[str, dict[str, Any]] = {
@@ -132,15 +133,17 @@ def _footnote(frontier: Mapping[str, Any], end: float) -> list[str]:
     if hollow:
         seeds = max(len(setting["seeds"]) for setting in hollow)
         few = "1 seed" if seeds == 1 else f"at most {seeds} seeds"
-        bars = "their bars" if covered else f"bars: {confidence},"
-        parts.append(f"hollow: {few}, {bars} over prompts only")
+        parts.append(f"hollow: {few}, {'bars' if covered else f'bars: {confidence}'} over prompts only")
     if not settings:
         parts.append(f"bars: {confidence}")
     if any(not point["last"] for point in frontier["points"]):
         parts.append("faint: earlier checkpoints")
     if any(method["diverged"] for method in frontier["methods"]):
         parts.append("×: diverged")
-    return [*lines, "  ·  ".join(parts)]
+    for part in parts:
+        longer = f"{lines[-1]}  ·  {part}" if lines and not lines[-1].startswith("grey") else part
+        lines = [*lines[:-1], longer] if len(longer) <= LONGEST_NOTE and longer != part else [*lines, part]
+    return lines
 
 
 def methods(panel: Panel, frontier: Mapping[str, Any]) -> None:

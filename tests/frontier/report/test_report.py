@@ -97,6 +97,7 @@ def method_of(name: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
         "algo": "dpo",
         "knob": runs[0]["knob"],
         "seeds": [0],
+        "covers": "prompts",
         "score": [0.61, 0.72],
         "score_ci": [0.58, 0.77],
         "score_raw": 0.2,
@@ -108,6 +109,9 @@ def method_of(name: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
             {
                 "knob_value": run["knob_value"],
                 "seeds": [0],
+                "covers": "prompts",
+                "references": 1,
+                "spread": None,
                 "kl": run["kl"],
                 "kl_ci": [run["kl"] - 0.05, run["kl"] + 0.05],
                 "reward": run["reward"],
