@@ -123,7 +123,7 @@ SIZES = {
     "frontier": 22,
     "beta": 13,
     "kl_target": 16,
-    "seeds": 105,
+    "seeds": 155,
     "labels": 17,
     "length": 15,
     "smoke": 6,

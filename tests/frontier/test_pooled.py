@@ -62,7 +62,7 @@ def test_a_setting_is_the_mean_over_references_and_its_interval_covers_them(runs
     frontier = frontier_of(runs)
     (method,) = frontier["methods"]
     (setting,) = method["settings"]
-    means = [start + np.mean(gains) for start, gains in zip(STARTS, GAINS, strict=True)]
+    means = [start + float(np.mean(gains)) for start, gains in zip(STARTS, GAINS, strict=True)]
     assert setting["reward"] == pytest.approx(np.mean(means))
     assert setting["reward_ci"] == pytest.approx(t_interval(means))  # no prompt differs
     assert setting["kl_ci"] == pytest.approx(t_interval([1.0, 2.0, 3.0]))
@@ -103,19 +103,18 @@ def test_each_reference_has_its_own_optimum(runs: list[Path]) -> None:
         assert pooled["methods"][0]["score"][i] == pytest.approx(np.mean(scores), abs=1e-3)
 
 
-def test_methods_are_paired_over_references(runs: list[Path], write_run: Write) -> None:
-    # from every reference the other method has 0.05, 0.06 and 0.07 less than DPO's mean at the same KL
-    for place, (start, gains) in enumerate(zip(STARTS, GAINS, strict=True)):
-        reward = start + np.mean(gains) - 0.05 - 0.01 * place
-        steps = {5: (level(reward), level(1.0 + place))}
+def test_methods_are_paired_over_references(write_run: Write) -> None:
+    # the references' rewards are far apart; from each of them the other method has 0.05, 0.06 and 0.07 less
+    runs = []
+    for place, start in enumerate(STARTS):
         more = {"reference": level(start), "more": {"sft.seed": place}, "world": f"sft{place}"}
-        runs.append(write_run("unlikelihood", ("alpha", 1), steps, **more))
-    tests = [test for test in frontier_of(runs)["tests"] if test["kl"] == 1]
-    assert tests == []  # 1 nat is in the range of one reference only
-    frontier = frontier_of(runs)
-    dpo, other = frontier["methods"]
-    gap = dpo["settings"][0]["reward"] - other["settings"][0]["reward"]
-    assert gap == pytest.approx(0.06)
+        runs.append(write_run("dpo", ("beta", 0.1), {5: (level(start + 0.3), level(2.0))}, **more))
+        less = start + 0.25 - 0.01 * place
+        runs.append(write_run("unlikelihood", ("alpha", 1), {5: (level(less), level(2.0))}, **more))
+    (test,) = frontier_of(runs)["tests"]
+    assert (test["kl"], test["difference"]) == (2, pytest.approx(0.06))
+    assert test["ci"] == pytest.approx(t_interval([0.05, 0.06, 0.07]))
+    assert test["p"] == pytest.approx(scipy.stats.ttest_1samp([0.05, 0.06, 0.07], 0).pvalue)
 
 
 def test_a_setting_that_a_reference_lacks_is_left_out(runs: list[Path], write_run: Write) -> None:
