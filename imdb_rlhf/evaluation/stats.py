@@ -2,15 +2,17 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.special import ndtri, stdtr, stdtrit
+from scipy.optimize import brentq
+from scipy.special import ndtri, stdtrit
 
 from imdb_rlhf.seeds import generator
 
 LEAST_SEEDS = 3  # intervals of fewer seeds are over prompts alone
+LEAST_TAIL = 1e-50  # a p-value below twice this is 0
 MANY_SEEDS = 10  # from this number on seeds are resampled too
 
 
@@ -86,7 +88,7 @@ def over_seeds(
     """Interval of the mean over training seeds, whose policies were evaluated on the same prompts.
 
     - Fewer than 3 seeds: percentiles over prompts alone; the interval does not cover other seeds.
-    - 3 to 9: a t-interval with the variance of seeds and prompts together, Satterthwaite's (1946) degrees of freedom.
+    - 3 to 9: a t-interval with the variance of seeds and prompts together; its quantile: see `_Spread.quantile`.
     - 10 and more: a hierarchical bootstrap, which draws prompts and then seeds. A bootstrap of few seeds is too narrow
       (where seeds matter most, that of 3 covers 75 % instead of 95 %, that of 10 still 90 %), so its draws are widened
       to the t-interval's width (as Hesterberg 2015, arXiv 1411.5279, expands percentiles).
@@ -106,10 +108,11 @@ def over_seeds(
     """
     _check_seeds(estimates, draws)
     of_mean = draws.mean(0)
-    variance, freedom = _variance([(estimates, draws)], of_mean, prompts)
+    spread_of_mean = _spread([(estimates, draws)], of_mean, prompts)
     if len(estimates) < LEAST_SEEDS:
         return percentile(of_mean, confidence)
-    mean, quantile = float(estimates.mean()), float(stdtrit(freedom, (1 + confidence) / 2))
+    variance, quantile = spread_of_mean.variance, spread_of_mean.quantile((1 - confidence) / 2)
+    mean = float(estimates.mean())
     if len(estimates) < MANY_SEEDS:
         reach = quantile * float(np.sqrt(variance))
         return mean - reach, mean + reach
@@ -142,10 +145,15 @@ def two_sided_p(
     Raises:
         ValueError: a side has no seed, or its draws have another number of rows than seeds.
     """
-    difference, error, freedom = _difference(first, first_draws, second, second_draws, prompts)
-    if error == 0:
+    difference, spread = _difference(first, first_draws, second, second_draws, prompts)
+    if spread.variance == 0:
         return 1.0 if difference == 0 else 0.0
-    return float(2 * stdtr(freedom, -abs(difference) / error))
+    away = abs(difference) / float(np.sqrt(spread.variance))
+    if away >= spread.quantile(LEAST_TAIL):
+        return 0.0
+    # the tail on each side at which the interval just touches 0; its logarithm, since p may be tiny
+    tail = brentq(lambda log_tail: spread.quantile(float(np.exp(log_tail))) - away, np.log(LEAST_TAIL), np.log(0.5))
+    return float(min(2 * np.exp(tail), 1.0))
 
 
 def difference_interval(
@@ -169,20 +177,20 @@ def difference_interval(
     Returns:
         The interval's ends.
     """
-    difference, error, freedom = _difference(first, first_draws, second, second_draws, prompts)
-    reach = error * float(stdtrit(freedom, (1 + confidence) / 2))
+    difference, spread = _difference(first, first_draws, second, second_draws, prompts)
+    reach = float(np.sqrt(spread.variance)) * spread.quantile((1 - confidence) / 2)
     return difference - reach, difference + reach
 
 
 def _difference(
     first: np.ndarray, first_draws: np.ndarray, second: np.ndarray, second_draws: np.ndarray, prompts: int
-) -> tuple[float, float, float]:
-    """Difference of the means over seeds, its standard error and its degrees of freedom."""
+) -> tuple[float, "_Spread"]:
+    """Difference of the means over seeds, and its spread."""
     _check_seeds(first, first_draws)
     _check_seeds(second, second_draws)
     draws = first_draws.mean(0) - second_draws.mean(0)
-    variance, freedom = _variance([(first, first_draws), (second, second_draws)], draws, prompts)
-    return float(first.mean() - second.mean()), float(np.sqrt(variance)), freedom
+    spread = _spread([(first, first_draws), (second, second_draws)], draws, prompts)
+    return float(first.mean() - second.mean()), spread
 
 
 def _check_seeds(estimates: np.ndarray, draws: np.ndarray) -> None:
@@ -190,8 +198,37 @@ def _check_seeds(estimates: np.ndarray, draws: np.ndarray) -> None:
         raise ValueError(f"{len(estimates)} seeds' estimates with {len(draws)} rows of draws")
 
 
-def _variance(sides: list[tuple[np.ndarray, np.ndarray]], draws: np.ndarray, prompts: int) -> tuple[float, float]:
-    """Variance from training seeds and prompts together, and Satterthwaite's degrees of freedom.
+class _Spread(NamedTuple):
+    """The variance of a mean over training seeds, or of a difference of two.
+
+    Attributes:
+        variance: in all.
+        seeds: the part of the training seeds, and its degrees of freedom.
+        rest: the part of the prompts, and its degrees of freedom.
+    """
+
+    variance: float
+    seeds: tuple[float, float]
+    rest: tuple[float, float]
+
+    def quantile(self, tail: float) -> float:
+        """Standard errors above which the share `tail` of the estimates is.
+
+        The mean of two approximations. With three seeds that vary 2 to 50 times as much as prompts let a mean vary,
+        Satterthwaite's (1946) degrees of freedom are too many: 92 to 93 % instead of 95 %. Cochran's (1964) mean of the
+        parts' own quantiles is too large, up to 97 %, where the two vary alike.
+        """
+        (of_seeds, seeds), (of_rest, rest) = self.seeds, self.rest
+        total = of_seeds + of_rest
+        if total == 0 or of_seeds == 0:
+            return -float(stdtrit(rest, tail))
+        satterthwaite = stdtrit(total**2 / (of_seeds**2 / seeds + of_rest**2 / rest), tail)
+        cochran = (of_seeds * stdtrit(seeds, tail) + of_rest * stdtrit(rest, tail)) / total
+        return -float(satterthwaite + cochran) / 2
+
+
+def _spread(sides: list[tuple[np.ndarray, np.ndarray]], draws: np.ndarray, prompts: int) -> _Spread:
+    """Variance from training seeds and prompts together; the seeds of two sides add up as in Welch's (1947) test.
 
     The estimates of a side differ by their seeds, and by how each seed's policy does on these prompts in particular.
     The second part is in the prompts' variance too, and is subtracted there as the draws estimate it. If it counted
@@ -210,12 +247,12 @@ def _variance(sides: list[tuple[np.ndarray, np.ndarray]], draws: np.ndarray, pro
         freedoms.append(len(estimates) - 1)
         twice += (seed_draws - seed_draws.mean(0)).var(1, ddof=1).sum() / (len(estimates) - 1) / len(estimates)
     over_prompts = float(draws.var(ddof=1))
-    parts = np.array([*seeds, max(over_prompts - twice, 0.0)])
-    total = float(parts.sum())
-    if total == 0:
-        return over_prompts, float(max(prompts - 1, 1))
-    freedom = total**2 / (parts**2 / [*freedoms, max(prompts - 1, 1)]).sum()
-    return max(total, over_prompts), float(freedom)
+    parts, rest = np.array(seeds), max(over_prompts - twice, 0.0)
+    of_seeds, freedom = float(parts.sum()), 1.0
+    if of_seeds > 0:
+        freedom = of_seeds**2 / float((parts**2 / freedoms).sum())
+    variance = max(of_seeds + rest, over_prompts)
+    return _Spread(variance, (of_seeds, freedom), (rest, float(max(prompts - 1, 1))))
 
 
 def holm(p: np.ndarray) -> np.ndarray:

@@ -110,20 +110,31 @@ class Baselines:
         if self.reservoir is None:
             return {}
         curves = {}
-        for source in RewardSource:
-            if reservoir.SELECTORS[source] not in self.reservoir:
-                continue
-            rows = reservoir.curve(self.reservoir, source)
-            rewards = rows.pivot(index="prompt_id", columns="n", values="reward").to_numpy()  # (prompts, N)
-            kl = rows.groupby("n")["kl"].first()
+        for source, rows in self._curves.items():
+            rewards, by_n = self.rewards_of(source), rows.groupby("n")
+            kl = by_n["kl"].first()
             curves[str(source)] = {
                 "n": [int(n) for n in kl.index],
                 "kl": kl.to_numpy(),
-                "kl_atom": rows.groupby("n")["kl_atom"].mean().to_numpy(),
+                "kl_atom": by_n["kl_atom"].mean().to_numpy(),
                 "reward": rewards.mean(0),
                 "reward_ci": percentile(self.weights @ rewards, self.confidence),
             }
         return curves
+
+    def rewards_of(self, selector: str) -> np.ndarray:
+        """(prompts, N) the mean reward of the best of each N by a selector that the reservoir has."""
+        rows = self._curves[RewardSource(selector)]
+        return rows.pivot(index="prompt_id", columns="n", values="reward").to_numpy()
+
+    @cached_property
+    def _curves(self) -> dict[RewardSource, pd.DataFrame]:
+        """Selector -> best-of-N's rows, of those that the reservoir has."""
+        table = self.reservoir
+        if table is None:
+            return {}
+        sources = [source for source in RewardSource if reservoir.SELECTORS[source] in table]
+        return {source: reservoir.curve(table, source) for source in sources}
 
     def efficiency(self, kl: float, reward: float) -> list[float] | None:
         """[low, high] of the share of a policy's KL that the optimum would need for its reward.

@@ -17,8 +17,12 @@ from imdb_rlhf.frontier import files
 from imdb_rlhf.frontier.figure import figure, nats
 from imdb_rlhf.frontier.finished import read
 from imdb_rlhf.frontier.measure import measure
+from imdb_rlhf.frontier.methods import setting_label
 from imdb_rlhf.frontier.report import report
 from imdb_rlhf.tracking.formats import decimals, with_interval
+
+PARTS = ("prompts", "seed", "reference")  # of what moves a run
+SPREAD = {"reward": ".3f", "kl": ".2f"}  # its digits
 
 
 def draw(runs: Sequence[Path], folder: Path) -> dict[str, Any]:
@@ -70,24 +74,20 @@ def table(frontier: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def describe(frontier: Mapping[str, Any]) -> str:
-    """A table for a terminal: each method's score, its reward at each budget and its efficiency."""
+    """Tables for a terminal: each method's score, its reward at each budget and its efficiency; what moves its runs."""
     header = [
         "method",
         f"score (K={frontier['score_kl']:g})",
         *(f"R@{budget:g}" for budget in frontier["budgets"]),
         "efficiency",
+        "intervals",
     ]
     rows = [header, *(_row(method) for method in frontier["methods"])]
     if frontier["optimum"] is not None:
-        rows.append(["optimum", "", *(_optimum_at(frontier["optimum"], budget) for budget in frontier["budgets"]), ""])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        rows.append(
+            ["optimum", "", *(_optimum_at(frontier["optimum"], budget) for budget in frontier["budgets"]), "", ""]
         )
-        for row in rows
-    ]
+    lines = _table(rows)
     reference = frontier["reference"]
     spec = decimals([reference["reward"], *reference["reward_ci"]], 3)
     lines += [
@@ -96,7 +96,48 @@ def describe(frontier: Mapping[str, Any]) -> str:
         "R@k: reward at a budget of k nats; ~ all checkpoints spent more (mixed with the reference), * all spent less",
         "efficiency: KL that the optimum needs for the same reward / KL spent; lowest to highest of the settings",
     ]
-    return "\n".join(lines)
+    if frontier["references"] > 1:
+        lines.append(
+            f"{frontier['references']} references, pooled: means over references of the means over their seeds"
+        )
+    return "\n".join([*lines, *_spread(frontier)])
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as lines: the first column to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _spread(frontier: Mapping[str, Any]) -> list[str]:
+    """What moves a run, per setting of several seeds; no lines where there is none."""
+    settings = [
+        (method, setting)
+        for method in frontier["methods"]
+        for setting in method["settings"]
+        if setting["spread"] is not None and setting["spread"]["kl"]["seed"] is not None
+    ]
+    if not settings:
+        return []
+    parts = [part for part in PARTS if any(setting["spread"]["kl"][part] for _, setting in settings)]
+    columns = [(axis, part) for axis in SPREAD for part in parts]
+    rows = [["a run's standard deviation by", "runs", *(f"{axis}: {part}" for axis, part in columns)]]
+    for method, setting in settings:
+        name = " ".join(filter(None, [method["name"], setting_label(method["knob"], [setting["knob_value"]])]))
+        runs = str(setting["spread"]["seeds"] * setting["spread"]["references"])
+        cells = [_part(setting["spread"][axis][part], SPREAD[axis]) for axis, part in columns]
+        rows.append([name, runs, *cells])
+    return ["", *_table(rows)]
+
+
+def _part(part: Mapping[str, Any] | None, spec: str) -> str:
+    return "-" if part is None else with_interval(part["sd"], part["ci"], spec)
 
 
 def _row(method: Mapping[str, Any]) -> list[str]:
@@ -108,7 +149,13 @@ def _row(method: Mapping[str, Any]) -> list[str]:
     ]
     known = [setting["efficiency"] for setting in method["settings"] if setting["efficiency"] is not None]
     ends = "-" if not known else _range([min(low for low, _ in known), max(high for _, high in known)], ".2f")
-    return [method["name"], score, *rewards, ends]
+    covers = f"over {method['covers']}" if method["covers"] != "prompts" else f"{_seeds(method)}: prompts only"
+    return [method["name"], score, *rewards, ends, covers]
+
+
+def _seeds(method: Mapping[str, Any]) -> str:
+    count = len(method["seeds"])
+    return "1 seed" if count == 1 else f"{count} seeds"
 
 
 def _optimum_at(optimum: Mapping[str, Any], budget: float) -> str:

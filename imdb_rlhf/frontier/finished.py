@@ -121,13 +121,21 @@ class FinishedRun:
 
         None if the artifact of the reference's evaluation was removed.
         """
+        return None if self._axes is None else hash_of(self._axes)
+
+    @cached_property
+    def axes(self) -> str | None:
+        """The same without the reference: runs that are equal in it may be pooled over references."""
+        return None if self._axes is None else hash_of({k: v for k, v in self._axes.items() if k != "reference"})
+
+    @cached_property
+    def _axes(self) -> dict[str, Any] | None:
         folder = self.artifact(evaluations.ReferenceEvaluation.name)
         if folder is None:
             return None
         inputs = dict(json.loads((folder / INPUTS).read_text())["inputs"])
         evaluation = {k: v for k, v in inputs["evaluation"].items() if k != "batch_size"}
-        others = {k: inputs[k] for k in ("reference", "reward", "data", "generation")}
-        return hash_of(others | {"evaluation": evaluation})
+        return {k: inputs[k] for k in ("reference", "reward", "data", "generation")} | {"evaluation": evaluation}
 
     @cached_property
     def checkpoints(self) -> tuple[Checkpoint, ...]:

@@ -9,6 +9,7 @@ from imdb_rlhf.evaluation.stats import percentile
 from imdb_rlhf.frontier import nats
 from imdb_rlhf.frontier.compare import compare, paired_tests
 from imdb_rlhf.frontier.finished import FinishedRun
+from imdb_rlhf.frontier.pooled import best_of_n, optimum
 from imdb_rlhf.frontier.world import BUDGETS, SCORE_KL, World
 
 NO_RESERVOIR = "no run has a reservoir (M reference samples per prompt): no optimum; add algo=best_of_n"
@@ -38,17 +39,15 @@ def measure(runs: Sequence[FinishedRun], skipped: Sequence[dict[str, str]]) -> d
     frontier = {
         "world": axes_of(world.runs[0].config, world.prompts),
         "confidence": world.confidence,
-        "reference": {
-            "reward": float(world.reference.mean()),
-            "reward_ci": percentile(world.reference_draws, world.confidence),
-        },
+        "references": len(world.origins),
+        "reference": world.reference(),
         "base": next((run.summary["base"] for run in world.runs if run.summary.get("base")), None),
         "budgets": list(BUDGETS),
         "score_kl": SCORE_KL,
         "methods": methods,
         "points": list(_points(world)),
-        "optimum": world.baselines.optimum(),
-        "best_of_n": world.baselines.best_of_n(),
+        "optimum": optimum(world),
+        "best_of_n": best_of_n(world),
         "nats": nats.split(world, members),
         "tests": paired_tests(world, rewards),
         "runs": [entry_of(m.run, m.method) for m in world.measured],
@@ -72,6 +71,7 @@ def _points(world: World) -> Iterator[dict[str, Any]]:
                 "knob": None if knob is None else knob[0],
                 "knob_value": None if knob is None else knob[1],
                 "seed": m.run.seed,
+                "reference": m.origin.place,
                 "step": point.step,
                 "last": i == m.reported,
                 "chosen": i in m.chosen,
@@ -81,8 +81,8 @@ def _points(world: World) -> Iterator[dict[str, Any]]:
                 "reward_ci": percentile(m.reward_draws[i], world.confidence),
                 "validation_kl": point.validation_kl,
                 "validation_reward": point.validation_reward,
-                "efficiency": world.baselines.efficiency(kl, reward),
-                "above_optimum": world.baselines.surpassed_by(m.kl_draws[i], m.reward_draws[i]),
+                "efficiency": m.origin.baselines.efficiency(kl, reward),
+                "above_optimum": m.origin.baselines.surpassed_by(m.kl_draws[i], m.reward_draws[i]),
             }
 
 

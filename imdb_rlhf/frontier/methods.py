@@ -2,9 +2,9 @@
 
 import re
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from imdb_rlhf.config.keys import ALGORITHMS, PLACES
 from imdb_rlhf.frontier.finished import FinishedRun
@@ -13,7 +13,8 @@ from imdb_rlhf.runs.kinds import KINDS, method_name, palette_places
 # Keys of a configuration that do not make another method: runs that differ in them share a name. Places are none
 # either, but for the preference file: see `_values`.
 NO_METHOD = re.compile(
-    r"(seed|plan|objective|baselines|algo|keep_model|ppo\.preset|target_kl|own_model\.name|data\.bos)$"
+    r"(seed|plan|objective|baselines|algo|keep_model|ppo\.preset|target_kl|own_model\.name|data\.bos|sft\.seed"
+    r"|model\.init_seed)$"
     r"|(logger|paths|trainer|launcher|hub|evaluation|reservoir)\."
 )
 PREFERENCES = "data.preferences"
@@ -70,6 +71,19 @@ def setting_label(key: str | None, values: Sequence[float | None]) -> str:
         return ""
     shown = ", ".join(known) if len(known) <= 2 else f"{known[0]} … {known[-1]}"
     return f"{knob_of(key).sign} = {shown}"
+
+
+def prompts_only(setting: Mapping[str, Any]) -> bool:
+    """Whether a setting's interval says nothing of other seeds; pictures and tables tell it from the others."""
+    return str(setting["covers"]) == "prompts"
+
+
+def seeds_of(setting: Mapping[str, Any]) -> str:
+    """How many runs a setting is the mean of: "seed 3", "5 seeds", "15 runs from 3 references"."""
+    seeds, references = setting["seeds"], setting.get("references", 1)
+    if references > 1:
+        return f"{len(seeds)} runs from {references} references"
+    return f"seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} seeds"
 
 
 def method_names(runs: Sequence[FinishedRun]) -> dict[Path, str]:

@@ -24,30 +24,36 @@ from imdb_rlhf.frontier.curves import corners
 from imdb_rlhf.frontier.finished import FinishedRun
 from imdb_rlhf.frontier.methods import NO_METHOD
 from imdb_rlhf.frontier.population import population_curve, with_true_reward
-from imdb_rlhf.frontier.world import MeasuredRun, World
+from imdb_rlhf.frontier.world import MeasuredRun, Origin, World
 
 PARTS = ("needed", "objective", "reward_model", "data", "optimisation")
 DATA_KEYS = ("groups.k", "pairs.prompts")
+REFERENCE_SEED = "sft.seed"
 LEAST_KL = 0.05  # nats: a policy that spent less has nothing to split
+LEAST_USABLE = 0.9  # share of the resamples that an interval needs
 
 
 @dataclass(frozen=True)
-class KLAtReward:
-    """The KL at which a curve reaches each seed's reward, or why that is not known.
+class Part:
+    """A part of every run of a setting, or why it is not known.
 
     Attributes:
-        kl: (seeds,) nats.
-        draws: (seeds, count) on resamples of the prompts.
-        why: of what is not known; then the rest is empty.
+        nats: (runs,).
+        draws: (runs, count) on resamples of the prompts.
+        why: of what is not known; the rest is then nan.
     """
 
-    kl: np.ndarray
+    nats: np.ndarray
     draws: np.ndarray
     why: str | None = None
 
+    def less(self, other: "Part") -> "Part":
+        """This part less another; not known where one of them is not."""
+        return Part(self.nats - other.nats, self.draws - other.draws, self.why or other.why)
+
 
 def split(world: World, members: Mapping[str, Sequence[MeasuredRun]]) -> list[dict[str, Any]]:
-    """The parts of every setting; none without a reservoir.
+    """The parts of every setting; none where a reference has no reservoir.
 
     Args:
         world: the runs' axes.
@@ -57,26 +63,19 @@ def split(world: World, members: Mapping[str, Sequence[MeasuredRun]]) -> list[di
         Entries of `method`, `knob`, `knob_value`, `seeds`, `reward`, `kl` and `parts`: each a dict of `name`, `nats`,
         `ci` and `why` (what is not known has no number, and `why` says so).
     """
-    if world.baselines.bounds is None or world.baselines.reservoir is None:
+    if any(origin.baselines.bounds is None for origin in world.origins):
         return []
-    curves = _Curves(world)
+    curves = {origin.place: _Curves(world, origin) for origin in world.origins}
     every = [m for runs in members.values() for m in runs]
     entries = []
     for name, runs in members.items():
         for value in sorted({_knob(m) for m in runs}):
-            setting = [m for m in runs if _knob(m) == value]
-            entry = _entry(world, curves, setting, every)
-            knob = setting[0].run.knob
-            if entry is not None:
-                entries.append(
-                    {
-                        "method": name,
-                        "knob": None if knob is None else knob[0],
-                        "knob_value": None if knob is None else value,
-                        "seeds": [m.run.seed for m in setting],
-                        **entry,
-                    }
-                )
+            setting = _Setting(world, [m for m in runs if _knob(m) == value])
+            if setting.kl.mean() < LEAST_KL:
+                continue
+            knob = runs[0].run.knob
+            named = {"method": name, "knob": knob and knob[0], "knob_value": value if knob else None}
+            entries.append(named | setting.entry(_parts(setting, curves, every)))
     return entries
 
 
@@ -84,21 +83,77 @@ def _knob(m: MeasuredRun) -> float:
     return m.run.knob[1] if m.run.knob else 0.0
 
 
-class _Curves:
-    """Reward over KL of the optimum and of population optima, on the grid of the optimum; each is computed once."""
+class _Setting:
+    """The runs of one method and value of its knob, at the checkpoints that they report."""
 
-    def __init__(self, world: World) -> None:
-        self.world, self.bounds, rows = world, world.baselines.bounds, world.baselines.reservoir
-        assert self.bounds is not None and rows is not None
-        self.columns = {
-            name: reservoir.table(rows, "test", name) for name in ("reward", "reward_logit", "learned") if name in rows
+    def __init__(self, world: World, runs: Sequence[MeasuredRun]) -> None:
+        self.world, self.runs, self.origins = world, runs, [m.origin for m in runs]
+        self.kl, self.reward = (
+            np.array([getattr(m.checkpoints[m.reported], name).mean() for m in runs]) for name in ("kl", "reward")
+        )
+        self.kl_draws, self.reward_draws = (
+            np.array([getattr(m, f"{name}_draws")[m.reported] for m in runs]) for name in ("kl", "reward")
+        )
+
+    def unknown(self, why: str) -> Part:
+        """A part that is not known."""
+        return Part(np.full(len(self.runs), np.nan), np.full(self.kl_draws.shape, np.nan), why)
+
+    def nothing(self) -> Part:
+        """A part of no nats."""
+        return Part(np.zeros(len(self.runs)), np.zeros(self.kl_draws.shape))
+
+    def at_reward(self, curves: Sequence[tuple[np.ndarray, np.ndarray]], why: str) -> Part:
+        """The KL at which each run's curve reaches its reward.
+
+        Args:
+            curves: of each run (G,) rewards on the optimum's grid, and (count, G) on resamples; nan where unknown.
+            why: said where a curve does not reach the reward.
+        """
+        grid = self.world.origins[0].baselines.grid
+        pairs = list(zip(curves, self.reward, self.reward_draws, strict=True))
+        nats = np.array([inverse(grid, curve[None], np.array([reward]))[0] for (curve, _), reward, _ in pairs])
+        if not np.isfinite(nats).all():
+            return self.unknown(why)
+        return Part(nats, np.array([inverse(grid, draws, rewards) for (_, draws), _, rewards in pairs]))
+
+    def entry(self, parts: Mapping[str, Part]) -> dict[str, Any]:
+        """Its entry but for the names."""
+        return {
+            "seeds": [m.run.seed for m in self.runs],
+            **{f"{name}{end}": value for name in ("kl", "reward") for end, value in self._mean(name).items()},
+            "parts": [self._part(name, parts[name]) for name in PARTS],
         }
-        self._known: dict[Population, tuple[np.ndarray, np.ndarray]] = {}
 
-    def optimum(self) -> tuple[np.ndarray, np.ndarray]:
-        """The optimum's lower curve."""
-        assert self.bounds is not None
-        return self.bounds.lower, self.bounds.lower_draws
+    def _mean(self, name: str) -> dict[str, Any]:
+        nats, ends = self._interval(getattr(self, name), getattr(self, f"{name}_draws"))
+        return {"": nats, "_ci": ends}
+
+    def _interval(self, values: np.ndarray, draws: np.ndarray) -> tuple[float, list[float] | None]:
+        means, draws = (self.world.means(each, self.origins) for each in (values, draws))
+        # a resample in which a curve ends below the reward says nothing of the rest
+        usable = np.isfinite(draws).all(0)
+        ends = self.world.interval(means, draws[:, usable]) if usable.mean() > LEAST_USABLE else None
+        return float(means.mean()), ends
+
+    def _part(self, name: str, part: Part) -> dict[str, Any]:
+        if part.why is not None:
+            return {"name": name, "nats": None, "ci": None, "why": part.why}
+        nats, ends = self._interval(part.nats, part.draws)
+        return {"name": name, "nats": nats, "ci": ends, "why": None}
+
+
+class _Curves:
+    """Reward over KL of one reference's optimum and of population optima; each is computed once."""
+
+    def __init__(self, world: World, origin: Origin) -> None:
+        self.world, self.baselines = world, origin.baselines
+        bounds, rows = self.baselines.bounds, self.baselines.reservoir
+        assert bounds is not None and rows is not None
+        self.optimum = bounds.lower, bounds.lower_draws
+        names = [name for name in ("reward", "reward_logit", "learned") if name in rows]
+        self.columns = {name: reservoir.table(rows, "test", name) for name in names}
+        self._known: dict[Population, tuple[np.ndarray, np.ndarray]] = {}
 
     def of(self, population: Population) -> tuple[np.ndarray, np.ndarray]:
         """A population optimum's curve.
@@ -107,72 +162,39 @@ class _Curves:
             KeyError: the reservoir has no learned scores.
         """
         if population not in self._known:
-            grid, weights = self.world.baselines.grid, self.world.weights
+            grid, weights = self.baselines.grid, self.world.weights
             self._known[population] = population_curve(population, self.columns.__getitem__, grid, weights)
         return self._known[population]
 
 
-def _entry(
-    world: World, curves: _Curves, setting: Sequence[MeasuredRun], every: Sequence[MeasuredRun]
-) -> dict[str, Any] | None:
-    """The parts of one setting; None where it spent next to nothing."""
-    kl, reward = (np.array([getattr(m.checkpoints[m.reported], name).mean() for m in setting]) for name in KEYS)
-    kl_draws, reward_draws = (np.array([getattr(m, f"{name}_draws")[m.reported] for m in setting]) for name in KEYS)
-    if kl.mean() < LEAST_KL:
-        return None
-    grid = world.baselines.grid
-    needed = at_reward(grid, *curves.optimum(), reward, reward_draws, "the optimum's lower curve ends below its reward")
-    parts = {"needed": needed}
-    parts |= _loss_parts(curves, setting[0].run, needed, reward, reward_draws)
-    parts["data"] = _data_part(world, setting, every, (kl, kl_draws), (reward, reward_draws))
-    known = [part for part in parts.values() if part.why is None]
-    if needed.why is None:
-        rest = KLAtReward(kl - sum(part.kl for part in known), kl_draws - sum(part.draws for part in known))
-    else:
-        rest = KLAtReward(kl[:0], kl_draws[:0], needed.why)
-    parts["optimisation"] = rest
-    return {
-        "kl": float(kl.mean()),
-        "kl_ci": world.interval(kl, kl_draws),
-        "reward": float(reward.mean()),
-        "reward_ci": world.interval(reward, reward_draws),
-        "parts": [_part(world, name, parts[name]) for name in PARTS],
-    }
+def _parts(setting: _Setting, curves: Mapping[int, _Curves], every: Sequence[MeasuredRun]) -> dict[str, Part]:
+    """The parts of one setting."""
+    own = [curves[origin.place] for origin in setting.origins]
+    needed = setting.at_reward([each.optimum for each in own], "the optimum's lower curve ends below its reward")
+    parts = {"needed": needed} | _loss_parts(setting, own, needed)
+    parts["data"] = _data_part(setting, every)
+    rest = Part(setting.kl, setting.kl_draws, needed.why)
+    for part in parts.values():
+        rest = rest.less(part) if part.why is None else rest
+    return parts | {"optimisation": rest}
 
 
-KEYS = ("kl", "reward")
-
-
-def _part(world: World, name: str, part: KLAtReward) -> dict[str, Any]:
-    if part.why is not None:
-        return {"name": name, "nats": None, "ci": None, "why": part.why}
-    # a resample in which a curve ends below the reward says nothing of the rest
-    usable = np.isfinite(part.draws).all(0)
-    ends = world.interval(part.kl, part.draws[:, usable]) if usable.mean() > 0.9 else None
-    return {"name": name, "nats": float(part.kl.mean()), "ci": ends, "why": None}
-
-
-def _loss_parts(
-    curves: _Curves, run: FinishedRun, needed: KLAtReward, reward: np.ndarray, draws: np.ndarray
-) -> dict[str, KLAtReward]:
-    """`objective` and `reward_model` of a run's setting."""
-    none = np.empty((0,)), np.empty((0, draws.shape[1]))
-    if needed.why is not None:
-        return dict.fromkeys(("objective", "reward_model"), needed)
-    asked = _asked(run)
-    if isinstance(asked, str):
-        return dict.fromkeys(("objective", "reward_model"), KLAtReward(*none, asked))
-    grid, true = curves.world.baselines.grid, with_true_reward(asked)
-    beyond = "what its loss asks for has less reward"
-    own = at_reward(grid, *curves.of(true), reward, draws, beyond)
-    objective = _less(own, needed)
+def _loss_parts(setting: _Setting, curves: Sequence[_Curves], needed: Part) -> dict[str, Part]:
+    """`objective` and `reward_model` of a setting."""
+    asked = _asked(setting.runs[0].run)
+    if needed.why is not None or isinstance(asked, str):
+        unknown = setting.unknown(needed.why or str(asked))
+        return {"objective": unknown, "reward_model": unknown}
+    true = with_true_reward(asked)
+    own = setting.at_reward([each.of(true) for each in curves], "what its loss asks for has less reward")
+    objective = own.less(needed)
     if true == asked:
-        return {"objective": objective, "reward_model": KLAtReward(np.zeros(len(reward)), np.zeros_like(draws))}
-    if "learned" not in curves.columns:
+        return {"objective": objective, "reward_model": setting.nothing()}
+    if any("learned" not in each.columns for each in curves):
         why = "no run has the learned reward of the reservoir; add algo=best_of_n"
-        return {"objective": objective, "reward_model": KLAtReward(*none, why)}
-    learned = at_reward(grid, *curves.of(asked), reward, draws, "the learned reward's optimum has less reward")
-    return {"objective": objective, "reward_model": _less(learned, own)}
+        return {"objective": objective, "reward_model": setting.unknown(why)}
+    learned = setting.at_reward([each.of(asked) for each in curves], "the learned reward's optimum has less reward")
+    return {"objective": objective, "reward_model": learned.less(own)}
 
 
 def _asked(run: FinishedRun) -> Population | str:
@@ -183,30 +205,17 @@ def _asked(run: FinishedRun) -> Population | str:
         return f"its configuration has no {error.args[0]}"
 
 
-def _less(first: KLAtReward, second: KLAtReward) -> KLAtReward:
-    unknown = next((part for part in (first, second) if part.why is not None), None)
-    return unknown or KLAtReward(first.kl - second.kl, first.draws - second.draws)
-
-
-def _data_part(
-    world: World,
-    setting: Sequence[MeasuredRun],
-    every: Sequence[MeasuredRun],
-    kl: tuple[np.ndarray, np.ndarray],
-    reward: tuple[np.ndarray, np.ndarray],
-) -> KLAtReward:
+def _data_part(setting: _Setting, every: Sequence[MeasuredRun]) -> Part:
     """`data` of a setting: its KL less what the same method needs with the most data."""
-    none = np.empty((0,)), np.empty((0, kl[1].shape[1]))
-    amount = data_amount(setting[0].run)
-    alike = [
-        m for m in every if m.run.algo == setting[0].run.algo and _without_data(m.run) == _without_data(setting[0].run)
-    ]
+    base, amount = _without_data(setting.runs[0].run), data_amount(setting.runs[0].run)
+    alike = [m for m in every if _without_data(m.run) == base]
     most = max(data_amount(m.run) or 0 for m in alike)
     if amount is None or most <= amount:
-        return KLAtReward(*none, "no run of the method has more data")
-    curve = _curve(world, [m for m in alike if data_amount(m.run) == most])
-    more = at_reward(*curve, *reward, "with more data it does not reach this reward")
-    return more if more.why is not None else KLAtReward(kl[0] - more.kl, kl[1] - more.draws)
+        return setting.unknown("no run of the method has more data")
+    more = [m for m in alike if data_amount(m.run) == most]
+    curves = [_curve(setting.world, origin, [m for m in more if m.origin is origin]) for origin in setting.origins]
+    reached = setting.at_reward(curves, "with more data it does not reach this reward")
+    return Part(setting.kl, setting.kl_draws).less(reached)
 
 
 def data_amount(run: FinishedRun) -> int | None:
@@ -216,26 +225,26 @@ def data_amount(run: FinishedRun) -> int | None:
 
 
 def _without_data(run: FinishedRun) -> dict[str, Any]:
-    left_out = {*run.knob_keys, *DATA_KEYS}
+    left_out = {*run.knob_keys, *DATA_KEYS, REFERENCE_SEED}
     method = {key: value for key, value in run.flat.items() if key not in left_out and not NO_METHOD.match(key)}
     return method | {"algo": run.algo}
 
 
-def _curve(world: World, runs: Sequence[MeasuredRun]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _curve(world: World, origin: Origin, runs: Sequence[MeasuredRun]) -> tuple[np.ndarray, np.ndarray]:
     """The upper concave hull of a method's settings, means over seeds, on the optimum's grid; nan past its end."""
     values = sorted({_knob(m) for m in runs})
     groups = [[m for m in runs if _knob(m) == value] for value in values]
-    (kl, kl_draws), (reward, reward_draws) = (_means(groups, key) for key in KEYS)
-    chosen = corners(kl.tolist(), reward.tolist(), float(world.reference.mean()))
-    grid, zero = world.baselines.grid, np.zeros(len(world.weights))
-    spent = np.vstack([zero, kl_draws[chosen]])
-    bought = np.vstack([world.reference_draws, reward_draws[chosen]])
+    (kl, kl_draws), (reward, reward_draws) = (_means(groups, key) for key in ("kl", "reward"))
+    start = float(origin.reference.mean())
+    chosen = corners(kl.tolist(), reward.tolist(), start)
+    spent = np.vstack([np.zeros(len(world.weights)), kl_draws[chosen]])
+    bought = np.vstack([origin.draws, reward_draws[chosen]])
 
     def along(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        return np.interp(grid, np.maximum.accumulate(x), y, right=np.nan)
+        return np.interp(origin.baselines.grid, np.maximum.accumulate(x), y, right=np.nan)
 
-    curve = along(np.array([0.0, *kl[chosen]]), np.array([world.reference.mean(), *reward[chosen]]))
-    return grid, curve, np.array([along(*pair) for pair in zip(spent.T, bought.T, strict=True)])
+    curve = along(np.array([0.0, *kl[chosen]]), np.array([start, *reward[chosen]]))
+    return curve, np.array([along(*pair) for pair in zip(spent.T, bought.T, strict=True)])
 
 
 def _means(groups: Sequence[Sequence[MeasuredRun]], key: str) -> tuple[np.ndarray, np.ndarray]:
@@ -243,25 +252,6 @@ def _means(groups: Sequence[Sequence[MeasuredRun]], key: str) -> tuple[np.ndarra
     means = [np.mean([getattr(m.checkpoints[m.reported], key).mean() for m in group]) for group in groups]
     draws = [np.mean([getattr(m, f"{key}_draws")[m.reported] for m in group], axis=0) for group in groups]
     return np.array(means), np.array(draws)
-
-
-def at_reward(
-    grid: np.ndarray, curve: np.ndarray, curve_draws: np.ndarray, reward: np.ndarray, draws: np.ndarray, why: str
-) -> KLAtReward:
-    """The KL at which a curve reaches rewards.
-
-    Args:
-        grid: (G,) nats, ascending from 0.
-        curve: (G,) reward; nan where it is unknown.
-        curve_draws: (count, G) the same on resamples of the prompts.
-        reward: (seeds,) to be reached.
-        draws: (seeds, count) on the same resamples.
-        why: said where the curve does not reach the mean reward.
-    """
-    kl = np.array([inverse(grid, curve[None], np.array([value]))[0] for value in reward])
-    if not np.isfinite(kl).all():
-        return KLAtReward(kl[:0], draws[:0], why)
-    return KLAtReward(kl, np.array([inverse(grid, curve_draws, values) for values in draws]))
 
 
 def inverse(grid: np.ndarray, curves: np.ndarray, rewards: np.ndarray) -> np.ndarray:

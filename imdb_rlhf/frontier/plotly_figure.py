@@ -8,7 +8,7 @@ import html
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from imdb_rlhf.frontier.methods import styles
+from imdb_rlhf.frontier.methods import prompts_only, seeds_of, styles
 
 INK, SOFT = "#1a1a1a", "#6b6b6b"
 BEST_OF = {"ground_truth": "best-of-N by the true reward", "learned": "best-of-N by the learned reward"}
@@ -38,19 +38,26 @@ def _layout(frontier: Mapping[str, Any]) -> dict[str, Any]:
     line = {"color": SOFT, "width": 1, "dash": "dot"}
     flat = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": reference, "y1": reference, "line": line}
     note = {"text": "reference", "xref": "paper", "x": 1, "y": reference, "xanchor": "right", "yanchor": "bottom"}
+    legend = {"orientation": "h", "yanchor": "top", "y": -0.18, "x": 0, "font": {"size": 11}}
     return {
         "title": {"text": f"true reward ({html.escape(str(frontier['world']['reward']))}) over KL to the reference"},
         "xaxis": {"title": {"text": "KL to the reference, nats per sequence"}, "range": [-0.015 * furthest, furthest]},
         "yaxis": {"title": {"text": "true reward"}, "range": [low - pad, high + pad]},
         "shapes": [flat],
         "annotations": [note | {"showarrow": False, "font": {"size": 11, "color": SOFT}}],
-        "legend": {"orientation": "h", "yanchor": "top", "y": -0.18, "x": 0, "font": {"size": 11}},
+        "legend": legend | {"title": {"text": _hollow(frontier)}},
         "margin": {"l": 60, "r": 20, "t": 44, "b": 60},
         "template": "none",
         "plot_bgcolor": "#ffffff",
         "paper_bgcolor": "#ffffff",
         "hovermode": "closest",
     }
+
+
+def _hollow(frontier: Mapping[str, Any]) -> str:
+    """What hollow markers mean, where there are any."""
+    settings = [setting for method in frontier["methods"] for setting in method["settings"]]
+    return "hollow, thin bars: 1 or 2 seeds, prompts only" if any(map(prompts_only, settings)) else ""
 
 
 def _furthest(frontier: Mapping[str, Any]) -> float:
@@ -154,30 +161,46 @@ def _method(frontier: Mapping[str, Any], method: Mapping[str, Any], colour: str,
         "marker": {"color": colour, "symbol": symbol, "size": 6, "opacity": 0.45},
         "showlegend": not settings,
     }
-    reported = {
-        "mode": "lines+markers",
+    if not settings:
+        return [shared | checkpoints]
+    joined = {
+        "mode": "lines",
         "x": [setting["kl"] for setting in settings],
         "y": [setting["reward"] for setting in settings],
-        "error_x": _errors(settings, "kl", colour),
-        "error_y": _errors(settings, "reward", colour),
-        "text": [_about(setting, _title(method, setting)) for setting in settings],
         "line": {"color": colour, "width": 1.6},
-        "marker": {"color": colour, "symbol": symbol, "size": 11, "line": {"color": "#ffffff", "width": 1.2}},
+        "hoverinfo": "skip",
+        "showlegend": False,
     }
-    return [shared | checkpoints, *([shared | reported] if settings else [])]
+    groups = [[setting for setting in settings if prompts_only(setting) == alone] for alone in (False, True)]
+    marks = [shared | _marks(method, group, colour, symbol) for group in groups if group]
+    return [shared | checkpoints, shared | joined, *(each | {"showlegend": each is marks[0]} for each in marks)]
 
 
-def _errors(settings: Sequence[Mapping[str, Any]], key: str, colour: str) -> dict[str, Any]:
+def _marks(method: Mapping[str, Any], settings: Sequence[Mapping[str, Any]], colour: str, symbol: str) -> Trace:
+    """Settings with their intervals: hollow with thin bars where these are over prompts alone (plotly has no dots)."""
+    alone = prompts_only(settings[0])
+    edge = {"color": colour, "width": 2.0} if alone else {"color": "#ffffff", "width": 1.2}
+    return {
+        "mode": "markers",
+        "x": [setting["kl"] for setting in settings],
+        "y": [setting["reward"] for setting in settings],
+        "error_x": _errors(settings, "kl", colour, alone),
+        "error_y": _errors(settings, "reward", colour, alone),
+        "text": [_about(setting, _title(method, setting)) for setting in settings],
+        "marker": {"color": colour, "symbol": f"{symbol}-open" if alone else symbol, "size": 11, "line": edge},
+    }
+
+
+def _errors(settings: Sequence[Mapping[str, Any]], key: str, colour: str, alone: bool) -> dict[str, Any]:
     ends = [(setting[key], *(setting[f"{key}_ci"] or [setting[key]] * 2)) for setting in settings]
     above, below = [high - value for value, _, high in ends], [value - low for value, low, _ in ends]
     bars = {"type": "data", "symmetric": False, "array": above, "arrayminus": below}
-    return bars | {"color": colour, "thickness": 1.2, "width": 3}
+    return bars | {"color": colour, "thickness": 0.6 if alone else 1.6, "width": 0 if alone else 4}
 
 
 def _title(method: Mapping[str, Any], setting: Mapping[str, Any]) -> str:
     knob = f", {method['knob']} = {setting['knob_value']:g}" if setting.get("knob_value") is not None else ""
-    seeds = setting["seeds"]
-    return html.escape(f"{method['name']}{knob}, " + (f"seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} seeds"))
+    return html.escape(f"{method['name']}{knob}, {seeds_of(setting)}")
 
 
 def _about(point: Mapping[str, Any], title: str) -> str:
@@ -186,6 +209,8 @@ def _about(point: Mapping[str, Any], title: str) -> str:
         f"reward {_number(point['reward'])} {_interval(point['reward_ci'])}",
         f"KL {_number(point['kl'], 2)} {_interval(point['kl_ci'], 2)} nats",
     ]
+    if point.get("covers"):
+        lines.append(f"intervals over {point['covers']}" + (" only" if prompts_only(point) else ""))
     if point.get("efficiency"):
         lines.append("efficiency " + " to ".join(dict.fromkeys(_number(end, 2) for end in point["efficiency"])))
     return "<br>".join(lines)

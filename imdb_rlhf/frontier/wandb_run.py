@@ -12,6 +12,7 @@ from typing import Any
 
 from imdb_rlhf.config.machine import WandbLogger
 from imdb_rlhf.frontier import files
+from imdb_rlhf.frontier.methods import prompts_only
 from imdb_rlhf.frontier.plotly_figure import figure
 from imdb_rlhf.tracking.wandb import WandbTracker
 from imdb_rlhf.tracking.wandb_files import run_id
@@ -78,13 +79,14 @@ def frontier(
 def _methods(frontier: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
     """Columns, and a row per method: its score with its intervals, and its reward at every budget."""
     columns = ["method", "knob", "seeds", "score_low", "score_high", "score_ci_low", "score_ci_high", "score_raw"]
-    columns += [f"reward_at_{budget:g}" for budget in frontier["budgets"]]
+    columns += [*(f"reward_at_{budget:g}" for budget in frontier["budgets"]), "intervals_over"]
     rows = []
     for method in frontier["methods"]:
         score, interval = method["score"] or (None, None), method["score_ci"] or (None, None)
         rewards = {at["kl"]: at["reward"] for at in method["at_budget"]}
         row = [method["name"], method["knob"], len(method["seeds"]), *score, *interval, method["score_raw"]]
-        rows.append([*row, *(rewards.get(budget) for budget in frontier["budgets"])])
+        covers = method["covers"] + (" only" if prompts_only(method) else "")
+        rows.append([*row, *(rewards.get(budget) for budget in frontier["budgets"]), covers])
     return columns, rows
 
 

@@ -140,14 +140,25 @@ def test_an_interval_over_three_seeds_by_hand() -> None:
     assert over_seeds(np.full(3, 2.0), draws, 0.95, 20, 0) == pytest.approx((2 - reach, 2 + reach), rel=1e-6)
 
 
-def test_parts_of_seeds_and_prompts_add_by_satterthwaite() -> None:
+def test_parts_of_seeds_and_prompts_add() -> None:
     # each seed moves with the prompts alike: variance 1/3 of seeds (2 degrees of freedom) and v of prompts (19)
     common = np.linspace(-1, 1, 50)
     estimates = np.array([1.0, 2.0, 3.0])
     v = common.var(ddof=1)
     freedom = (1 / 3 + v) ** 2 / ((1 / 3) ** 2 / 2 + v**2 / 19)
-    reach = scipy.stats.t.ppf(0.975, freedom) * np.sqrt(1 / 3 + v)
+    satterthwaite = scipy.stats.t.ppf(0.975, freedom)
+    cochran = (scipy.stats.t.ppf(0.975, 2) / 3 + scipy.stats.t.ppf(0.975, 19) * v) / (1 / 3 + v)
+    reach = (satterthwaite + cochran) / 2 * np.sqrt(1 / 3 + v)
     assert over_seeds(estimates, estimates[:, None] + common, 0.95, 20, 0) == pytest.approx((2 - reach, 2 + reach))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ratio", [0.1, 0.4, 1, 3, 8, 20, 100])
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_coverage_whatever_moves_more(seeds: int, ratio: float) -> None:
+    """Seeds make the mean vary `ratio` times as much as prompts do."""
+    coverage, _ = covers(1.0, np.sqrt(ratio * seeds / PROMPTS), 0.05, seeds, repetitions=4000)
+    assert 0.93 <= coverage <= 0.97
 
 
 def test_what_a_seed_does_on_these_prompts_counts_once() -> None:

@@ -7,7 +7,8 @@ import pytest
 from imdb_rlhf.frontier.methods import styles
 from imdb_rlhf.frontier.plotly_figure import figure
 
-SETTING: dict[str, Any] = {"knob_value": 0.5, "seeds": [0, 1], "runs": ["a"], "efficiency": [0.5, 0.5]}
+SETTING: dict[str, Any] = {"knob_value": 0.5, "seeds": [0, 1, 2], "runs": ["a"], "efficiency": [0.5, 0.5]}
+SETTING |= {"covers": "prompts, seeds", "references": 1}
 SETTING |= {"kl": 2.0, "kl_ci": [1.5, 2.75], "reward": 0.75, "reward_ci": [0.625, 0.875]}
 POINT: dict[str, Any] = {
     "run": "a<b>",
@@ -24,7 +25,12 @@ FRONTIER: dict[str, Any] = {
     "base": None,
     "methods": [
         {"name": "DPO", "knob": "beta", "settings": [SETTING], "diverged": []},
-        {"name": "PPO", "knob": "target_kl", "settings": [SETTING | {"seeds": [3]}], "diverged": ["wild"]},
+        {
+            "name": "PPO",
+            "knob": "target_kl",
+            "settings": [SETTING | {"seeds": [3], "covers": "prompts"}],
+            "diverged": ["wild"],
+        },
     ],
     "points": [
         POINT | {"method": "DPO"},
@@ -58,20 +64,37 @@ def traces(frontier: dict[str, Any], name: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("name", ["DPO", "PPO"])
 def test_a_method_is_drawn_in_its_colour_with_intervals(name: str) -> None:
-    checkpoints, reported = traces(FRONTIER, name)
+    checkpoints, line, reported = traces(FRONTIER, name)
     style = styles(["DPO", "PPO"])[name]
     for trace in (checkpoints, reported):
-        assert (trace["marker"]["color"], trace["marker"]["symbol"]) == (style.colour, style.symbol)
+        assert (trace["marker"]["color"], trace["marker"]["symbol"].removesuffix("-open")) == (
+            style.colour,
+            style.symbol,
+        )
+    assert (line["x"], line["line"]["color"], line["showlegend"]) == (reported["x"], style.colour, False)
     assert (reported["x"], reported["y"]) == ([2.0], [0.75])
     assert (reported["error_x"]["array"], reported["error_x"]["arrayminus"]) == ([0.75], [0.5])
     assert (reported["error_y"]["array"], reported["error_y"]["arrayminus"]) == ([0.125], [0.125])
     assert len(checkpoints["x"]) == (1 if name == "DPO" else 2)
     assert "a&lt;b&gt;, step 4" in checkpoints["text"][0]
-    assert ("beta = 0.5, 2 seeds" if name == "DPO" else "target_kl = 0.5, seed 3") in reported["text"][0]
+    assert ("beta = 0.5, 3 seeds" if name == "DPO" else "target_kl = 0.5, seed 3") in reported["text"][0]
+
+
+def test_one_seed_is_told_from_three() -> None:
+    three, one = (traces(FRONTIER, name)[-1] for name in ("DPO", "PPO"))
+    assert not three["marker"]["symbol"].endswith("-open") and one["marker"]["symbol"].endswith("-open")
+    assert one["error_x"]["thickness"] < three["error_x"]["thickness"]
+    assert "intervals over prompts, seeds<br>" in three["text"][0]
+    assert "intervals over prompts only" in one["text"][0]
+    assert "prompts only" in figure(FRONTIER)["layout"]["legend"]["title"]["text"]
+    both = FRONTIER | {"methods": [FRONTIER["methods"][0] | {"settings": [SETTING, SETTING | {"covers": "prompts"}]}]}
+    symbols = [trace["marker"]["symbol"] for trace in traces(both, "DPO")[2:]]
+    assert symbols == [style := styles(["DPO"])["DPO"].symbol, f"{style}-open"]
+    assert [trace["showlegend"] for trace in traces(both, "DPO")[2:]] == [True, False]
 
 
 def test_two_methods_have_two_colours() -> None:
-    assert len({trace["marker"]["color"] for name in ("DPO", "PPO") for trace in traces(FRONTIER, name)}) == 2
+    assert len({traces(FRONTIER, name)[0]["marker"]["color"] for name in ("DPO", "PPO")}) == 2
 
 
 def test_bounds_of_the_optimum_and_best_of_n() -> None:

@@ -28,6 +28,7 @@ FRONTIER: dict[str, Any] = {
             "name": "PPO-GT (TRL)",
             "knob": "target_kl",
             "seeds": [0, 1],
+            "covers": "prompts",
             "score": [0.5, 0.75],
             "score_ci": [0.25, 1.0],
             "score_raw": 0.2,
@@ -40,6 +41,7 @@ FRONTIER: dict[str, Any] = {
                 {
                     "knob_value": 3,
                     "seeds": [0, 1],
+                    "covers": "prompts",
                     "runs": ["a"],
                     "kl": 2.0,
                     "kl_ci": [1.5, 2.75],
@@ -53,6 +55,7 @@ FRONTIER: dict[str, Any] = {
             "name": "DPO",
             "knob": None,
             "seeds": [0],
+            "covers": "prompts",
             "score": None,
             "score_ci": None,
             "score_raw": None,

@@ -2,6 +2,7 @@
 
 From the back to the front it shows the optimum as a band, best-of-N's curves, every evaluated checkpoint (faint), and
 each method's settings (mean over seeds at the reported checkpoint, with intervals), joined in the order of their knob.
+A setting whose interval is over prompts alone is hollow, with dotted bars.
 
 The SVG has its text as outlines: it looks the same wherever it is opened, whatever fonts are there; its comments hold
 the words. The PDF has its text as text, with the glyphs that it uses embedded (TrueType, as publishers ask).
@@ -27,11 +28,12 @@ from imdb_rlhf.frontier.figure import references
 from imdb_rlhf.frontier.figure.panel import Panel, finite
 from imdb_rlhf.frontier.figure.references import GREY, INK
 from imdb_rlhf.frontier.figure.view import View, view_of
-from imdb_rlhf.frontier.methods import Style, knob_of, setting_label, styles
+from imdb_rlhf.frontier.methods import Style, knob_of, prompts_only, setting_label, styles
 
 SIZE = (7.0, 3.3)  # inches: two columns of a paper
 DPI = 300
 DASHES = ("-", (0, (5, 1.5)), (0, (5, 1.5, 1, 1.5)))  # for the second and third method of one colour
+LONGEST_NOTE = 110  # letters of a line below the panels
 COVERED = 6.0  # points between settings whose markers cover one another
 # No file records when or by what it was made, so equal frontiers give equal bytes.
 METADATA: dict[str, dict[str, Any]] = {
@@ -123,13 +125,27 @@ def _footnote(frontier: Mapping[str, Any], view: View) -> list[str]:
         samples = f"{optimum['samples']} samples per prompt"
         lines.append(f"grey: the best possible reward is somewhere in this area; {samples} cannot say where")
     parts = ["dots on best-of-N: N = 2, 4, 8, …"] if frontier["best_of_n"] else []
-    parts += [f"bars: {frontier['confidence']:.0%} intervals"]
+    settings = [setting for method in frontier["methods"] for setting in method["settings"]]
+    hollow = [setting for setting in settings if prompts_only(setting)]
+    covered = sorted({str(setting["covers"]) for setting in settings if not prompts_only(setting)}, key=len)
+    confidence = f"{frontier['confidence']:.0%} intervals"
+    if covered:
+        parts.append(f"bars: {confidence} over {covered[-1].replace('prompts, ', 'prompts and ', 1)}")
+    if hollow:
+        seeds = max(len(setting["seeds"]) for setting in hollow)
+        few = "1 seed" if seeds == 1 else f"at most {seeds} seeds"
+        parts.append(f"hollow: {few}, {'bars' if covered else f'bars: {confidence}'} over prompts only")
+    if not settings:
+        parts.append(f"bars: {confidence}")
     if any(not point["last"] for point in frontier["points"]):
         beyond = sum(_is_outside(point, view) for point in frontier["points"])
         parts.append("faint: earlier checkpoints" + (f", {beyond} of them outside" if beyond else ""))
     if any(method["diverged"] for method in frontier["methods"]):
         parts.append("×: diverged")
-    return [*lines, "  ·  ".join(parts)]
+    for part in parts:
+        longer = f"{lines[-1]}  ·  {part}" if lines and not lines[-1].startswith("grey") else part
+        lines = [*lines[:-1], longer] if len(longer) <= LONGEST_NOTE and longer != part else [*lines, part]
+    return lines
 
 
 def _is_outside(point: Mapping[str, Any], view: View) -> bool:
@@ -162,7 +178,8 @@ def _settings(panel: Panel, method: Mapping[str, Any], style: Style, dashes: Any
     points = panel.line(*_columns(settings), f"line-{name}", **line)
     for number, setting in enumerate(settings):
         gid = f"setting-{name}-{number}"
-        panel.estimate(setting["kl"], setting, gid, marker=style.marker, color=colour, edge=_readable(colour), size=4.6)
+        look: dict[str, Any] = {"marker": style.marker, "color": colour, "edge": _readable(colour), "size": 4.6}
+        panel.estimate(setting["kl"], setting, gid, hollow=prompts_only(setting), **look)
     groups = _together(panel, settings)
     shown = [setting for group in groups for setting in group]
     _outside(panel, method, [setting for setting in settings if setting not in shown], bool(shown), colour)

@@ -56,19 +56,36 @@ class Panel:
         self._occupy(self.visible(self.points(x, y)), weight, radius)
 
     def estimate(
-        self, kl: float, of: Mapping[str, Any], gid: str, *, marker: str, color: str, edge: str, size: float
+        self,
+        kl: float,
+        of: Mapping[str, Any],
+        gid: str,
+        *,
+        marker: str,
+        color: str,
+        edge: str,
+        size: float,
+        hollow: bool = False,
     ) -> None:
-        """Draw a point at a KL and the `reward` of a mapping, with its `kl_ci` and `reward_ci` if it has them."""
+        """Draw a point at a KL and the `reward` of a mapping, with its `kl_ci` and `reward_ci` if it has them.
+
+        A hollow point has dotted bars: its intervals are narrower than what they are easily taken for.
+        """
         reward = of["reward"]
+        bar_style: dict[str, Any] = {"color": color, "lw": 0.9, "alpha": 0.8, "zorder": 4.5}
+        if hollow:
+            bar_style |= {"lw": 0.8, "ls": (0, (1, 1))}
         ends = of.get("kl_ci")
         if ends is not None and finite(*ends):
             smallest = self.axes.get_xlim()[0] if self.log else 0.0
             bar = [max(end, smallest) for end in ends]
-            self.line(bar, [reward] * 2, f"{gid}-kl-ci", weight=0.7, color=color, lw=0.9, alpha=0.8, zorder=4.5)
+            self.line(bar, [reward] * 2, f"{gid}-kl-ci", weight=0.7, **bar_style)
         ends = of.get("reward_ci")
         if ends is not None and finite(*ends):
-            self.line([kl] * 2, ends, f"{gid}-reward-ci", weight=0.7, color=color, lw=0.9, alpha=0.8, zorder=4.5)
+            self.line([kl] * 2, ends, f"{gid}-reward-ci", weight=0.7, **bar_style)
         style: dict[str, Any] = {"marker": marker, "ms": size, "mfc": color, "mec": edge, "mew": 0.5, "zorder": 5}
+        if hollow:
+            style |= {"ms": size - 0.5, "mfc": "white", "mew": 1.0}
         self.dots([kl], [reward], gid, weight=1.5, radius=size / 2, clip_on=kl != 0, **style)
 
     def arrow(self, tip: np.ndarray, vector: np.ndarray, gid: str, color: str) -> None:

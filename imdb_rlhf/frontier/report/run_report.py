@@ -113,7 +113,7 @@ def _point(run: FinishedRun, name: str) -> dict[str, Any]:
     at = {key: run.summary.get(key) for key in keys} | {"efficiency": None}
     entry = entry_of(run, name)
     point = {"run": run.name, "method": name, "step": run.summary["step"], "last": True, "above_optimum": False}
-    setting = {"knob_value": entry["knob_value"], "seeds": [run.seed], "runs": [run.name]}
+    setting = {"knob_value": entry["knob_value"], "seeds": [run.seed], "runs": [run.name], "covers": "prompts"}
     method = {"name": name, "knob": entry["knob"], "settings": [setting | at], "diverged": []}
     return {"points": [point | at], "methods": [method], "runs": [entry]}
 

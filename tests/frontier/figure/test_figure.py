@@ -76,7 +76,8 @@ def frontier_of(methods: list[Any], checkpoints: int = 4, **changes: Any) -> dic
                 point = {"run": run, "method": name, "last": share == 1, "kl": kl * share}
                 frontier["points"].append(point | {"reward": REFERENCE + (reward - REFERENCE) * share**0.5})
             interval = {"kl_ci": [0.95 * kl, 1.05 * kl], "reward_ci": [reward - 0.01, reward + 0.01]}
-            entries.append({"knob_value": value, "kl": kl, "reward": reward, "runs": [run]} | interval)
+            covered = {"seeds": [0, 1, 2], "covers": "prompts, seeds"}
+            entries.append({"knob_value": value, "kl": kl, "reward": reward, "runs": [run]} | interval | covered)
         frontier["methods"].append({"name": name, "knob": knob, "settings": entries, "diverged": []})
     return frontier | changes
 
@@ -364,3 +365,25 @@ def test_bars_are_whole_and_checkpoints_outside_are_counted() -> None:
     low, high = drawn.axes[0].get_ylim()
     assert low < 0.47 and high > 0.7
     assert any("faint: earlier checkpoints, 1 of them outside" in text.get_text() for text in drawn.texts)
+
+
+def footnote(shown: Figure) -> str:
+    (text,) = [text for text in shown.findobj(Text) if text.get_gid() == "footnote"]
+    return str(text.get_text())
+
+
+def test_one_seed_is_told_from_three() -> None:
+    frontier = frontier_of([("DPO", "beta", [(0.1, 8.0, 0.9), (1, 2.0, 0.8)])])
+    assert "bars: 95% intervals over prompts and seeds" in footnote(compose(frontier))
+    assert "hollow" not in footnote(compose(frontier))
+    frontier["methods"][0]["settings"][0] |= {"seeds": [0], "covers": "prompts"}
+    shown = compose(frontier)
+    assert "hollow: 1 seed, bars over prompts only" in footnote(shown)
+    lines = {line.get_gid(): line for line in shown.axes[0].get_lines()}
+    one, three = (lines[f"linear-setting-DPO-{number}"] for number in (0, 1))
+    assert one.get_markerfacecolor() == "white" != three.get_markerfacecolor()
+    bars = [lines[f"linear-setting-DPO-{number}-kl-ci"].is_dashed() for number in (0, 1)]
+    assert bars == [True, False]
+    frontier["methods"][0]["settings"][1] |= {"seeds": [0, 1], "covers": "prompts"}
+    assert "hollow: at most 2 seeds, bars: 95% intervals over prompts only" in footnote(compose(frontier))
+    assert max(map(len, footnote(compose(frontier_of(SWEEP))).splitlines())) <= figure.LONGEST_NOTE

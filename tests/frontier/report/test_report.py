@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import shlex
 from collections.abc import Callable, Iterator
@@ -97,6 +98,7 @@ def method_of(name: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
         "algo": "dpo",
         "knob": runs[0]["knob"],
         "seeds": [0],
+        "covers": "prompts",
         "score": [0.61, 0.72],
         "score_ci": [0.58, 0.77],
         "score_raw": 0.2,
@@ -108,6 +110,9 @@ def method_of(name: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
             {
                 "knob_value": run["knob_value"],
                 "seeds": [0],
+                "covers": "prompts",
+                "references": 1,
+                "spread": None,
                 "kl": run["kl"],
                 "kl_ci": [run["kl"] - 0.05, run["kl"] + 0.05],
                 "reward": run["reward"],
@@ -712,3 +717,31 @@ def test_a_run_that_diverged_does_not_stretch_the_axis(
     assert "diverged" in column(page, "runs", 1)[3]
     page.context.close()
     assert page.messages == []
+
+
+def test_one_seed_is_told_from_several_and_what_moves_a_run_is_shown(
+    frontier: dict[str, Any], open_page: Open, tmp_path: Path
+) -> None:
+    part = {"sd": 0.5, "ci": [0.3, 1.2]}
+    spread = {axis: {"prompts": part, "seed": part | {"sd": 3.25}, "reference": None} for axis in ("kl", "reward")}
+    dpo = frontier["methods"][0]
+    first, second = dpo["settings"]
+    several = {"seeds": [0, 1, 2], "covers": "prompts, seeds", "spread": {"seeds": 3, "references": 1, **spread}}
+    methods = [dpo | {"settings": [first | several, second], "covers": "prompts, seeds"}, *frontier["methods"][1:]]
+    report.write(frontier | {"methods": methods}, tmp_path / "report.html")
+    page = open_page(tmp_path / "report.html")
+    marks = page.locator("#frontier path.mark[stroke-width='1.8']")
+    assert marks.count() == sum(len(method["settings"]) for method in methods) - 1
+    assert {marks.nth(i).get_attribute("fill") for i in range(marks.count())} == {"#ffffff"}
+    assert page.locator("#frontier path[stroke-dasharray='1.5 2']").count() == 2 * marks.count()
+    assert "Hollow, with dotted bars: one or two seeds" in page.locator("#frontier-note").text_content()
+    rows = page.locator("#spread tbody tr")
+    assert rows.count() == 1
+    assert "3.25" in rows.first.text_content() and "[0.30, 1.20]" in rows.first.text_content()
+    assert page.locator("#settings tbody tr").first.text_content().count("prompts only") == 0
+    assert "prompts only" in page.locator("#settings tbody tr").nth(1).text_content()
+    assert page.messages == []
+    if folder := os.environ.get("LOOK"):
+        page.locator("#settings-box summary").click()
+        page.locator("#spread-box summary").click()
+        page.screenshot(path=f"{folder}/report.png", full_page=True)

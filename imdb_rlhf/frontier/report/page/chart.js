@@ -90,7 +90,7 @@ function nothing(box, why) {
  * spec.x: { title, domain, log }, spec.y: { title, domain, format }. spec.layers, from the back to the front:
  *   { kind: "band", x, low, high, fill, opacity }
  *   { kind: "line", x, y, stroke, width, dash, opacity, texts }            texts: lists of lines, the first a title
- *   { kind: "marks", x, y, symbol, size, fill, stroke, opacity, texts, runs, steps, xci, yci, counted }
+ *   { kind: "marks", x, y, symbol, size, fill, stroke, opacity, texts, runs, steps, xci, yci, counted, bars, dash }
  *   { kind: "bars", x0, x1, y, fill, opacity, texts }
  *   { kind: "rule", x or y, stroke, dash, width, text, end }
  * Each may have a `key`, the entry of the legend that it belongs to. spec.choose is called with the run of a clicked mark.
@@ -202,7 +202,7 @@ const LAYERS = {
     const marks = layer.x.map((each, i) => ({ px: x.at(each), py: y.at(layer.y[i]), text: layer.texts && layer.texts[i], run: layer.runs && layer.runs[i], size: layer.size, layer, i }));
     for (const mark of marks) {
       if (!Number.isFinite(mark.px) || !Number.isFinite(mark.py)) continue;
-      const bar = (d) => parts.push(svg("path", { d, stroke: layer.fill, "stroke-width": 1.2, fill: "none", "data-key": layer.key }));
+      const bar = (d) => parts.push(svg("path", { d, stroke: layer.bars || layer.fill, "stroke-width": 1.2, "stroke-dasharray": layer.dash, fill: "none", "data-key": layer.key }));
       const [xci, yci] = [layer.xci && layer.xci[mark.i], layer.yci && layer.yci[mark.i]];
       if (xci && xci.length) bar(`M${x.at(Math.max(xci[0], x.log ? x.domain[0] / 10 : xci[0]))} ${mark.py}H${x.at(xci[1])}`);
       if (yci && yci.length) bar(`M${mark.px} ${y.at(yci[0])}V${y.at(yci[1])}`);

@@ -34,6 +34,16 @@ const knobName = (knob) => (knob ? knobWords(knob)[0] : "");
 const setting = (knob, value) => (known(knob) && known(value) ? `${knobName(knob)} = ${value}` : "");
 const runTitle = (run) => [run.method, setting(run.knob, run.knob_value), `seed ${run.seed}`].filter(Boolean).join(", ");
 
+/** Whether a setting's intervals say nothing of other seeds. */
+const promptsOnly = (each) => each.covers === "prompts";
+const coversOf = (each) => each.covers + (promptsOnly(each) ? " only" : "");
+/** How many runs a setting is the mean of. */
+function seedsOf(each) {
+  const count = each.seeds.length;
+  if (each.references > 1) return `mean of ${count} runs from ${each.references} references`;
+  return count === 1 ? `seed ${each.seeds[0]}` : `mean of ${count} seeds`;
+}
+
 const METHODS = F.methods.map((method) => method.name);
 const RUNS = F.runs.map((run, place) => ({ ...run, ...DATA.runs[place] }));
 for (const run of RUNS) for (const curve of Object.values(run.curves || {})) curve[0] = DATA.steps[curve[0]];

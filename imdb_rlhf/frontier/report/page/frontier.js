@@ -103,13 +103,13 @@ function pointText(point) {
 
 function settingText(method, each) {
   const title = [method.name, setting(method.knob, each.knob_value)].filter(Boolean).join(", ");
-  const count = each.seeds.length;
   return [
-    `${visible(title)}, ${count === 1 ? `seed ${each.seeds[0]}` : `mean of ${count} seeds`}`,
+    `${visible(title)}, ${seedsOf(each)}`,
     ...each.runs.slice(0, 5).map((name) => visible(name) + stepOf(name)),
     ...(each.runs.length > 5 ? [`and ${each.runs.length - 5} more`] : []),
     `reward ${fixed(each.reward)} ${bracket(each.reward_ci)}`,
     `KL ${fixed(each.kl, 2)} ${bracket(each.kl_ci, 2)} nats`,
+    `intervals over ${coversOf(each)}`,
     ...efficiencyLine(each.efficiency),
   ];
 }
@@ -127,21 +127,28 @@ function methodLayers(method, colours) {
   const settings = method.settings;
   const kl = of(settings, "kl");
   const key = method.name;
-  const intervals = (name) => of(settings, name).map((pair) => pair || []);
   return [
     over("line", key, kl, { y: of(settings, "reward") }, { stroke: colour, width: 1.7, opacity: 0.9 }),
     over("marks", key, of(points, "kl"), { y: of(points, "reward"), texts: points.map(pointText), runs: of(points, "run"), steps: of(points, "step") }, { symbol, size: 3, fill: colour, opacity: 0.5 }),
-    over("marks", key, kl, { y: of(settings, "reward"), texts: settings.map((each) => settingText(method, each)), runs: settings.map((each) => each.runs[0]), xci: intervals("kl_ci"), yci: intervals("reward_ci") }, {
-      symbol, size: 5.6, fill: colour, stroke: colours.bg, counted: (count) => `${count} ${method.knob ? knobWords(method.knob)[2] : "settings"}`,
-    }),
+    ...[false, true].map((alone) => settingMarks(method, settings.filter((each) => promptsOnly(each) === alone), alone, colours)),
   ];
+}
+
+/** A method's settings; those whose intervals are over prompts alone are hollow, with dotted bars. */
+function settingMarks(method, settings, alone, colours) {
+  const [colour, symbol] = styleOf(method.name);
+  const of = (key) => settings.map((row) => row[key]);
+  const intervals = (name) => of(name).map((pair) => pair || []);
+  const fields = { y: of("reward"), texts: settings.map((each) => settingText(method, each)), runs: settings.map((each) => each.runs[0]), xci: intervals("kl_ci"), yci: intervals("reward_ci") };
+  const look = alone ? { fill: colours.bg, stroke: colour, strokeWidth: 1.8, bars: colour, dash: "1.5 2" } : { fill: colour, stroke: colours.bg };
+  return over("marks", method.name, of("kl"), fields, { symbol, size: alone ? 5 : 5.6, ...look, counted: (count) => `${count} ${method.knob ? knobWords(method.knob)[2] : "settings"}` });
 }
 
 /** The chosen run's checkpoints, joined in the order of training and the reported one ringed; they take no hover. */
 function chosenLayers(run, colours) {
   if (!run || hidden.has(run.method)) return [];
   const points = F.points.filter((point) => point.run === run.name).sort((a, b) => a.step - b.step);
-  const from = F.reference && points.length && points[0].step > 0 ? [{ kl: 0, reward: F.reference.reward }] : []; // every policy starts there
+  const from = F.reference && !(F.references > 1) && points.length && points[0].step > 0 ? [{ kl: 0, reward: F.reference.reward }] : []; // every policy starts there
   const path = [...from, ...points];
   const of = (rows, key) => rows.map((row) => row[key]);
   const last = points.filter((point) => point.last);

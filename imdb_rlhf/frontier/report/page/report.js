@@ -1,6 +1,7 @@
 // Build the page; the chosen run is the only state that its parts share.
 
 let chosen = RUNS[0] || null;
+const HOLLOW = F.methods.some((method) => method.settings.some(promptsOnly));
 
 function buildHeader() {
   const w = F.world;
@@ -14,6 +15,7 @@ function buildHeader() {
     ...(F.base ? [definition("before SFT", `reward ${fixed(F.base.reward)} ${bracket(F.base.reward_ci)}, KL ${fixed(F.base.kl, 2)}`)] : []),
     ...(F.optimum ? [definition("optimum", `known up to ${fixed(F.optimum.trusted_kl, 2)} nats, from ${F.optimum.samples} samples per prompt`)] : []),
     definition("runs", String(RUNS.length)),
+    ...(F.references > 1 ? [definition("references", `${F.references}, pooled: means over references, which intervals resample first`)] : []),
   );
   const notes = [...F.warnings];
   for (const { path, why } of F.skipped) {
@@ -22,7 +24,7 @@ function buildHeader() {
   if (notes.length) byId("warnings").append(make("div", "note", make("ul", "", ...notes.map((text) => make("li", "", visible(text))))));
   byId("grey-note").textContent = IS_GREY ? `Grey: ${F.optimum.samples} samples per prompt tell the best possible reward up to ${fixed(F.optimum.trusted_kl, 1)} nats. For more KL it is somewhere between the edges of the grey area.` : "";
   byId("frontier-note").textContent =
-    `Large marks: each setting at the checkpoint that its runs report, mean over seeds, with ${percent} intervals, joined in the order of the knob. Small marks: every evaluated checkpoint. ` +
+    `Large marks: each setting at the checkpoint that its runs report, mean over seeds, with ${percent} intervals, joined in the order of the knob. ${HOLLOW ? "Hollow, with dotted bars: one or two seeds, so the interval is over prompts only and says nothing of other seeds. " : ""}Small marks: every evaluated checkpoint. ` +
     `${TOUCH ? "Tap a mark for its numbers, and again" : "Point at a mark for its numbers, click it"} to choose its run and see the samples. An entry of the legend hides and shows its marks${TOUCH ? "" : "; drag to zoom, double click to zoom out"}.` +
     (BEYOND ? ` Further right, outside the plot: ${BEYOND} ${BEYOND === 1 ? "checkpoint" : "checkpoints"} of diverged runs, which the tables have.` : "");
 }

@@ -24,7 +24,7 @@ function buildMethods() {
       number(range(method.score, 2), bracket(method.score_ci, 2), "strong"),
       ...method.at_budget.map((at) => number(fixed(at.reward) + (at.mixed ? "~" : at.reached ? "" : "*"), bracket(at.reward_ci), at.reached && !at.mixed ? "" : "faint")),
       number(range(ends, 2)),
-      number(String(method.seeds.length)),
+      withNote(number(String(method.seeds.length)), promptsOnly(method) && "prompts only"),
       number(method.diverged.length ? String(method.diverged.length) : "\u2013"),
     );
     body.append(row);
@@ -60,7 +60,7 @@ function buildSettings() {
       body.append(make("tr", "",
         methodCell(method.name),
         cell("", setting(method.knob, each.knob_value) || "\u2013"),
-        number(String(each.seeds.length)),
+        withNote(number(String(each.seeds.length)), promptsOnly(each) && "prompts only"),
         number(fixed(each.kl, 2), bracket(each.kl_ci, 2)),
         number(fixed(each.reward), bracket(each.reward_ci)),
         number(range(each.efficiency, 2)),
@@ -68,6 +68,24 @@ function buildSettings() {
     }
   }
   table.append(body);
+  buildSpread();
+}
+
+/** What moves a run's number: the standard deviation that prompts, the training seed and the reference alone give it. */
+function buildSpread() {
+  const rows = F.methods.flatMap((method) => method.settings.filter((each) => each.spread && each.spread.kl.seed).map((each) => [method, each]));
+  byId("spread-box").hidden = !rows.length;
+  const parts = ["prompts", "seed", "reference"].filter((part) => rows.some(([, each]) => each.spread.kl[part]));
+  const table = byId("spread");
+  heading(table, ["method", "setting", N("runs"), ...["reward", "KL"].flatMap((axis) => parts.map((part) => N(`${axis}: ${part}`)))]);
+  const cells = (axis, each, digits) => parts.map((part) => {
+    const found = each.spread[axis][part];
+    return found ? number(fixed(found.sd, digits), bracket(found.ci, digits)) : number("\u2013");
+  });
+  table.append(make("tbody", "", ...rows.map(([method, each]) => make("tr", "",
+    methodCell(method.name), cell("", setting(method.knob, each.knob_value) || "\u2013"), number(String(each.spread.seeds * each.spread.references)),
+    ...cells("reward", each, 4), ...cells("kl", each, 2)))));
+  byId("spread-note").textContent = `The standard deviation that each part alone gives to the number of one run: the test prompts that were drawn, the seed of the policy's training, the training of the reference. In brackets: ${percent} intervals.`;
 }
 
 const NATS_PARTS = ["needed", "objective", "reward_model", "data", "optimisation"];
