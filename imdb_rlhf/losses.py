@@ -322,6 +322,19 @@ def penalised_reward(score: Tensor, logprob: Tensor, ref_logprob: Tensor, beta: 
     return score - beta * (logprob - ref_logprob)
 
 
+def reinforce(logprob: Tensor, advantage: Tensor) -> Tensor:
+    """-A log pi(y): its gradient is that of -E[A] where y was sampled from pi (Williams 1992).
+
+    Args:
+        logprob: (episodes,) log-prob of the completion, summed over its tokens.
+        advantage: (episodes,) reward minus a baseline that does not depend on the completion.
+
+    Returns:
+        (episodes,) losses; their value means nothing, their gradient does.
+    """
+    return -advantage * logprob
+
+
 def leave_one_out_advantage(reward: Tensor) -> Tensor:
     """R_i minus the mean of the group's other rewards: RLOO's advantage, arXiv 2402.14740, section 2.
 

@@ -173,16 +173,16 @@ class OnlineRun(ReservoirRun, TrainedRun):
     def __post_init__(self) -> None:
         super().__post_init__()
         config, groups = self.online, self.online.group * self.trainer.processes
-        size = config.minibatch_size if isinstance(config, GroupConfig) else config.batch_size
         key = "minibatch_size" if isinstance(config, GroupConfig) else "batch_size"
-        if size % groups:
+        if config.minibatch_size % groups:
             raise ConfigError(
-                f"{self.algo}.{key}={size} cannot be shared among trainer.processes={self.trainer.processes} by whole "
-                f"groups of {config.group}; choose a multiple of {groups}"
+                f"{self.algo}.{key}={config.minibatch_size} cannot be shared among "
+                f"trainer.processes={self.trainer.processes} by whole groups of {config.group}; "
+                f"choose a multiple of {groups}"
             )
 
     @property
-    def online(self) -> OnlineConfig:
+    def online(self) -> ReinforceConfig | GroupConfig:
         """The method's section."""
         raise NotImplementedError
 
@@ -224,7 +224,7 @@ class ReinforceRun(OnlineRun):
     reinforce: ReinforceConfig
 
     @property
-    def online(self) -> OnlineConfig:
+    def online(self) -> ReinforceConfig:
         """Its section."""
         return self.reinforce
 
@@ -236,7 +236,7 @@ class RLOORun(OnlineRun):
     rloo: RLOOConfig
 
     @property
-    def online(self) -> OnlineConfig:
+    def online(self) -> GroupConfig:
         """Its section."""
         return self.rloo
 
@@ -248,7 +248,7 @@ class GRPORun(OnlineRun):
     grpo: GRPOConfig
 
     @property
-    def online(self) -> OnlineConfig:
+    def online(self) -> GroupConfig:
         """Its section."""
         return self.grpo
 
@@ -265,7 +265,7 @@ class OnlineDPORun(OnlineRun):
             raise ConfigError(f"beta={self.beta} gives DPO's loss no slope; give a number above 0")
 
     @property
-    def online(self) -> OnlineConfig:
+    def online(self) -> GroupConfig:
         """Its section."""
         return self.online_dpo
 
