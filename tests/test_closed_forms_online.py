@@ -77,6 +77,100 @@ def test_reinforce_reaches_the_optimum(baseline: Baseline, runtime: Runtime, tmp
     assert_optimal(trained(Reinforce, ReinforceRun, tiny.reinforce, 1.0, 2e-3, runtime, tmp_path, **changes), 1.0)
 
 
+@pytest.mark.slow
 def test_rloo_reaches_the_optimum(runtime: Runtime, tmp_path: Path) -> None:
     changes = {"episodes": 40 * 256, "minibatch_size": 256, "epochs": 2}
     assert_optimal(trained(RLOO, RLOORun, tiny.rloo, 1.0, 1e-3, runtime, tmp_path, **changes), 1.0)
+
+
+@pytest.mark.parametrize("scale", [pytest.param(True, marks=pytest.mark.slow), False])
+@pytest.mark.parametrize("length_norm", [pytest.param(LengthNorm.completion, marks=pytest.mark.slow), "constant"])
+def test_grpo_with_the_kl_in_the_reward_reaches_the_optimum(
+    length_norm: LengthNorm, scale: bool, runtime: Runtime, tmp_path: Path
+) -> None:
+    """All rewards of a prompt are equal there, so all advantages are 0, whatever they are divided by."""
+    changes = {"episodes": 40 * 256, "minibatch_size": 256, "epochs": 2, "kl_in": KLPlace.reward}
+    changes |= {"scale_advantages": scale, "length_norm": LengthNorm(length_norm)}
+    assert_optimal(trained(GRPO, GRPORun, tiny.grpo, 1.0, 1e-3, runtime, tmp_path, **changes), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("beta", "tau", "k"),
+    [pytest.param(1.0, None, 2, marks=pytest.mark.slow), (2.0, 0.5, 4)],
+)
+def test_online_dpo_reaches_the_optimum(
+    beta: float, tau: float | None, k: int, runtime: Runtime, tmp_path: Path
+) -> None:
+    size = 512 if k == 4 else 2048
+    changes: dict[str, Any] = {"episodes": 20 * size, "batch_size": size, "rollout_batch_size": size, "k": k}
+    changes |= {"minibatch_size": size // 2, "epochs": 2, "labels": Labels.bradley_terry, "tau": tau}
+    algorithm = trained(OnlineDPO, OnlineDPORun, tiny.online_dpo, beta, 1.5e-3, runtime, tmp_path, **changes)
+    assert_optimal(algorithm, beta * (tau or 1.0))
+
+
+# --- where GRPO's published form ends
+
+
+def k3_fixed_point(beta: float, advantages: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """(prompts, completions) log-probs where the expected step of GRPO with k3 in the loss is zero.
+
+    The gradient of k3 under samples of pi is that of KL(ref || pi) token by token, and does not reach earlier tokens.
+    So at each state s, with Q(s, a) the mean advantage of the completions that go on with a,
+    sum_a [pi(a) Q(a) + beta ref(a)] dlog pi(a) = 0, that is pi(a) = beta ref(a) / (c - Q(a)) with c such
+    that the probabilities sum to 1. From the last token back; repeated until the advantages, a function of pi, settle.
+
+    Args:
+        beta: as in the loss.
+        advantages: (prompts, completions) probabilities to the mean advantage of each completion.
+    """
+    shape = (len(LOG_REF), *[TOKENS] * LENGTH)
+    masses = np.exp(LOG_REF).reshape(shape)
+    law = np.exp(LOG_REF)
+    for _ in range(400):
+        value, policy = advantages(law).reshape(shape), np.ones(shape)
+        for place in reversed(range(LENGTH)):
+            upto = masses.sum(tuple(range(place + 2, LENGTH + 1)))  # of each prefix that ends here
+            reference = upto / upto.sum(-1, keepdims=True)
+            low = value.max(-1, keepdims=True)
+            high = low + beta + np.ptp(value, axis=-1, keepdims=True)
+            for _ in range(60):
+                middle = (low + high) / 2
+                above = (beta * reference / (middle - value)).sum(-1, keepdims=True) > 1
+                low, high = np.where(above, middle, low), np.where(above, high, middle)
+            step = beta * reference / (high - value)
+            value = (step * value).sum(-1)
+            policy = policy * step.reshape(step.shape + (1,) * (LENGTH - 1 - place))
+        law = 0.5 * law + 0.5 * policy.reshape(LOG_REF.shape)
+    return np.log(law)
+
+
+def mean_over_group(law: np.ndarray) -> np.ndarray:
+    """Rewards minus the mean of a group of 4 with the completion in it: 3/4 of rewards minus their mean."""
+    return 0.75 * (REWARDS - (law * REWARDS).sum(1, keepdims=True))
+
+
+def sign_in_pairs(law: np.ndarray) -> np.ndarray:
+    """Scaled advantages of groups of 2: 1 / sqrt 2 for the better one, minus that for the other."""
+    gaps = np.sign(REWARDS[:, :, None] - REWARDS[:, None, :])
+    return (gaps * law[:, None]).sum(2) / math.sqrt(2)
+
+
+@pytest.mark.parametrize(
+    ("beta", "k", "scale", "advantages"),
+    [(1.0, 4, False, mean_over_group), pytest.param(0.5, 2, True, sign_in_pairs, marks=pytest.mark.slow)],
+)
+def test_k3_in_the_loss_ends_at_its_own_fixed_point(
+    beta: float, k: int, scale: bool, advantages: Any, runtime: Runtime, tmp_path: Path
+) -> None:
+    expected = k3_fixed_point(beta, advantages)
+    assert np.exp(expected).sum(1) == pytest.approx(1)
+    changes = {"episodes": 40 * 256, "minibatch_size": 256, "epochs": 2, "k": k, "scale_advantages": scale}
+    algorithm = trained(GRPO, GRPORun, tiny.grpo, beta, 1e-3, runtime, tmp_path, **changes)
+    law = log_law(language_model(algorithm))
+
+    def distance(other: np.ndarray) -> float:
+        return float((np.exp(law) * (law - other)).sum(1).mean())
+
+    assert distance(expected) < 0.01
+    assert distance(LOG_REF) > 0.1
+    assert distance(optimum(beta)) > 3 * distance(expected)

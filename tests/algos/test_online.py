@@ -51,7 +51,7 @@ def penalised(episode: dict[str, Any]) -> float:
     return episode["r"] - BETA * (sum(episode["logprob"]) - sum(episode["ref"]))
 
 
-def in_groups(values: list[float], size: int = 4) -> list[list[float]]:
+def in_groups(values: list[Any], size: int = 4) -> list[list[Any]]:
     return [values[at : at + size] for at in range(0, len(values), size)]
 
 
@@ -95,14 +95,14 @@ def test_reinforce_subtracts_the_mean_of_the_others() -> None:
 
 def test_the_moving_average_is_that_of_all_batches_before() -> None:
     algorithm = make("reinforce", baseline=Baseline.moving_average, episodes=36)
-    means = []
+    means: list[float] = []
     for number in range(3):
         rewards = [penalised(episode) for episode in episodes(algorithm, number)]
         next(algorithm.batches(number))
         baseline = np.mean(means) if means else None
         wanted = [own - ((sum(rewards) - own) / 11 if baseline is None else baseline) for own in rewards]
         assert algorithm.rollout.advantage.tolist() == pytest.approx(wanted, abs=1e-4)
-        means.append(np.mean(rewards))
+        means.append(float(np.mean(rewards)))
 
 
 def test_rloo_subtracts_the_mean_of_the_prompt_s_others() -> None:
@@ -201,7 +201,7 @@ def naive_loss(name: str, algorithm: Any, rollout: Any) -> torch.Tensor:
                     gap = reference - logprob
                     tokens[-1] = tokens[-1] + BETA * (torch.exp(gap) - gap - 1)
             divisor = len(tokens) if config.length_norm == LengthNorm.completion else MAX_NEW_TOKENS
-            losses.append(sum(tokens) / divisor)
+            losses.append(torch.stack(tokens).sum() / divisor)
     return torch.stack(losses).mean()
 
 
@@ -217,7 +217,7 @@ def naive_loss(name: str, algorithm: Any, rollout: Any) -> torch.Tensor:
     ],
 )
 def test_the_loss_and_its_gradient_are_the_naive_ones(name: str, changes: dict[str, Any], limit: int | None) -> None:
-    groups = {} if name == "reinforce" else {"minibatch_size": 12}
+    groups: dict[str, Any] = {} if name == "reinforce" else {"minibatch_size": 12}
     algorithm = make(name, temperature=0.7, **groups, **changes)
     batches = algorithm.batches(0)
     batch = next(batches)
@@ -300,7 +300,7 @@ def test_bf16_trains(name: str, tmp_path: Path) -> None:
 
 @every_method
 def test_it_learns(name: str, tmp_path: Path) -> None:
-    groups = {} if name == "reinforce" else {"minibatch_size": 64, "epochs": 1}
+    groups: dict[str, Any] = {} if name == "reinforce" else {"minibatch_size": 64, "epochs": 1}
     algorithm = make(name, beta=0.01, episodes=960, batch_size=64, **groups)
     # the score is the share of token 3
     algorithm.score = lambda prompt_ids, completion_ids: np.array([row.count(3) / len(row) for row in completion_ids])
