@@ -1,7 +1,7 @@
 """Methods that learn from their own completions against their closed forms, on the world of `test_closed_forms`.
 
 REINFORCE, RLOO, and GRPO with the KL in the reward end at reference * exp(r / beta) / Z; online DPO on Bradley-Terry
-labels at reference * exp(r / (tau beta)) / Z. GRPO with k3 in the loss ends elsewhere: see `k3_fixed_point`.
+labels at reference * exp(r / (tau beta)) / Z. GRPO with k3 in the loss ends elsewhere: see `fixed_point`.
 """
 
 import math
@@ -111,35 +111,51 @@ def test_online_dpo_reaches_the_optimum(
 # --- where GRPO's published form ends
 
 
-def k3_fixed_point(beta: float, advantages: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """(prompts, completions) log-probs where the expected step of GRPO with k3 in the loss is zero.
+Step = Callable[[np.ndarray, np.ndarray, float], np.ndarray]
 
-    The gradient of k3 under samples of pi is that of KL(ref || pi) token by token, and does not reach earlier tokens.
-    So at each state s, with Q(s, a) the mean advantage of the completions that go on with a,
-    sum_a [pi(a) Q(a) + beta ref(a)] dlog pi(a) = 0, that is pi(a) = beta ref(a) / (c - Q(a)) with c such
-    that the probabilities sum to 1. From the last token back; repeated until the advantages, a function of pi, settle.
+
+def of_k3(reference: np.ndarray, value: np.ndarray, beta: float) -> np.ndarray:
+    """The zero of sum_a [pi(a) Q(a) + beta ref(a)] dlog pi(a): pi(a) = beta ref(a) / (c - Q(a)), by bisection of c.
+
+    The gradient of k3 under samples of pi is that of KL(ref || pi) of the token.
+    """
+    low = value.max(-1, keepdims=True)
+    high = low + beta + np.ptp(value, axis=-1, keepdims=True)
+    for _ in range(60):
+        middle = (low + high) / 2
+        above = (beta * reference / (middle - value)).sum(-1, keepdims=True) > 1
+        low, high = np.where(above, middle, low), np.where(above, high, middle)
+    return np.asarray(beta * reference / (high - value))
+
+
+def of_corrected(reference: np.ndarray, value: np.ndarray, beta: float) -> np.ndarray:
+    """The same with the gradient of KL(pi || ref) of the token: reference * exp(Q / beta) / Z."""
+    masses = reference * np.exp((value - value.max(-1, keepdims=True)) / beta)
+    return np.asarray(masses / masses.sum(-1, keepdims=True))
+
+
+def fixed_point(step: Step, beta: float, advantages: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """(prompts, completions) log-probs where the expected step of GRPO with the KL in the loss is zero.
+
+    The KL of a token does not reach the tokens before it, so at each state Q(s, a) is the mean advantage of the
+    completions that go on with a, without the KL that they cost. From the last token back; repeated until the
+    advantages, a function of the policy, settle.
 
     Args:
+        step: a state's distribution, given the reference's, Q and beta.
         beta: as in the loss.
         advantages: (prompts, completions) probabilities to the mean advantage of each completion.
     """
     shape = (len(LOG_REF), *[TOKENS] * LENGTH)
     masses = np.exp(LOG_REF).reshape(shape)
     law = np.exp(LOG_REF)
-    for _ in range(400):
+    for _ in range(100):
         value, policy = advantages(law).reshape(shape), np.ones(shape)
         for place in reversed(range(LENGTH)):
             upto = masses.sum(tuple(range(place + 2, LENGTH + 1)))  # of each prefix that ends here
-            reference = upto / upto.sum(-1, keepdims=True)
-            low = value.max(-1, keepdims=True)
-            high = low + beta + np.ptp(value, axis=-1, keepdims=True)
-            for _ in range(60):
-                middle = (low + high) / 2
-                above = (beta * reference / (middle - value)).sum(-1, keepdims=True) > 1
-                low, high = np.where(above, middle, low), np.where(above, high, middle)
-            step = beta * reference / (high - value)
-            value = (step * value).sum(-1)
-            policy = policy * step.reshape(step.shape + (1,) * (LENGTH - 1 - place))
+            chances = step(upto / upto.sum(-1, keepdims=True), value, beta)
+            value = (chances * value).sum(-1)
+            policy = policy * chances.reshape(chances.shape + (1,) * (LENGTH - 1 - place))
         law = 0.5 * law + 0.5 * policy.reshape(LOG_REF.shape)
     return np.log(law)
 
@@ -156,15 +172,22 @@ def sign_in_pairs(law: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("beta", "k", "scale", "advantages"),
-    [(1.0, 4, False, mean_over_group), pytest.param(0.5, 2, True, sign_in_pairs, marks=pytest.mark.slow)],
+    ("kl_in", "step", "k", "advantages"),
+    [
+        (KLPlace.loss, of_k3, 4, mean_over_group),
+        pytest.param(KLPlace.loss, of_k3, 2, sign_in_pairs, marks=pytest.mark.slow),
+        pytest.param(KLPlace.loss_corrected, of_corrected, 4, mean_over_group, marks=pytest.mark.slow),
+    ],
 )
-def test_k3_in_the_loss_ends_at_its_own_fixed_point(
-    beta: float, k: int, scale: bool, advantages: Any, runtime: Runtime, tmp_path: Path
+def test_the_kl_in_the_loss_ends_at_a_fixed_point_of_its_own(
+    kl_in: KLPlace, step: Step, k: int, advantages: Any, runtime: Runtime, tmp_path: Path
 ) -> None:
-    expected = k3_fixed_point(beta, advantages)
+    beta = 0.5 if k == 2 else 1.0
+    expected = fixed_point(step, beta, advantages)
     assert np.exp(expected).sum(1) == pytest.approx(1)
-    changes = {"episodes": 40 * 256, "minibatch_size": 256, "epochs": 2, "k": k, "scale_advantages": scale}
+    episodes = 200 * 256 if k == 2 else 40 * 256
+    changes: dict[str, Any] = {"episodes": episodes, "minibatch_size": 256, "epochs": 2, "k": k, "kl_in": kl_in}
+    changes |= {"scale_advantages": k == 2}
     algorithm = trained(GRPO, GRPORun, tiny.grpo, beta, 1e-3, runtime, tmp_path, **changes)
     law = log_law(language_model(algorithm))
 

@@ -87,3 +87,6 @@ def test_k3_s_value_is_the_kl_and_its_gradient_that_of_the_other_direction() -> 
     sampled = (pi.detach() * estimate).sum()  # samples of pi, not differentiated
     torch.testing.assert_close(gradient(sampled, logits), gradient(reverse, logits))
     assert (gradient(sampled, logits) - gradient(kl, logits)).norm() > 0.01
+    # times the ratio, at the policy that sampled, it is that of the KL itself
+    corrected = (pi.detach() * estimate * (logprob - logprob.detach()).exp()).sum()
+    torch.testing.assert_close(gradient(corrected, logits), gradient(kl, logits))

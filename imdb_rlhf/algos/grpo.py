@@ -5,8 +5,9 @@
 3. per token max(-A rho, -A clip(rho, 1 - c, 1 + c)) + beta k3, with rho = pi / pi_old of the token and k3 the estimate
    of the KL to the reference; averaged over a completion's tokens, then over completions. Dr. GRPO divides the sum by
    the largest length instead.
-With kl_in=reward the KL is in the reward, as RLOO has it, and not in the loss; docs/methods.md says what either ends
-in.
+With kl_in=loss_corrected k3 is multiplied by rho, as TRL 1.16 does, so that its gradient is that of KL(pi || ref) of the
+token; with kl_in=reward the KL is in the reward, as RLOO has it, and not in the loss. docs/methods.md says where each
+ends.
 """
 
 from collections.abc import Mapping
@@ -54,6 +55,8 @@ class GRPO(FixedBetaMethod[GRPORun, Scored]):
         kl = k3(logprob, rollout.ref_logprob)
         if config.kl_in == KLPlace.loss:
             losses = losses + self.run.beta * kl
+        elif config.kl_in == KLPlace.loss_corrected:
+            losses = losses + self.run.beta * kl * (logprob - rollout.logprob).exp()
         lengths = rollout.mask.sum(-1, keepdim=True)
         divisor = self.run.generation.max_new_tokens if config.length_norm == LengthNorm.constant else lengths
         with torch.no_grad():

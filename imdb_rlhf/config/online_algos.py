@@ -125,9 +125,10 @@ class RLOOConfig(GroupConfig):
 
 
 class KLPlace(StrEnum):
-    """Where GRPO puts the KL: into the loss, as k3 per token, or into the reward, as PPO and RLOO do."""
+    """Where GRPO puts the KL: into the loss, as k3 per token or as k3 times the ratio, or into the reward, as RLOO."""
 
     loss = "loss"
+    loss_corrected = "loss_corrected"
     reward = "reward"
 
 

@@ -197,9 +197,10 @@ def naive_loss(name: str, algorithm: Any, rollout: Any) -> torch.Tensor:
             tokens = []
             for logprob, before, reference in zip(new, old, ref, strict=True):
                 tokens.append(clipped(torch.exp(logprob - before), advantage))
-                if config.kl_in == KLPlace.loss:
-                    gap = reference - logprob
-                    tokens[-1] = tokens[-1] + BETA * (torch.exp(gap) - gap - 1)
+                gap, ratio = reference - logprob, torch.exp(logprob - before)
+                if config.kl_in != KLPlace.reward:
+                    weight = ratio if config.kl_in == KLPlace.loss_corrected else 1
+                    tokens[-1] = tokens[-1] + BETA * (torch.exp(gap) - gap - 1) * weight
             divisor = len(tokens) if config.length_norm == LengthNorm.completion else MAX_NEW_TOKENS
             losses.append(torch.stack(tokens).sum() / divisor)
     return torch.stack(losses).mean()
@@ -212,6 +213,7 @@ def naive_loss(name: str, algorithm: Any, rollout: Any) -> torch.Tensor:
         ("reinforce", {}),
         ("rloo", {}),
         ("grpo", {}),
+        ("grpo", {"kl_in": KLPlace.loss_corrected}),
         ("grpo", {"kl_in": KLPlace.reward, "scale_advantages": False, "length_norm": LengthNorm.constant}),
         ("online_dpo", {}),
     ],
