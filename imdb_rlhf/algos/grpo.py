@@ -5,9 +5,9 @@
 3. per token max(-A rho, -A clip(rho, 1 - c, 1 + c)) + beta k3, with rho = pi / pi_old of the token and k3 the estimate
    of the KL to the reference; averaged over a completion's tokens, then over completions. Dr. GRPO divides the sum by
    the largest length instead.
-With kl_in=loss_corrected k3 is multiplied by rho, as TRL 1.16 does, so that its gradient is that of KL(pi || ref) of the
-token; with kl_in=reward the KL is in the reward, as RLOO has it, and not in the loss. docs/methods.md says where each
-ends.
+With kl_in=loss_corrected k3 is multiplied by rho, as TRL 1.16 does: its gradient is then that of the token's
+KL(pi || ref). With kl_in=reward the KL is in the reward, as RLOO has it, and not in the loss; see docs/methods.md for
+where each ends.
 """
 
 from collections.abc import Mapping

@@ -69,7 +69,7 @@ def answer(trainer: Any, algorithm: Any, completions: list[list[int]]) -> dict[s
     prompts = [row[:2] for row in algorithm.rollout.ids.tolist()]
     rewards = torch.tensor(rewards_of(algorithm, completions), dtype=torch.float32)[:, None]
     texts = ["" for _ in completions]
-    many = (prompts, completions, None, texts, None, {}, None, None)
+    many: Any = (prompts, completions, None, texts, None, {}, None, None)
     trainer._generate = lambda _: many if hasattr(trainer, "loss_type") else (prompts, completions, texts)
     trainer._calculate_rewards = lambda *_: rewards
     trainer.model.train()
