@@ -101,6 +101,10 @@ PPO = ["ppo.episodes=16", "ppo.batch_size=8", "ppo.minibatch_size=4", "ppo.epoch
 # The reservoir says where to begin: the smoke experiment's own reward is one that there is nothing to learn from.
 PPO += ["target_kl=0.05", "ppo.normalize=true", "ppo.initial_kl_coefficient=null", "ppo.optim.lr=1e-2"]
 TRUE = ["algo=best_of_n", "best_of_n.selector=ground_truth"]
+ONLINE = {
+    name: [f"algo={name}", f"{name}.optim.lr=1e-2", f"{name}.optim.warmup_steps=0"]
+    for name in ("reinforce", "rloo", "grpo", "online_dpo")
+}
 MOVING = [*STEPS, "policy.optim.lr=1e-3", "policy.optim.warmup_steps=0"]
 METHODS = {
     "unlikelihood": ["algo=unlikelihood", "alpha=0.1", *MOVING],
@@ -109,13 +113,14 @@ METHODS = {
     "plackett_luce": ["algo=dpo", "dpo.loss=plackett_luce", *MOVING],
     "reward_model": ["algo=reward_model"],
     "ppo": ["algo=ppo", *PPO],
+    **ONLINE,
     "best_of_n": ["algo=best_of_n", "n=4"],
     "ppo_true": ["algo=ppo", "ppo.reward=ground_truth", *PPO],
     "best_of_1": [*TRUE, "n=1"],
     "best_of_2": [*TRUE, "n=2"],
     "best_of_8": [*TRUE, "n=8"],
 }
-LEARNED = {"reward_model", "ppo", "best_of_n"}
+LEARNED = {"reward_model", "ppo", "best_of_n", *ONLINE}
 ALWAYS = {"config.yaml", "overrides.json", "artifacts.json", "metrics.jsonl", "summary.json", "report.html", "DONE"}
 
 

@@ -271,7 +271,10 @@ def test_help_lists_every_group(here):
     groups = ("algo", "data", "model", "reward", "experiment", "launcher", "logger", "optim", "ppo", "sweep", "trainer")
     for group in groups:
         assert f"\n{group}: " in answer.out, group
-    assert "algo: best_of_n, dpo, own_model, ppo, preferred_ft, reward_model, sft, unlikelihood" in answer.out
+    assert (
+        "algo: best_of_n, dpo, grpo, online_dpo, own_model, ppo, preferred_ft, reinforce, reward_model, rloo, sft"
+        in answer.out
+    )
     assert not list(here.iterdir())
 
 

@@ -80,7 +80,8 @@ def commands_of(file: Path) -> list[list[str]]:
     if group == "optim":
         places = [["optim@sft.optim"], ["optim@policy.optim"], ["reward=two_label", "optim@reward.optim"]]
         places += [["algo=reward_model", "optim@reward_model.optim"]]
-        places += [["algo=ppo", "optim@ppo.optim"]] if name == "adamw" else []  # the presets set its own keys
+        own = ("ppo", "reinforce", "rloo", "grpo", "online_dpo")  # they set AdamW's own keys
+        places += [[f"algo={algo}", f"optim@{algo}.optim"] for algo in own] if name == "adamw" else []
         return [[*before, f"{place}={name}"] for *before, place in places]
     if group == "experiment_algo":  # a section per algorithm
         return [[f"experiment={name}", f"algo={algo}", *needs("experiment", name)] for algo in sections(name)]
@@ -494,6 +495,7 @@ PLAIN = {"name", "algo", "model", "data", "reward", "trainer", "logger", "experi
 PLAIN |= {"policy", "paths", "layers", "width", "heads", "attention", "hub_id", "function", "project", "tags"}
 PLAIN |= {"ppo", "preset", "best_of_n", "minibatch_size", "lam", "value_clip", "max_kl_coefficient"}
 PLAIN |= {"beta1", "beta2", "eps", "weight_decay", "alpha", "max_tokens", "prompt_splits", "test_splits", "dpo"}
+PLAIN |= {"reinforce", "rloo", "grpo", "online_dpo"}
 
 
 def unexplained(text: str) -> list[str]:

@@ -98,6 +98,48 @@ LEARNED = {
 }
 RESERVOIR = {"reservoir.samples": (128, "ours: best-of-N for N of up to 128")}
 SAMPLES = "ours: prompts that are held out"
+# Methods that the DPO paper has not. GRPO_PAPER is arXiv 2402.03300, section 4.2.
+TRL_116, GRPO_PAPER = "TRL 1.16", "DeepSeekMath"
+
+
+def online(algo: str, **changes: tuple[Any, str]) -> dict[str, tuple[Any, str]]:
+    """The constants of a method that learns from its own completions."""
+    constants: dict[str, tuple[Any, str]] = {
+        "episodes": (204_800, f"{UNSTATED}: as ppo"),
+        "batch_size": (512, f"{UNSTATED}: twice as many updates as ppo has batches, for one step per batch"),
+        "optim.lr": (1e-6, f"{TRL_116}, {algo}_config.py: learning_rate"),
+        "optim.warmup_steps": (0, f"{TRL_116}: none"),
+        "optim.schedule": ("constant", f"{UNSTATED}: as dpo"),
+        **{key.replace("__", "."): value for key, value in changes.items()},
+    }
+    return {f"{algo}.{key}": value for key, value in constants.items()}
+
+
+ONE_STEP = {
+    "minibatch_size": (512, f"{GRPO_PAPER}: one update per batch; {TRL_116}: num_iterations"),
+    "epochs": (1, f"{GRPO_PAPER}: one update per batch; {TRL_116}: num_iterations"),
+}
+ONLINE: dict[str, dict[str, tuple[Any, str]]] = {
+    "reinforce": online(
+        "reinforce",
+        baseline=("moving_average", "arXiv 2402.14740, section 2: REINFORCE's baseline"),
+        optim__lr=(1e-6, f"{TRL_116}, rloo_config.py: learning_rate"),
+    ),
+    "rloo": online("rloo", **ONE_STEP),
+    "grpo": online(
+        "grpo",
+        **{
+            **ONE_STEP,
+            "k": (64, f"{GRPO_PAPER}: 64 outputs per question"),
+            "batch_size": (1024, f"{GRPO_PAPER}: training batch"),
+            "minibatch_size": (1024, f"{GRPO_PAPER}: one update per batch"),
+            "optim__lr": (1e-6, f"{GRPO_PAPER}: policy's learning rate"),
+        },
+    )
+    | {"beta": (0.04, f"{GRPO_PAPER}: KL coefficient")},
+    "online_dpo": online("online_dpo", **ONE_STEP, optim__lr=(5e-7, f"{TRL_116}, online_dpo_config.py: learning_rate")),
+}
+
 
 PRESETS = {
     "ppo/paper": Preset(
@@ -260,6 +302,15 @@ PRESETS = {
         {**LEARNED, **RESERVOIR, "ppo.episodes": (204_800, f"{UNSTATED}: 200 batches")},
         section="ppo",
     ),
+    **{
+        f"experiment_algo/paper: {algo}": Preset(
+            ["experiment_algo/paper"],
+            ["experiment=paper", f"algo={algo}"],
+            {**LEARNED, **RESERVOIR, **ONLINE[algo]},
+            section=algo,
+        )
+        for algo in ("reinforce", "rloo", "grpo", "online_dpo")
+    },
     "experiment/trl_gpt2_sentiment": Preset(
         ["experiment/trl_gpt2_sentiment"],
         ["experiment=trl_gpt2_sentiment"],

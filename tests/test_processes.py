@@ -22,6 +22,7 @@ from imdb_rlhf.errors import ConfigError
 from imdb_rlhf.models.policy import Policy
 from imdb_rlhf.training.runtime import Runtime
 from tests import tiny
+from tests.algos.online_methods import KINDS
 
 ROOT = Path(__file__).parents[1]
 OPTIM = tiny.adamw(lr=0.003, warmup_steps=1, beta2=0.98, eps=1e-3, weight_decay=0.1)
@@ -32,14 +33,38 @@ def policy() -> Policy:
 
 
 def algorithms(runtime: Runtime) -> list[Any]:
-    """SFT, DPO and PPO on rows of very different lengths, so that the two processes have unequal shares of tokens."""
+    """SFT, DPO and online methods, on rows of such lengths that the processes have unequal shares of tokens."""
     random = np.random.default_rng(0)
     rows = [random.integers(1, 19, size=2 + (7 * i) % 12) for i in range(12)]
     sft = SFT(policy(), rows, tiny.sft(epochs=2.0))
     groups = tiny.group_table(random)
     pairs = Pairs(tiny.GROUP_PAIRS, tiny.GROUP_PAIRS[:, 0] // 4, {})
     dpo = DPO(policy(), groups, pairs, tiny.run(DPORun, policy=tiny.steps(steps=4)))
-    return [sft, dpo, ppo([prompt_ids[:6] for prompt_ids in groups["prompt_ids"]], runtime)]
+    prompts = [prompt_ids[:6] for prompt_ids in groups["prompt_ids"]]
+    return [sft, dpo, ppo(prompts, runtime), *(online(name, prompts, runtime) for name in KINDS)]
+
+
+def score(prompt_ids: list[list[int]], completion_ids: list[list[int]]) -> np.ndarray:
+    return np.array([np.sin(sum(ids)) for ids in completion_ids])
+
+
+def further() -> Any:
+    """A reference that is not the policy."""
+    reference = policy().lm
+    with torch.no_grad():
+        reference.transformer.wte.weight *= 1.1
+    return reference
+
+
+def online(name: str, prompts: list[list[int]], runtime: Runtime) -> Any:
+    """Four steps, on four batches of 8 episodes (REINFORCE) or on two."""
+    kind = KINDS[name]
+    sizes: dict[str, Any] = {"episodes": 32, "batch_size": 8, "rollout_batch_size": 2, "optim": OPTIM}
+    if name != "reinforce":
+        sizes |= {"episodes": 16, "minibatch_size": 8, "epochs": 2, "k": 2}
+    section = kind.section(**sizes, missing_eos_penalty=1.0)
+    run = tiny.run(kind.run, beta=0.3, generation=tiny.generation(8), **{name: section})
+    return kind.method(policy(), further(), prompts, score, run, runtime)
 
 
 def ppo(prompts: list[list[int]], runtime: Runtime) -> PPO:
@@ -48,14 +73,7 @@ def ppo(prompts: list[list[int]], runtime: Runtime) -> PPO:
     constants = {"gamma": 1.0, "lam": 0.95, "whiten_rewards": True, "missing_eos_penalty": 1.0}
     config = tiny.ppo(**sizes, **constants, optim=OPTIM)
     run = tiny.run(PPORun, target_kl=0.5, generation=tiny.generation(8), ppo=config)
-
-    def score(prompt_ids: list[list[int]], completion_ids: list[list[int]]) -> np.ndarray:
-        return np.array([np.sin(sum(ids)) for ids in completion_ids])
-
-    reference = policy().lm
-    with torch.no_grad():
-        reference.transformer.wte.weight *= 1.1
-    return PPO(policy(), reference, prompts, score, run, runtime, 0.3)
+    return PPO(policy(), further(), prompts, score, run, runtime, 0.3)
 
 
 def work(processes: int, folder: Path) -> dict[str, Any]:
@@ -94,7 +112,7 @@ def test_two_processes_have_the_losses_of_one(tmp_path: Path) -> None:
     assert [result["broadcast"] for result in (alone, *both)] == [7, 7, 7]
     assert [result["gather"] for result in (alone, *both)] == [[0], [0, 1, 1], [0, 1, 1]]
     assert both[0] == both[1]  # the same rows and bit-equal weights on both
-    for stage in ("sft", "dpo", "ppo"):
+    for stage in ("sft", "dpo", "ppo", *KINDS):
         expected, result = alone[stage], both[0][stage]
         assert len(expected["rows"]) == 4
         for row, expected_row in zip(result["rows"], expected["rows"], strict=True):

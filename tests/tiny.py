@@ -22,7 +22,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from imdb_rlhf.algos.inputs import Score
+from imdb_rlhf.algos.inputs import Optimised, Score
 from imdb_rlhf.config.algos import BestOfNConfig, DPOConfig, DPOLoss, OwnModelConfig
 from imdb_rlhf.config.data import Bos, EmbeddedData, PromptsConfig
 from imdb_rlhf.config.hub import HubConfig, Part
@@ -35,6 +35,15 @@ from imdb_rlhf.config.machine import (
     TrainerConfig,
 )
 from imdb_rlhf.config.model import Attention, ScratchModel
+from imdb_rlhf.config.online_algos import (
+    Baseline,
+    GRPOConfig,
+    KLPlace,
+    LengthNorm,
+    OnlineDPOConfig,
+    ReinforceConfig,
+    RLOOConfig,
+)
 from imdb_rlhf.config.optim import AdamWConfig, RMSpropConfig, Schedule
 from imdb_rlhf.config.ppo import PPOConfig, Scale, ValueNetwork, Whitening
 from imdb_rlhf.config.reward import (
@@ -307,6 +316,40 @@ def ppo(**changes: Any) -> PPOConfig:
     return PPOConfig(**{**values, **changes})
 
 
+def online(group: bool = True, **changes: Any) -> dict[str, Any]:
+    """What the sections of methods have that learn from their own completions; `group`: K of each prompt."""
+    values = {
+        "reward": RewardSource.ground_truth,
+        "scale": Scale.reward,
+        "normalize": False,
+        "episodes": 24,
+        "batch_size": 12,
+        "rollout_batch_size": 5,
+        "missing_eos_penalty": 0.0,
+        "precision": None,
+        "optim": adamw(),
+    }
+    groups = {"k": 4, "minibatch_size": 4, "epochs": 2} if group else {}
+    return {**values, **groups, **changes}
+
+
+def reinforce(**changes: Any) -> ReinforceConfig:
+    return ReinforceConfig(**online(group=False, **{"baseline": Baseline.batch, **changes}))
+
+
+def rloo(**changes: Any) -> RLOOConfig:
+    return RLOOConfig(**online(**{"clip": 0.2, **changes}))
+
+
+def grpo(**changes: Any) -> GRPOConfig:
+    values = {"clip": 0.2, "kl_in": KLPlace.loss, "scale_advantages": True, "length_norm": LengthNorm.completion}
+    return GRPOConfig(**online(**{**values, **changes}))
+
+
+def online_dpo(**changes: Any) -> OnlineDPOConfig:
+    return OnlineDPOConfig(**online(**{"labels": Labels.deterministic, "tau": None, **changes}))
+
+
 def run(kind: type[R], **changes: Any) -> R:
     """A run of this kind: the configurations above but for `changes`, whose keys must be the kind's."""
     values: dict[str, Any] = {
@@ -337,6 +380,10 @@ def run(kind: type[R], **changes: Any) -> R:
         "alpha": 0.5,
         "target_kl": 2.0,
         "ppo": ppo(),
+        "reinforce": reinforce(),
+        "rloo": rloo(),
+        "grpo": grpo(),
+        "online_dpo": online_dpo(),
         "n": 4,
         "best_of_n": BestOfNConfig(RewardSource.ground_truth),
         "own_model": OwnModelConfig("model", None, None),
@@ -361,7 +408,7 @@ class FixedInputs:
     scores: Score = lambda prompt_ids, completion_ids: np.zeros(len(prompt_ids))
     kl_coefficient: float = 1.0
 
-    def score(self, config: PPOConfig) -> Score:
+    def score(self, config: Optimised) -> Score:
         return self.scores
 
     def first_kl_coefficient(self, config: PPOConfig, target_kl: float | None) -> float:

@@ -1,9 +1,13 @@
 """Algorithms: batches and a loss each, for the one loop."""
 
 from imdb_rlhf.algos.dpo import DPO
+from imdb_rlhf.algos.grpo import GRPO
 from imdb_rlhf.algos.method import PolicyMethod
+from imdb_rlhf.algos.online_dpo import OnlineDPO
 from imdb_rlhf.algos.ppo import PPO
 from imdb_rlhf.algos.preferred_ft import PreferredFT
+from imdb_rlhf.algos.reinforce import Reinforce
+from imdb_rlhf.algos.rloo import RLOO
 from imdb_rlhf.algos.unlikelihood import Unlikelihood
 
 # The algorithms that train a policy, by the name that `algo=` takes, in the order of figures and tables.
@@ -12,4 +16,8 @@ ALGOS: dict[str, type[PolicyMethod]] = {
     "ppo": PPO,
     "unlikelihood": Unlikelihood,
     "preferred_ft": PreferredFT,
+    "reinforce": Reinforce,
+    "rloo": RLOO,
+    "grpo": GRPO,
+    "online_dpo": OnlineDPO,
 }

@@ -7,12 +7,21 @@ from typing import Protocol
 import numpy as np
 from transformers import PreTrainedModel
 
-from imdb_rlhf.config.ppo import PPOConfig
+from imdb_rlhf.config.ppo import PPOConfig, Scale
+from imdb_rlhf.config.reward import RewardSource
 from imdb_rlhf.models.policy import Policy
 from imdb_rlhf.training.runtime import Runtime
 
 # (prompt_ids, completion_ids) as token rows -> (n,) float rewards
 Score = Callable[[list[list[int]], list[list[int]]], np.ndarray]
+
+
+class Optimised(Protocol):
+    """The part of a method's configuration that says which reward is optimised."""
+
+    reward: RewardSource
+    scale: Scale
+    normalize: bool
 
 
 class Inputs(Protocol):
@@ -38,7 +47,7 @@ class Inputs(Protocol):
         """Training prompts as token rows, for an algorithm that samples its own completions."""
         ...
 
-    def score(self, config: PPOConfig) -> Score:
+    def score(self, config: Optimised) -> Score:
         """Return the reward that is optimised, as `config` scales it.
 
         Raises:

@@ -1,8 +1,9 @@
-"""A batch of PPO's episodes as tensors, and the minibatches that are drawn from it."""
+"""A batch of episodes as tensors, and the minibatches that are drawn from it."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import ClassVar, Generic, Self, TypeVar
 
 import numpy as np
 import torch
@@ -16,8 +17,8 @@ MAX_PIECES, MIN_EPISODES = 4, 32
 
 
 @dataclass(frozen=True)
-class Rollout:
-    """A batch of episodes, ready for training; the (episodes, tokens) tensors begin at the completion's first token.
+class Episodes:
+    """A batch of episodes; the (episodes, tokens) tensors begin at the completion's first token.
 
     Attributes:
         ids: (episodes, time) int64, right-padded prompt + completion.
@@ -25,37 +26,56 @@ class Rollout:
         lengths: (episodes,) int64, tokens of prompt + completion.
         mask: (episodes, tokens) bool, true for completion tokens, false for padding.
         logprob: (episodes, tokens) float32, log-prob under the policy that sampled, nats.
-        value: (episodes, tokens) float32, value of the state before each token.
-        advantage: (episodes, tokens) float32, already whitened if whitening is over the batch.
-        returns: (episodes, tokens) float32.
     """
 
+    WHOLE: ClassVar[frozenset[str]] = frozenset()  # tables whose columns are no tokens
     ids: Tensor
     starts: Tensor
     lengths: Tensor
     mask: Tensor
     logprob: Tensor
+
+    def at(self, chosen: Tensor) -> Self:
+        """The rollout of some of its episodes."""
+        return type(self)(*(getattr(self, f.name)[chosen] for f in fields(self)))
+
+    def trimmed(self) -> Self:
+        """The same rollout without the columns that none of its episodes reaches."""
+        time, tokens = int(self.lengths.max()), int(self.mask.sum(-1).max())
+
+        def cut(name: str) -> Tensor:
+            table: Tensor = getattr(self, name)
+            if table.dim() == 1 or name in self.WHOLE:
+                return table
+            return table[:, : time if name == "ids" else tokens]
+
+        return type(self)(*(cut(f.name) for f in fields(self)))
+
+    def to(self, device: torch.device) -> Self:
+        """The same rollout on another device."""
+        return type(self)(*(getattr(self, f.name).to(device) for f in fields(self)))
+
+
+@dataclass(frozen=True)
+class Rollout(Episodes):
+    """A batch of PPO's episodes, ready for training.
+
+    Attributes:
+        value: (episodes, tokens) float32, value of the state before each token.
+        advantage: (episodes, tokens) float32, already whitened if whitening is over the batch.
+        returns: (episodes, tokens) float32.
+    """
+
     value: Tensor
     advantage: Tensor
     returns: Tensor
 
-    def at(self, chosen: Tensor) -> "Rollout":
-        """The rollout of some of its episodes."""
-        return Rollout(*(getattr(self, f.name)[chosen] for f in fields(self)))
 
-    def trimmed(self) -> "Rollout":
-        """The same rollout without the columns that none of its episodes reaches."""
-        time, tokens = int(self.lengths.max()), int(self.mask.sum(-1).max())
-        widths = {"ids": time, "starts": None, "lengths": None}
-        return Rollout(*(getattr(self, f.name)[..., : widths.get(f.name, tokens)] for f in fields(self)))
-
-    def to(self, device: torch.device) -> "Rollout":
-        """The same rollout on another device."""
-        return Rollout(*(getattr(self, f.name).to(device) for f in fields(self)))
+E = TypeVar("E", bound=Episodes)
 
 
 @dataclass(frozen=True)
-class Minibatch:
+class Minibatch(Generic[E]):
     """The episodes of one optimizer step; losses are averaged over their tokens.
 
     Attributes:
@@ -65,25 +85,32 @@ class Minibatch:
         skipped: whether early stopping skips the step.
     """
 
-    rollout: Rollout
+    rollout: E
     notes: Mapping[str, float]
     first: bool
     skipped: bool
+
+    @property
+    def group(self) -> int:
+        """Neighbouring episodes that stay in one piece."""
+        return 1
 
     @property
     def size(self) -> float:
         """Number of completion tokens."""
         return float(self.rollout.mask.sum())
 
-    def parts(self, rank: int, world: int, limit: int | None) -> Sequence[tuple[Rollout, bool]]:
+    def parts(self, rank: int, world: int, limit: int | None) -> Sequence[tuple[E, bool]]:
         """This process's episodes, sorted by length into pieces that pad little; with each piece `first`."""
         if self.skipped:
             return []
-        (local,) = share(np.arange(len(self.rollout.ids)), rank, world, None)
-        local = local[np.argsort(self.rollout.lengths[local].numpy(), kind="stable")]
-        size = min(limit or len(local), max(MIN_EPISODES, math.ceil(len(local) / MAX_PIECES)))
-        pieces = [torch.as_tensor(local[at : at + size]) for at in range(0, len(local), size)]
-        return [(self.rollout.at(piece).trimmed(), self.first) for piece in pieces]
+        lengths = self.rollout.lengths.numpy().reshape(-1, self.group).max(-1)
+        (local,) = share(np.arange(len(lengths)), rank, world, None)
+        local = local[np.argsort(lengths[local], kind="stable")]
+        least, most = math.ceil(MIN_EPISODES / self.group), max(1, (limit or len(self.rollout.ids)) // self.group)
+        size = min(most, max(least, math.ceil(len(local) / MAX_PIECES)))
+        pieces = [local[at : at + size, None] * self.group + np.arange(self.group) for at in range(0, len(local), size)]
+        return [(self.rollout.at(torch.as_tensor(piece.ravel())).trimmed(), self.first) for piece in pieces]
 
 
 def aligned(values: Tensor, starts: Tensor, mask: Tensor) -> Tensor:
@@ -100,6 +127,33 @@ def padded(rows: Sequence[np.ndarray], width: int) -> Tensor:
     return table
 
 
+def episode_metrics(
+    start: str, episodes: Episodes, score: Tensor, ended: Tensor, kl: float, coefficient: float
+) -> dict[str, float]:
+    """What every online method says of a batch of episodes, under keys that begin with `start`; see docs/metrics.md.
+
+    Args:
+        start: `ppo/` or `rollout/`.
+        episodes: the whole batch.
+        score: (episodes,) the rewards that are optimised.
+        ended: (episodes,) bool: sampled an EOS.
+        kl: mean k1 to the reference, nats per sequence.
+        coefficient: beta of the batch, reward per nat.
+    """
+    values = {
+        "score": float(score.mean()),
+        "score_std": float(score.std(correction=0)),
+        "kl": kl,
+        "kl_coefficient": coefficient,
+        "kl_penalty": coefficient * kl,
+        "objective": float(score.mean()) - coefficient * kl,
+        "entropy": -float(episodes.logprob[episodes.mask].mean()),
+        "length": float(episodes.mask.sum(-1).float().mean()),
+        "eos_rate": float(ended.float().mean()),
+    }
+    return {f"{start}{key}": value for key, value in values.items()}
+
+
 def batch_metrics(
     rollout: Rollout,
     score: Tensor,
@@ -109,7 +163,7 @@ def batch_metrics(
     target_kl: float | None,
     episodes: int,
 ) -> dict[str, float]:
-    """The metrics of a batch of episodes, `ppo/...` of docs/metrics.md.
+    """The metrics of a batch of PPO's episodes, `ppo/...` of docs/metrics.md.
 
     Args:
         rollout: the whole batch.
@@ -120,19 +174,9 @@ def batch_metrics(
         target_kl: nats per sequence; None for a fixed beta.
         episodes: sampled so far, this batch included.
     """
-    mask = rollout.mask
-    returns, value = rollout.returns[mask], rollout.value[mask]
+    returns, value = rollout.returns[rollout.mask], rollout.value[rollout.mask]
     residual, spread = float((returns - value).var(correction=0)), float(returns.var(correction=0))
-    metrics = {
-        "ppo/score": float(score.mean()),
-        "ppo/score_std": float(score.std(correction=0)),
-        "ppo/kl": kl,
-        "ppo/kl_coefficient": coefficient,
-        "ppo/kl_penalty": coefficient * kl,
-        "ppo/objective": float(score.mean()) - coefficient * kl,
-        "ppo/entropy": -float(rollout.logprob[mask].mean()),
-        "ppo/length": float(mask.sum(-1).float().mean()),
-        "ppo/eos_rate": float(ended.float().mean()),
+    metrics = episode_metrics("ppo/", rollout, score, ended, kl, coefficient) | {
         "ppo/value": float(value.mean()),
         "ppo/return": float(returns.mean()),
         "ppo/return_std": math.sqrt(spread),

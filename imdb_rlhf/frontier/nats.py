@@ -28,7 +28,6 @@ from imdb_rlhf.frontier.world import MeasuredRun, Origin, World
 
 PARTS = ("needed", "objective", "reward_model", "data", "optimisation")
 DATA_KEYS = ("groups.k", "pairs.prompts")
-REFERENCE_SEED = "sft.seed"
 LEAST_KL = 0.05  # nats: a policy that spent less has nothing to split
 LEAST_USABLE = 0.9  # share of the resamples that an interval needs
 
@@ -225,7 +224,7 @@ def data_amount(run: FinishedRun) -> int | None:
 
 
 def _without_data(run: FinishedRun) -> dict[str, Any]:
-    left_out = {*run.knob_keys, *DATA_KEYS, REFERENCE_SEED}
+    left_out = {*run.knob_keys, *DATA_KEYS}
     method = {key: value for key, value in run.flat.items() if key not in left_out and not NO_METHOD.match(key)}
     return method | {"algo": run.algo}
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from imdb_rlhf.algos.inputs import Score
+from imdb_rlhf.algos.inputs import Optimised, Score
 from imdb_rlhf.config.ppo import PPOConfig, Scale
 from imdb_rlhf.config.reward import RewardSource
 from imdb_rlhf.errors import RunError
@@ -49,8 +49,8 @@ class RunInputs:
         """Training prompts as token rows."""
         return self.flow.get(Reviews).training_prompts
 
-    def score(self, config: PPOConfig) -> Score:
-        """Return the reward that PPO optimises: the learned one, or the true one on the configured scale.
+    def score(self, config: Optimised) -> Score:
+        """Return the reward that a method optimises: the learned one, or the true one on the configured scale.
 
         Raises:
             RunError: the true reward is to be normalised, and does not vary.
@@ -73,7 +73,7 @@ class RunInputs:
 
         return true_scores
 
-    def _normalisation(self, config: PPOConfig) -> tuple[float, float]:
+    def _normalisation(self, config: Optimised) -> tuple[float, float]:
         """Mean and standard deviation of the true reward on the reference's samples; 0 and 1 if it is not normalised.
 
         Raises:
@@ -83,7 +83,8 @@ class RunInputs:
             return 0.0, 1.0
         values = self._reservoir(COLUMNS[config.scale])
         if not values.std() > 0:
-            raise RunError("ppo.normalize needs true rewards that differ; set ppo.normalize=false or another reward")
+            key = f"{self.flow.run.algo}.normalize"
+            raise RunError(f"{key} needs true rewards that differ; set {key}=false or another reward")
         return float(values.mean()), float(values.std())
 
     def first_kl_coefficient(self, config: PPOConfig, target_kl: float | None) -> float:

@@ -24,6 +24,8 @@ SHOWN = {
     "loss": "loss",
     "ppo/score": "score",
     "ppo/kl": "rollout KL",
+    "rollout/score": "score",
+    "rollout/kl": "rollout KL",
     "eval/reward": "reward",
     "eval/kl": "KL",
 }

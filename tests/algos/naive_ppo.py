@@ -15,7 +15,9 @@ from imdb_rlhf.algos.ppo import PPO
 from imdb_rlhf.algos.rollout import Minibatch, Rollout
 from imdb_rlhf.config.algos import PPORun
 from imdb_rlhf.config.ppo import Whitening
+from imdb_rlhf.config.run import Run
 from imdb_rlhf.seeds import generator
+from imdb_rlhf.training.loop import Algorithm
 from imdb_rlhf.training.runtime import Runtime
 from tests import tiny
 
@@ -65,7 +67,7 @@ def make(run: PPORun, runtime: Runtime | None = None, coefficient: float = BETA,
     return algorithm
 
 
-def disturb(algorithm: PPO, size: float = 0.03) -> None:
+def disturb(algorithm: Algorithm, size: float = 0.03) -> None:
     """Move every weight, as steps on other minibatches would."""
     random = torch.Generator().manual_seed(11)
     with torch.no_grad():
@@ -113,12 +115,14 @@ def token_values(algorithm: PPO, prompt: list[int], completion: list[int]) -> tu
     return logprobs, values
 
 
-def draw_completion(lm: PreTrainedModel, prompt: list[int], run: PPORun, number: int) -> tuple[list[int], bool]:
+def draw_completion(
+    lm: PreTrainedModel, prompt: list[int], run: Run, number: int, stage: str = "ppo"
+) -> tuple[list[int], bool]:
     """An episode's completion: at each step the first token whose cumulative probability exceeds the uniform."""
     low, high = run.generation.shortest_limit, run.generation.max_new_tokens
-    limit = high if low is None else int(generator(run.seed, "ppo/limit", number).integers(low, high + 1, 1)[0])
+    limit = high if low is None else int(generator(run.seed, f"{stage}/limit", number).integers(low, high + 1, 1)[0])
     completion: list[int] = []
-    for uniform in generator(run.seed, "ppo", number).random(high)[:limit]:
+    for uniform in generator(run.seed, stage, number).random(high)[:limit]:
         below = next_logprobs(lm, prompt + completion, run.generation.temperature).double().exp().cumsum(0)
         completion.append(int((below <= uniform).sum()))
         if completion[-1] == 0:
