@@ -1,9 +1,14 @@
 """Algorithms: batches and a loss each, for the one loop."""
 
+from imdb_rlhf.algos.cpo import CPO
 from imdb_rlhf.algos.dpo import DPO
+from imdb_rlhf.algos.exo import EXO
+from imdb_rlhf.algos.kto import KTO
 from imdb_rlhf.algos.method import PolicyMethod
+from imdb_rlhf.algos.orpo import ORPO
 from imdb_rlhf.algos.ppo import PPO
 from imdb_rlhf.algos.preferred_ft import PreferredFT
+from imdb_rlhf.algos.simpo import SimPO
 from imdb_rlhf.algos.unlikelihood import Unlikelihood
 
 # The algorithms that train a policy, by the name that `algo=` takes, in the order of figures and tables.
@@ -12,4 +17,9 @@ ALGOS: dict[str, type[PolicyMethod]] = {
     "ppo": PPO,
     "unlikelihood": Unlikelihood,
     "preferred_ft": PreferredFT,
+    "kto": KTO,
+    "simpo": SimPO,
+    "orpo": ORPO,
+    "cpo": CPO,
+    "exo": EXO,
 }
