@@ -29,8 +29,8 @@ def alpha_divergence_score(log_ratio: Tensor, alpha: float) -> Tensor:
         (completions,) scores; 0 where the ratio is 1.
     """
     exponent = -alpha * log_ratio
-    inside = exponent.clamp(max=LINEAR_FROM)
-    return -(torch.expm1(inside) + math.exp(LINEAR_FROM) * (exponent - inside)) / alpha
+    tangent = math.exp(LINEAR_FROM) * F.relu(exponent - LINEAR_FROM)
+    return -(torch.expm1(exponent.clamp(max=LINEAR_FROM)) + tangent) / alpha
 
 
 def js_score(log_ratio: Tensor) -> Tensor:
