@@ -156,9 +156,7 @@ def test_a_loss_of_pairs_reaches_its_optimum(name: str, runtime: Runtime, groups
     fit(algorithm, runtime, adam(lr=2e-3), tmp_path)
     law = torch.tensor(log_law(algorithm.module.lm))
     least, reached, begun = (float(population(loss, table)) for table in (best, law, torch.tensor(LOG_REF)))
-    assert least <= reached <= least + 0.03 * (begun - least)
-    apart = [float((best.exp() * (best - table)).sum(1).mean()) for table in (torch.tensor(LOG_REF), law)]
-    assert apart[1] < 0.05 * apart[0]
+    assert least <= reached <= least + 0.02 * (begun - least)
 
 
 def test_what_is_known_of_optima_without_a_reference() -> None:
