@@ -17,13 +17,15 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 from imdb_rlhf.algos import ALGOS
+from imdb_rlhf.algos.bon_sft import BonSFT
 from imdb_rlhf.algos.dpo import DPO
 from imdb_rlhf.algos.kto import KTO
 from imdb_rlhf.config.algos import Divergence, DPORun
-from imdb_rlhf.config.preference_algos import SCHEMAS, CPOConfig, EXOConfig, KTORun, SimPOConfig
+from imdb_rlhf.config.preference_algos import SCHEMAS, BonSFTRun, CPOConfig, EXOConfig, KTORun, SimPOConfig
 from imdb_rlhf.training.runtime import Runtime
 from tests import test_closed_forms as world
 from tests import tiny
+from tests.enumeration import exact_kl, exact_policy
 from tests.test_closed_forms import COMPLETIONS, LENGTH, LOG_REF, RANGE, REWARDS, adam, fit, log_law
 
 groups, runtime = world.groups, world.runtime  # fixtures
@@ -139,7 +141,7 @@ def best_table(loss: Loss) -> Tensor:
         value.backward()
         return value
 
-    solver.step(closure)  # type: ignore[no-untyped-call]
+    solver.step(closure)
     assert table.grad is not None and table.grad.abs().max() < 1e-5
     return table.detach().log_softmax(-1)
 
@@ -191,3 +193,20 @@ def test_kto_makes_likelier_what_wins_more_often_than_it_loses(runtime: Runtime,
     fit(algorithm, runtime, adam(lr=2e-3), tmp_path)
     before, after = ((np.exp(law) * (share > 0.5)).sum(1) for law in (LOG_REF, log_law(algorithm.module.lm)))
     assert (after > 1.2 * before).all()
+
+
+# --- best-of-N distillation
+
+
+@pytest.mark.parametrize("n", [4, pytest.param(2, marks=pytest.mark.slow)])
+def test_sft_on_the_best_of_n_reaches_the_law_of_best_of_n(
+    n: int, runtime: Runtime, groups: Path, tmp_path: Path
+) -> None:
+    run = world.preferences(BonSFTRun, 64, 250, n=n)
+    algorithm = BonSFT.from_inputs(world.inputs(runtime, groups), run)
+    fit(algorithm, runtime, adam(lr=2e-3), tmp_path)
+    law = log_law(algorithm.module.lm)
+    for row, ref in enumerate(REF):
+        best = exact_policy(ref, REWARDS[row], n)
+        assert float(best @ np.log(best / ref)) == pytest.approx(exact_kl(ref, REWARDS[row], n))
+        assert float(best @ (np.log(best) - law[row])) < 0.05 * exact_kl(ref, REWARDS[row], n)

@@ -37,7 +37,7 @@ from imdb_rlhf.config.machine import (
 from imdb_rlhf.config.model import Attention, ScratchModel
 from imdb_rlhf.config.optim import AdamWConfig, RMSpropConfig, Schedule
 from imdb_rlhf.config.ppo import PPOConfig, Scale, ValueNetwork, Whitening
-from imdb_rlhf.config.preference_algos import CPOConfig, EXOConfig, KTOConfig, SimPOConfig
+from imdb_rlhf.config.preference_algos import BonSFTConfig, CPOConfig, EXOConfig, KTOConfig, SimPOConfig
 from imdb_rlhf.config.reward import (
     Crop,
     Init,
@@ -345,6 +345,7 @@ def run(kind: type[R], **changes: Any) -> R:
         "simpo": SimPOConfig(0.5),
         "cpo": CPOConfig(1.0),
         "exo": EXOConfig(1e-3),
+        "bon_sft": BonSFTConfig(RewardSource.ground_truth),
         "lam": 0.1,
         "alpha": 0.5,
         "target_kl": 2.0,
@@ -372,6 +373,10 @@ class FixedInputs:
     prompts: list[list[int]] = field(default_factory=list)
     scores: Score = lambda prompt_ids, completion_ids: np.zeros(len(prompt_ids))
     kl_coefficient: float = 1.0
+
+    @property
+    def learned_score(self) -> Score:
+        return self.scores
 
     def score(self, config: PPOConfig) -> Score:
         return self.scores

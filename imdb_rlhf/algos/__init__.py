@@ -1,5 +1,6 @@
 """Algorithms: batches and a loss each, for the one loop."""
 
+from imdb_rlhf.algos.bon_sft import BonSFT
 from imdb_rlhf.algos.cpo import CPO
 from imdb_rlhf.algos.dpo import DPO
 from imdb_rlhf.algos.exo import EXO
@@ -22,4 +23,5 @@ ALGOS: dict[str, type[PolicyMethod]] = {
     "orpo": ORPO,
     "cpo": CPO,
     "exo": EXO,
+    "bon_sft": BonSFT,
 }

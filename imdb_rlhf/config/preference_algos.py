@@ -1,10 +1,11 @@
-"""Runs of the methods that learn from a fixed set of preferences, beside DPO and the paper's baselines."""
+"""Runs of the methods that learn from fixed preferences or groups, beside DPO and the paper's baselines."""
 
 from dataclasses import dataclass
 from typing import Annotated
 
-from imdb_rlhf.config.families import PreferenceRun
+from imdb_rlhf.config.families import LearnedRun, PreferenceRun
 from imdb_rlhf.config.ranges import Coefficient, PositiveCoefficient, Range
+from imdb_rlhf.config.reward import RewardSource
 from imdb_rlhf.config.run import Run
 from imdb_rlhf.errors import ConfigError
 
@@ -103,6 +104,51 @@ class ORPORun(PreferenceRun):
         return "lam", self.lam
 
 
+@dataclass
+class BonSFTConfig:
+    """Which reward chooses the best completion."""
+
+    selector: RewardSource
+
+
+@dataclass
+class BonSFTRun(PreferenceRun, LearnedRun):
+    """`algo=bon_sft`: supervised fine-tuning on the best of N completions; the knob is n."""
+
+    n: Annotated[int, Range(1, 10**6)]
+    bon_sft: BonSFTConfig
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.data.preferences is not None:
+            raise ConfigError(
+                "algo=bon_sft chooses from groups of completions, but data.preferences brings pairs; "
+                "use algo=preferred_ft"
+            )
+        if self.n > self.groups.k:
+            raise ConfigError(f"n={self.n} is above groups.k={self.groups.k}; lower the one or raise the other")
+
+    @property
+    def knob(self) -> tuple[str, float] | None:
+        """N."""
+        return "n", self.n
+
+    @property
+    def variant(self) -> str | None:
+        """The selector."""
+        return str(self.bon_sft.selector)
+
+    @property
+    def uses_groups(self) -> bool:
+        """Always: the best is chosen from them."""
+        return True
+
+    @property
+    def uses_learned_reward(self) -> bool:
+        """Only with bon_sft.selector=learned."""
+        return self.bon_sft.selector == RewardSource.learned
+
+
 # The names under which conf/ finds these classes: `/schema/<key>`.
 SCHEMAS: dict[str, type[Run]] = {
     "kto": KTORun,
@@ -110,4 +156,5 @@ SCHEMAS: dict[str, type[Run]] = {
     "orpo": ORPORun,
     "cpo": CPORun,
     "exo": EXORun,
+    "bon_sft": BonSFTRun,
 }

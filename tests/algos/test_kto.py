@@ -1,16 +1,18 @@
 """KTO: its reference point by hand, the batch's loss, and processes that share the estimate."""
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from imdb_rlhf.algos.kto import KTO, mismatched
 from imdb_rlhf.config.preference_algos import KTOConfig, KTORun
 from imdb_rlhf.data.pairs import Pairs
+from imdb_rlhf.models.logprobs import Rows
 from tests import tiny
 from tests.algos.test_unlikelihood import PAIRS, make_groups
 
@@ -70,8 +72,9 @@ def test_the_reference_point_and_the_loss_by_hand() -> None:
     assert abs(mean) > 0.05
     assert batch.notes == {"train/kl_estimate": batch.kl}
     assert batch.kl == pytest.approx(max(0.0, mean), abs=1e-5)
-    groups, lm = two_groups(), algorithm.module.lm
-    losses, ratios = [], {True: [], False: []}
+    groups, lm = two_groups(), cast(PreTrainedModel, algorithm.module.lm)
+    ratios: dict[bool, list[float]] = {True: [], False: []}
+    losses = []
     for pair in batch.pairs:
         for row, wins in zip(pair, (True, False), strict=True):
             logprob = tiny.completion_logprob(lm, groups["prompt_ids"][row], groups["completion_ids"][row])
@@ -134,14 +137,18 @@ def test_processes_share_the_estimate() -> None:
         assert last == pytest.approx(one.kl_estimate(PAIRS), abs=1e-6)
 
 
-def test_a_row_that_is_longer_than_the_context_is_left_out() -> None:
+def test_a_row_that_is_longer_than_the_context_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     algorithm = make()
     algorithm.context = 6
     groups = two_groups()
     lengths = [len(groups["prompt_ids"][(row + 3) % 6]) + len(groups["completion_ids"][row]) for row in range(6)]
     assert 0 < sum(length > 6 for length in lengths) < 6
     seen: list[int] = []
-    score = algorithm._log_ratios
-    algorithm._log_ratios = lambda rows: seen.extend(rows.lengths.tolist()) or score(rows)  # type: ignore[method-assign]
+
+    def score(rows: Rows) -> list[float]:
+        seen.extend(rows.lengths.tolist())
+        return [0.0] * len(rows.lengths)
+
+    monkeypatch.setattr(algorithm, "_log_ratios", score)
     algorithm.kl_estimate(PAIRS)
     assert sorted(seen) == sorted(length for length in lengths if length <= 6)

@@ -84,7 +84,7 @@ def assert_same(
     trl_gradient = tiny.gradients(policy.lm)
     assert trl_gradient.norm() > 1e-3
     assert (gradient - trl_gradient).norm() < 1e-4 * trl_gradient.norm()
-    return metrics | batch.notes
+    return {**metrics, **batch.notes}
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from imdb_rlhf.algos.cpo import CPO
 from imdb_rlhf.algos.exo import EXO
 from imdb_rlhf.algos.orpo import ORPO
 from imdb_rlhf.algos.pairwise import PairwiseMethod
+from imdb_rlhf.algos.preferences import PairBatch
 from imdb_rlhf.algos.simpo import SimPO
 from imdb_rlhf.config.families import PreferenceRun
 from imdb_rlhf.config.preference_algos import SCHEMAS, CPOConfig, EXOConfig, SimPOConfig
@@ -56,7 +57,7 @@ def naive(kind: type[PairwiseMethod[Any]], up: Tensor, down: Tensor, ratio: Tens
 def test_the_loss_is_the_naive_one(kind: type[PairwiseMethod[Any]], temperature: float, limit: int | None) -> None:
     lm, groups = tiny.gpt2(1), make_groups()
     algorithm = make(kind, lm, temperature)
-    batch = next(algorithm.batches(0))
+    batch = cast(PairBatch, next(algorithm.batches(0)))
     losses, ratios = [], []
     for pair in batch.pairs:
         prompts, completions = ([groups[name][row] for row in pair] for name in ("prompt_ids", "completion_ids"))
@@ -76,7 +77,7 @@ def test_the_loss_is_the_naive_one(kind: type[PairwiseMethod[Any]], temperature:
     assert metrics["train/chosen_log_ratio"] == pytest.approx(math.fsum(ratios) / len(ratios), abs=1e-4)
 
 
-@pytest.mark.parametrize("name", SCHEMAS)
+@pytest.mark.parametrize("name", ["kto", *(kind.stage for kind in RUNS)])
 def test_every_method_is_made_from_inputs_and_read_by_step(name: str, tmp_path: Path) -> None:
     table(3).to_parquet(tmp_path / "groups.parquet")
     lm = tiny.gpt2(width=8, layers=1, heads=1, dropout=0.5).requires_grad_(False).train()
