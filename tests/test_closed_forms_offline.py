@@ -146,9 +146,8 @@ def best_table(loss: Loss) -> Tensor:
     return table.detach().log_softmax(-1)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name == "exo" else pytest.mark.slow) for name in LOSSES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LOSSES)
 def test_a_loss_of_pairs_reaches_its_optimum(name: str, runtime: Runtime, groups: Path, tmp_path: Path) -> None:
     changes, loss = LOSSES[name]
     best = best_table(loss)
