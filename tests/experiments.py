@@ -111,7 +111,9 @@ METHODS = {
     "preferred_ft": ["algo=preferred_ft", *MOVING],
     "ipo": ["algo=dpo", "dpo.loss=ipo", "dpo.average_logprobs=true", *MOVING],
     "plackett_luce": ["algo=dpo", "dpo.loss=plackett_luce", *MOVING],
+    "kto": ["algo=kto", *MOVING],
     "reward_model": ["algo=reward_model"],
+    "bon_sft": ["algo=bon_sft", *MOVING, "policy.batch_size=4"],
     "ppo": ["algo=ppo", *PPO],
     **ONLINE,
     "best_of_n": ["algo=best_of_n", "n=4"],
@@ -120,7 +122,7 @@ METHODS = {
     "best_of_2": [*TRUE, "n=2"],
     "best_of_8": [*TRUE, "n=8"],
 }
-LEARNED = {"reward_model", "ppo", "best_of_n", *ONLINE}
+LEARNED = {"reward_model", "ppo", "best_of_n", "bon_sft", *ONLINE}
 ALWAYS = {"config.yaml", "overrides.json", "artifacts.json", "metrics.jsonl", "summary.json", "report.html", "DONE"}
 
 

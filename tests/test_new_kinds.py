@@ -269,7 +269,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copy(file, copy)
     package, tree = copy / "imdb_rlhf", copy / "docs" / "architecture.md"
     # 1. the algorithm
-    append(package / "losses.py", LOSS)
+    append(package / "losses" / "__init__.py", LOSS)
     create(package / "algos" / "toy.py", ALGORITHM)
     replace(package / "algos" / "__init__.py", '    "dpo": DPO,\n', '    "dpo": DPO,\n    "toy": Toy,\n')
     replace(package / "algos" / "__init__.py", "import DPO\n", "import DPO\nfrom imdb_rlhf.algos.toy import Toy\n")

@@ -222,6 +222,8 @@ PRESETS = {
             "policy.optim.lr": PAIRS["policy.optim.lr"],
             "policy.optim.warmup_steps": PAIRS["policy.optim.warmup_steps"],
             "dpo.loss": ("sigmoid", f"{PAPER}, equation 7"),
+            "dpo.divergence": ("reverse_kl", f"{PAPER}, equation 3"),
+            "dpo.divergence_alpha": (None, f"{PAPER}, equation 3: none"),
             "dpo.label_smoothing": (0.0, f"{PAPER}, equation 7; {DPO_CODE}, config/loss/dpo.yaml: label_smoothing"),
             "dpo.average_logprobs": (False, f"{PAPER}, equation 7: log-probs of whole completions"),
         },
@@ -286,6 +288,15 @@ PRESETS = {
     ),
     "experiment_algo/paper: preferred_ft": Preset(
         ["experiment_algo/paper"], ["experiment=paper", "algo=preferred_ft"], BASELINE, section="preferred_ft"
+    ),
+    **{
+        f"experiment_algo/paper: {algo}": Preset(
+            ["experiment_algo/paper"], ["experiment=paper", f"algo={algo}"], BASELINE, section=algo
+        )
+        for algo in ("kto", "simpo", "orpo", "cpo", "exo")
+    },
+    "experiment_algo/paper: bon_sft": Preset(
+        ["experiment_algo/paper"], ["experiment=paper", "algo=bon_sft"], {**BASELINE, **LEARNED}, section="bon_sft"
     ),
     "experiment_algo/paper: reward_model": Preset(
         ["experiment_algo/paper"], ["experiment=paper", "algo=reward_model"], LEARNED, section="reward_model"

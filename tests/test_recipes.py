@@ -83,26 +83,26 @@ def add(tree: Path, name: str, text: str) -> None:
 def test_the_worked_algorithm_runs_through_the_loop(tree):
     files = pieces()
     assert {name for name in files if not (ROOT / name).exists()} == {
-        "imdb_rlhf/algos/simpo.py",
-        "conf/algo/simpo.yaml",
-        "tests/algos/test_simpo.py",
+        "imdb_rlhf/algos/slic.py",
+        "conf/algo/slic.yaml",
+        "tests/algos/test_slic.py",
     }
     for name, text in files.items():
         add(tree, name, text)
     for experiment in ("default", "smoke"):  # as the recipe says
         sections = tree / "conf" / "experiment_algo" / f"{experiment}.yaml"
         sections.write_text(
-            sections.read_text().replace("\nunlikelihood: *pairs", "\nsimpo: *pairs\nunlikelihood: *pairs")
+            sections.read_text().replace("\nunlikelihood: *pairs", "\nslic: *pairs\nunlikelihood: *pairs")
         )
-    run(tree, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/algos/test_simpo.py")
-    values = ["algo=simpo", "policy.optim.lr=1e-2"]
+    run(tree, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/algos/test_slic.py")
+    values = ["algo=slic", "policy.optim.lr=1e-2"]
     values += ["policy.optim.warmup_steps=0", "keep_model=none"]
     folder, summary = train(tree, *values)
-    assert folder.name.startswith("simpo-beta2-s0-")
-    assert (summary["algo"], summary["knob"], summary["step"]) == ("simpo", {"name": "beta", "value": 2.0}, 4)
+    assert folder.name.startswith("slic-delta2-s0-")
+    assert (summary["algo"], summary["knob"], summary["step"]) == ("slic", {"name": "delta", "value": 2.0}, 4)
     assert summary["kl"] > 0.01  # it was trained
-    refused = run(tree, "train.py", "algo=simpo", "gamma=-1", code=2)
-    assert refused.stderr == "refused: gamma=-1.0 is out of range; give a number of at least 0 and at most 1000000\n"
+    refused = run(tree, "train.py", "algo=slic", "weight=-1", code=2)
+    assert refused.stderr == "refused: weight=-1.0 is out of range; give a number of at least 0 and at most 1000000\n"
 
 
 def test_the_own_reward_is_what_is_reported(tree):

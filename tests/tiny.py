@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from imdb_rlhf.algos.inputs import Optimised, Score
-from imdb_rlhf.config.algos import BestOfNConfig, DPOConfig, DPOLoss, OwnModelConfig
+from imdb_rlhf.config.algos import BestOfNConfig, Divergence, DPOConfig, DPOLoss, OwnModelConfig
 from imdb_rlhf.config.data import Bos, EmbeddedData, PromptsConfig
 from imdb_rlhf.config.hub import HubConfig, Part
 from imdb_rlhf.config.machine import (
@@ -46,6 +46,7 @@ from imdb_rlhf.config.online_algos import (
 )
 from imdb_rlhf.config.optim import AdamWConfig, RMSpropConfig, Schedule
 from imdb_rlhf.config.ppo import PPOConfig, Scale, ValueNetwork, Whitening
+from imdb_rlhf.config.preference_algos import BonSFTConfig, CPOConfig, EXOConfig, KTOConfig, SimPOConfig
 from imdb_rlhf.config.reward import (
     Crop,
     Init,
@@ -279,8 +280,14 @@ def reservoir(**changes: int) -> ReservoirConfig:
     return ReservoirConfig(**{"seed": 0, "samples": 16, "batch_size": 8, **changes})
 
 
-def dpo(loss: DPOLoss = DPOLoss.sigmoid, label_smoothing: float = 0.0, average_logprobs: bool = False) -> DPOConfig:
-    return DPOConfig(loss, label_smoothing, average_logprobs)
+def dpo(
+    loss: DPOLoss = DPOLoss.sigmoid,
+    label_smoothing: float = 0.0,
+    average_logprobs: bool = False,
+    divergence: Divergence = Divergence.reverse_kl,
+    divergence_alpha: float | None = None,
+) -> DPOConfig:
+    return DPOConfig(loss, divergence, divergence_alpha, label_smoothing, average_logprobs)
 
 
 def ppo(**changes: Any) -> PPOConfig:
@@ -377,6 +384,12 @@ def run(kind: type[R], **changes: Any) -> R:
         "reservoir": reservoir(),
         "beta": 0.1,
         "dpo": dpo(),
+        "kto": KTOConfig(1.0, 1.0),
+        "simpo": SimPOConfig(0.5),
+        "cpo": CPOConfig(1.0),
+        "exo": EXOConfig(1e-3),
+        "bon_sft": BonSFTConfig(RewardSource.ground_truth),
+        "lam": 0.1,
         "alpha": 0.5,
         "target_kl": 2.0,
         "ppo": ppo(),
@@ -407,6 +420,10 @@ class FixedInputs:
     prompts: list[list[int]] = field(default_factory=list)
     scores: Score = lambda prompt_ids, completion_ids: np.zeros(len(prompt_ids))
     kl_coefficient: float = 1.0
+
+    @property
+    def learned_score(self) -> Score:
+        return self.scores
 
     def score(self, config: Optimised) -> Score:
         return self.scores

@@ -1,7 +1,8 @@
 """Direct preference optimization (arXiv 2305.18290) and the losses that are functions of the same log-ratios.
 
 The score of a completion is s = log pi(y|x) - log ref(y|x), and h = s_w - s_l is the margin of a pair. Plackett-Luce
-takes whole rankings instead of pairs (appendix A.3).
+takes whole rankings instead of pairs (appendix A.3). With another divergence than reverse KL (f-DPO, arXiv 2309.16240)
+f'(pi / ref) takes the place of s.
 """
 
 from collections.abc import Mapping
@@ -21,12 +22,13 @@ from imdb_rlhf.algos.preferences import (
     RankingBatch,
     RankingPart,
 )
-from imdb_rlhf.config.algos import DPOConfig, DPOLoss, DPORun
+from imdb_rlhf.config.algos import Divergence, DPOConfig, DPOLoss, DPORun
 from imdb_rlhf.config.stages import Labels
 from imdb_rlhf.data.groups import read
 from imdb_rlhf.data.pairs import Pairs, load_pairs
 from imdb_rlhf.data.rankings import Rankings, draw_rankings
 from imdb_rlhf.losses import dpo_hinge, dpo_ipo, dpo_robust, dpo_sigmoid, log_ratio_margin, plackett_luce
+from imdb_rlhf.losses.offline import alpha_divergence_score, js_score
 
 
 class DPO(PreferenceMethod[DPORun]):
@@ -34,7 +36,13 @@ class DPO(PreferenceMethod[DPORun]):
 
     stage = "dpo"
     title = "DPO"
-    colours: ClassVar[Mapping[str, int]] = {"DPO": 0, "DPO (ipo)": 7}
+    colours: ClassVar[Mapping[str, int]] = {
+        "DPO": 0,
+        "DPO (ipo)": 7,
+        "DPO (forward_kl)": 14,
+        "DPO (js)": 21,
+        "DPO (alpha)": 28,
+    }
 
     @classmethod
     def population(cls, config: Mapping[str, Any]) -> Population | str:
@@ -103,6 +111,9 @@ class DPO(PreferenceMethod[DPORun]):
     def _margin(self, logprob: Tensor, part: PairPart) -> Tensor:
         """(pairs,) margins that the loss reads: of log-probs per sequence, or per token, in nats."""
         tokens = part.rows.lengths - part.rows.starts if self.run.dpo.average_logprobs else torch.ones_like(logprob)
+        if self.run.dpo.divergence != Divergence.reverse_kl:
+            scores = divergence_scores(logprob - part.ref_logprob, self.run.dpo)[part.pairs]
+            return scores[:, 0] - scores[:, 1]
         policy, reference = (logprob / tokens)[part.pairs], (part.ref_logprob / tokens)[part.pairs]
         return log_ratio_margin(policy[:, 0], policy[:, 1], reference[:, 0], reference[:, 1])
 
@@ -124,3 +135,17 @@ def pair_losses(margin: Tensor, beta: float, config: DPOConfig) -> Tensor:
             return dpo_hinge(margin, beta)
         case _:
             raise ValueError(f"{config.loss} is not a loss of pairs")
+
+
+def divergence_scores(log_ratio: Tensor, config: DPOConfig) -> Tensor:
+    """(completions,) f'(pi / ref) of (completions,) log-ratios in nats; the log-ratio itself for reverse KL."""
+    match config.divergence:
+        case Divergence.forward_kl:
+            return alpha_divergence_score(log_ratio, 1.0)
+        case Divergence.js:
+            return js_score(log_ratio)
+        case Divergence.alpha:
+            assert config.divergence_alpha is not None  # as `DPOConfig.check` has it
+            return alpha_divergence_score(log_ratio, config.divergence_alpha)
+        case _:
+            return log_ratio

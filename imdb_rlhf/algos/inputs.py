@@ -47,6 +47,11 @@ class Inputs(Protocol):
         """Training prompts as token rows, for an algorithm that samples its own completions."""
         ...
 
+    @property
+    def learned_score(self) -> Score:
+        """The reward model's normalised scores, for an algorithm that chooses by them."""
+        ...
+
     def score(self, config: Optimised) -> Score:
         """Return the reward that is optimised, as `config` scales it.
 

@@ -69,16 +69,40 @@ class DPOLoss(StrEnum):
     plackett_luce = "plackett_luce"
 
 
+class Divergence(StrEnum):
+    """What DPO holds the policy to the reference by."""
+
+    reverse_kl = "reverse_kl"
+    forward_kl = "forward_kl"
+    js = "js"
+    alpha = "alpha"
+
+
 @dataclass
 class DPOConfig:
     """Which loss of the DPO family, and its constants."""
 
     loss: DPOLoss
+    divergence: Divergence
+    divergence_alpha: Annotated[float, Range(0.001, 0.999)] | None
     label_smoothing: Annotated[float, Range(0, 0.4999)]
     average_logprobs: bool
 
     def check(self, at: str) -> None:
         """Refuse a key that the loss does not use, and a loss without a key that it needs."""
+        if self.divergence != Divergence.reverse_kl and self.loss != DPOLoss.sigmoid:
+            raise ConfigError(
+                f"{at}divergence={self.divergence} is used by {at}loss=sigmoid alone; set it to reverse_kl"
+            )
+        if self.divergence == Divergence.alpha and self.divergence_alpha is None:
+            raise ConfigError(
+                f"{at}divergence=alpha needs {at}divergence_alpha, from 0 (reverse KL) to 1 (forward KL); "
+                f"for example {at}divergence_alpha=0.5"
+            )
+        if self.divergence != Divergence.alpha and self.divergence_alpha is not None:
+            raise ConfigError(
+                f"{at}divergence_alpha={self.divergence_alpha} is used by {at}divergence=alpha alone; set it to null"
+            )
         if self.label_smoothing and self.loss not in (DPOLoss.sigmoid, DPOLoss.robust):
             raise ConfigError(
                 f"{at}label_smoothing={self.label_smoothing} is used by {at}loss=sigmoid and robust alone; set it to 0"
@@ -119,8 +143,10 @@ class DPORun(PreferenceRun):
 
     @property
     def variant(self) -> str | None:
-        """The loss, where it is not the paper's."""
-        return None if self.dpo.loss == DPOLoss.sigmoid else str(self.dpo.loss)
+        """The loss or the divergence, where it is not the paper's."""
+        if self.dpo.loss != DPOLoss.sigmoid:
+            return str(self.dpo.loss)
+        return None if self.dpo.divergence == Divergence.reverse_kl else str(self.dpo.divergence)
 
 
 @dataclass

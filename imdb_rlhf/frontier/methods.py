@@ -49,6 +49,7 @@ class Knob(NamedTuple):
 KNOBS = {
     "beta": Knob("β", "value of β", "values of β"),
     "alpha": Knob("α", "value of α", "values of α"),
+    "lam": Knob("λ", "value of λ", "values of λ"),
     "target_kl": Knob("target KL", "target", "targets"),
     "n": Knob("N", "value of N", "values of N"),
 }

@@ -49,6 +49,17 @@ class RunInputs:
         """Training prompts as token rows."""
         return self.flow.get(Reviews).training_prompts
 
+    @property
+    def learned_score(self) -> Score:
+        """The reward model's normalised scores."""
+        learned = self.flow.get(TrainedRewardModel).reward
+
+        def learned_scores(prompt_ids: list[list[int]], completion_ids: list[list[int]]) -> np.ndarray:
+            with self.runtime.autocast():
+                return learned.score_ids(prompt_ids, completion_ids)
+
+        return learned_scores
+
     def score(self, config: Optimised) -> Score:
         """Return the reward that a method optimises: the learned one, or the true one on the configured scale.
 
@@ -56,13 +67,7 @@ class RunInputs:
             RunError: the true reward is to be normalised, and does not vary.
         """
         if config.reward == RewardSource.learned:
-            learned = self.flow.get(TrainedRewardModel).reward
-
-            def learned_scores(prompt_ids: list[list[int]], completion_ids: list[list[int]]) -> np.ndarray:
-                with self.runtime.autocast():
-                    return learned.score_ids(prompt_ids, completion_ids)
-
-            return learned_scores
+            return self.learned_score
         mean, std = self._normalisation(config)
         true, tokenizer = self.flow.get(TrueReward).reward, self.policy.tokenizer
 

@@ -180,7 +180,7 @@ def test_a_key_that_is_not_used(overrides, start, names):
 @pytest.mark.parametrize(
     ("override", "start", "choices"),
     [
-        ("algo=grpo", "algo=grpo: no such choice; there are", ["dpo", "sft"]),
+        ("algo=sarsa", "algo=sarsa: no such choice; there are", ["dpo", "sft"]),
         ("model=gpt3", "model=gpt3: no such choice; did you mean model=gpt2? there are", ["tiny"]),
         ("data=yelp", "data=yelp: no such choice; there are", ["embedded", "imdb"]),
         ("reward=vader", "reward=vader: no such choice; there are", ["lexicon", "siebert"]),

@@ -12,6 +12,7 @@ from imdb_rlhf.config.keys import _keys_below
 from imdb_rlhf.config.run import NOT_IN_HASH
 from imdb_rlhf.frontier.finished import FinishedRun, read
 from imdb_rlhf.frontier.methods import MARKERS, NO_METHOD, PALETTE, method_names, style, styles
+from imdb_rlhf.runs.kinds import palette_places
 from tests.command import run_of
 
 Write = Callable[..., Path]
@@ -28,6 +29,12 @@ def test_the_methods_of_the_paper_differ() -> None:
     assert len({style(name).colour for name in NAMES[:6]}) == 6
     assert len({style(name) for name in NAMES}) == len(NAMES)
     assert style(NAMES[3]) == style(3)
+
+
+def test_no_two_methods_with_a_place_look_alike() -> None:
+    places = palette_places()
+    assert {"KTO", "SimPO", "ORPO", "CPO", "EXO", "BoN-SFT", "BoN-SFT-GT", "DPO (forward_kl)"} <= places.keys()
+    assert len({style(name) for name in places}) == len(places)
 
 
 def test_markers_are_known_to_matplotlib_and_plotly() -> None:

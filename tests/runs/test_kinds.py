@@ -109,6 +109,8 @@ def test_what_folders_and_variants_are_called(methods):
         "preferred_ft": ("preferred_ft", None),
         "ipo": ("dpo-beta0.1", "ipo"),
         "plackett_luce": ("dpo-beta0.1", "plackett_luce"),
+        "kto": ("kto-beta0.1", None),
+        "bon_sft": ("bon_sft-n4", "learned"),
         "reward_model": ("reward_model", None),
         "ppo": ("ppo-target_kl0.05", "learned, small"),
         "best_of_n": ("best_of_n-n4", "learned"),
@@ -121,9 +123,10 @@ def test_what_folders_and_variants_are_called(methods):
 
 def test_methods_share_what_is_upstream(methods):
     common = dict.fromkeys(("data", "sft", "groups", "reference"), False)
-    for name in ("unlikelihood", "preferred_ft", "ipo", "plackett_luce"):
+    for name in ("unlikelihood", "preferred_ft", "ipo", "plackett_luce", "kto"):
         assert stages_made(methods[name].answer) == common
     assert stages_made(methods["reward_model"].answer) == common | {"reward_model": True}
+    assert stages_made(methods["bon_sft"].answer) == common | {"reward_model": False}
     more = {"reservoir": True, "learned_scores": True}
     assert stages_made(methods["ppo"].answer) == common | {"reward_model": False} | more
     assert stages_made(methods["best_of_n"].answer) == common | dict.fromkeys(("reward_model", *more), False)
@@ -134,7 +137,9 @@ def test_methods_share_what_is_upstream(methods):
         assert len(used) == 1, stage
 
 
-@pytest.mark.parametrize("name", ["unlikelihood", "preferred_ft", "ipo", "plackett_luce", "ppo", "ppo_true"])
+@pytest.mark.parametrize(
+    "name", ["unlikelihood", "preferred_ft", "ipo", "plackett_luce", "kto", "bon_sft", "ppo", "ppo_true"]
+)
 def test_the_summary_of_a_policy_is_what_its_rows_say(methods, name):
     done = methods[name]
     summary, table = done.summary, pd.read_parquet(done.folder / "evaluations.parquet")

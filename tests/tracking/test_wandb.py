@@ -442,7 +442,7 @@ def test_code_is_an_artifact_where_it_is_asked_for(tmp_path: Path) -> None:
     ]
     assert (artifact["type"], warnings) == ("code", [])
     paths = {entry["path"] for entry in artifact["manifest"]["contents"]}
-    assert {"imdb_rlhf/losses.py", "conf/config.yaml"} <= paths and not any("tests" in path for path in paths)
+    assert {"imdb_rlhf/losses/__init__.py", "conf/config.yaml"} <= paths and not any("tests" in path for path in paths)
 
 
 # --- one whole offline run
