@@ -5,11 +5,11 @@ from dataclasses import fields, is_dataclass
 from difflib import SequenceMatcher, get_close_matches
 from typing import Any, get_type_hints
 
-from imdb_rlhf.config import algos, data, families, hub, machine, model, optim, ppo, reward, run, stages
+from imdb_rlhf.config import algos, data, decoding, families, hub, machine, model, optim, ppo, reward, run, stages
 from imdb_rlhf.config.places import places_of
 from imdb_rlhf.config.run import Run
 
-_MODULES = (run, families, algos, ppo, stages, machine, hub, model, data, reward, optim)
+_MODULES = (run, families, algos, decoding, ppo, stages, machine, hub, model, data, reward, optim)
 # What conf/ names as `/schema/<key>`; each module of this room lists its own.
 SCHEMAS: dict[str, type] = {
     name: schema for module in _MODULES for name, schema in getattr(module, "SCHEMAS", {}).items()
