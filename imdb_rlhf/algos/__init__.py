@@ -1,5 +1,6 @@
 """Algorithms: batches and a loss each, for the one loop."""
 
+from imdb_rlhf.algos.distill import Distill
 from imdb_rlhf.algos.dpo import DPO
 from imdb_rlhf.algos.method import PolicyMethod
 from imdb_rlhf.algos.ppo import PPO
@@ -12,4 +13,5 @@ ALGOS: dict[str, type[PolicyMethod]] = {
     "ppo": PPO,
     "unlikelihood": Unlikelihood,
     "preferred_ft": PreferredFT,
+    "distill": Distill,
 }

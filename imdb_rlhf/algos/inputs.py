@@ -7,7 +7,9 @@ from typing import Protocol
 import numpy as np
 from transformers import PreTrainedModel
 
+from imdb_rlhf.config.decoding import GuidedRun
 from imdb_rlhf.config.ppo import PPOConfig
+from imdb_rlhf.models.next_token import NextToken
 from imdb_rlhf.models.policy import Policy
 from imdb_rlhf.training.runtime import Runtime
 
@@ -36,6 +38,10 @@ class Inputs(Protocol):
     @property
     def prompts(self) -> list[list[int]]:
         """Training prompts as token rows, for an algorithm that samples its own completions."""
+        ...
+
+    def guided(self, run: GuidedRun) -> NextToken:
+        """Return the guided policy of a run, frozen."""
         ...
 
     def score(self, config: PPOConfig) -> Score:

@@ -6,13 +6,16 @@ from pathlib import Path
 import numpy as np
 
 from imdb_rlhf.algos.inputs import Score
+from imdb_rlhf.config.decoding import GuidedRun
 from imdb_rlhf.config.ppo import PPOConfig, Scale
 from imdb_rlhf.config.reward import RewardSource
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.evaluation import optimum, reservoir
 from imdb_rlhf.models import policy as policies
+from imdb_rlhf.models.next_token import NextToken
 from imdb_rlhf.models.policy import Policy
 from imdb_rlhf.models.tokens import decode
+from imdb_rlhf.stages.decoded import open_guided
 from imdb_rlhf.stages.groups import Groups, RescoredGroups
 from imdb_rlhf.stages.reference import Reference
 from imdb_rlhf.stages.reservoir import Reservoir
@@ -48,6 +51,10 @@ class RunInputs:
     def prompts(self) -> list[list[int]]:
         """Training prompts as token rows."""
         return self.flow.get(Reviews).training_prompts
+
+    def guided(self, run: GuidedRun) -> NextToken:
+        """Return the guided policy of a run, frozen."""
+        return open_guided(self.flow, run).next_token
 
     def score(self, config: PPOConfig) -> Score:
         """Return the reward that PPO optimises: the learned one, or the true one on the configured scale.
