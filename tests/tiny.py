@@ -25,6 +25,7 @@ from transformers import (
 from imdb_rlhf.algos.inputs import Score
 from imdb_rlhf.config.algos import BestOfNConfig, DPOConfig, DPOLoss, OwnModelConfig
 from imdb_rlhf.config.data import Bos, EmbeddedData, PromptsConfig
+from imdb_rlhf.config.decoding import DistillConfig, Divergence, GuidedRun, RealignConfig, ValueConfig
 from imdb_rlhf.config.hub import HubConfig, Part
 from imdb_rlhf.config.machine import (
     Device,
@@ -61,6 +62,7 @@ from imdb_rlhf.config.stages import (
     SFTConfig,
     Ties,
 )
+from imdb_rlhf.models.next_token import NextToken
 from imdb_rlhf.models.policy import Policy
 from imdb_rlhf.rewards import Scores
 from imdb_rlhf.training import loop
@@ -266,6 +268,12 @@ def reward_model(**changes: Any) -> RewardModelConfig:
     return RewardModelConfig(**{**values, "validation": 0.3, "evaluations": 5, "optim": adamw(), **changes})
 
 
+def value(**changes: Any) -> ValueConfig:
+    values = {"reward": RewardSource.ground_truth, "samples": None, "bins": 20, "network": ValueNetwork.own}
+    values |= {"init": Init.sft, "rank": 8, "epochs": 2.0, "batch_size": 6}
+    return ValueConfig(**{**values, "optim": adamw(), **changes})
+
+
 def reservoir(**changes: int) -> ReservoirConfig:
     return ReservoirConfig(**{"seed": 0, "samples": 16, "batch_size": 8, **changes})
 
@@ -340,6 +348,10 @@ def run(kind: type[R], **changes: Any) -> R:
         "n": 4,
         "best_of_n": BestOfNConfig(RewardSource.ground_truth),
         "own_model": OwnModelConfig("model", None, None),
+        "value": value(),
+        "lam": 0.5,
+        "realign": RealignConfig("model", None, None),
+        "distill": DistillConfig(Divergence.forward),
     }
     keys = {key.name for key in fields(kind)}
     assert changes.keys() <= keys, f"{kind.__name__} has no {changes.keys() - keys}"
@@ -360,6 +372,11 @@ class FixedInputs:
     prompts: list[list[int]] = field(default_factory=list)
     scores: Score = lambda prompt_ids, completion_ids: np.zeros(len(prompt_ids))
     kl_coefficient: float = 1.0
+    teacher: NextToken | None = None
+
+    def guided(self, run: GuidedRun) -> NextToken:
+        assert self.teacher is not None
+        return self.teacher
 
     def score(self, config: PPOConfig) -> Score:
         return self.scores

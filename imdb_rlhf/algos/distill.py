@@ -40,7 +40,9 @@ class Student(nn.Module):
         """(n,) float32 divergences in nats at the n completion tokens, row by row.
 
         Args:
-            ids, starts, lengths: as in `logprobs.Rows`.
+            ids: as in `logprobs.Rows`, like
+            starts: and
+            lengths: of the rows.
             teacher: (n, vocabulary) float32 log-probs.
         """
         mask = completion_mask(ids, starts, lengths)

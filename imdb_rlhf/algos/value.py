@@ -29,7 +29,9 @@ def centres_of(rewards: np.ndarray, bins: int) -> np.ndarray:
     """
     low, high = float(rewards.min()), float(rewards.max())
     if not high > low:
-        raise RunError("value: all completions have the same reward, so there is nothing to foresee; use another reward")
+        raise RunError(
+            "value: all completions have the same reward, so there is nothing to foresee; use another reward"
+        )
     return low + (high - low) * (np.arange(bins) + 0.5) / bins
 
 
@@ -103,9 +105,7 @@ class ValueLearning(Plain):
         self.data = data
         count = len(data.bins)
         self.steps = steps_for(count, batch_size, epochs)
-        self.stream = Stream(
-            count, batch_size, lambda epoch: generator(seed, self.stage, epoch).permutation(count)
-        )
+        self.stream = Stream(count, batch_size, lambda epoch: generator(seed, self.stage, epoch).permutation(count))
 
     def batches(self, first: int) -> Iterator[ValueBatch]:
         """The batch of each step from `first` on."""

@@ -271,9 +271,10 @@ def _use(run: Run, bos: str | None, is_policy: bool, published: Published | None
         )
     else:
         how = (
-            'from imdb_rlhf import load_policy\n\npolicy = load_policy(".")\npolicy.generate(["This film"])\n```\n\n'
-            "It is two models that are decoded together, as `decoding.json` says, so `from_pretrained` does not load it "
-            "as one: `reference/` is a causal LM, and beside it is the network that steers it.\n\n"
+            'from imdb_rlhf import load_policy\n\npolicy = load_policy(".")\n'
+            'policy.generate(["This film"])\n```\n\n'
+            "It is two models that are decoded together, as `decoding.json` says, and not one that `from_pretrained` "
+            "loads: `reference/` is a causal LM, and beside it is the network that steers it.\n\n"
         )
     return (
         f"## Use\n\n```python\n{how}"

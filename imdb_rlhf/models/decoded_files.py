@@ -30,7 +30,7 @@ def save_decoded(
         folder: is made.
         reference: the model that is tilted or mixed.
         card: README.md.
-        facts: `temperature` and `max_new_tokens` of sampling, and `beta` of a guided policy or `lam` of a realigned one.
+        facts: `temperature` and `max_new_tokens` of sampling; `beta` of a guided policy, `lam` of a realigned one.
         value: the folder of a guided policy's network.
         policy: the other model of a realigned one.
     """

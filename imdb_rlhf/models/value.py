@@ -68,7 +68,7 @@ class ValueHead(nn.Module):
 
     @torch.no_grad()
     def log_tilt(self, states: Tensor, beta: float, entries: slice) -> Tensor:
-        """log E[exp(r / beta) | s, v] = V(s, v) / beta, of every token v of a block of the vocabulary.
+        """V(s, v) / beta = log E[exp(r / beta) | s, v], of every token v of a block of the vocabulary.
 
         Args:
             states: (n, width).

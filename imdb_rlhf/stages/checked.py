@@ -18,7 +18,7 @@ from imdb_rlhf.stages.stage import Disk, Flow, Stage, unchanging
 
 
 class CheckedModels(Stage):
-    """The models of `model.path`, `sft.path`, `own_model.path` and `realign.path`, loaded and read in every way before use."""
+    """The models of `model.path`, `sft.path`, `own_model.path` and `realign.path`, read in every way before use."""
 
     name = "checked"
 
