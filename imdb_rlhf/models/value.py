@@ -20,13 +20,16 @@ from imdb_rlhf.seeds import derive
 
 # (states, bins, entries) logits held at once on a CPU: few enough for its cache.
 HELD = {"cpu": 1 << 19, "cuda": 1 << 26}
+STEEPNESS = 0.5  # of a fresh head's law of the reward
 VALUE, HEAD, LAYERS = "value.json", "head.safetensors", "layers"
 
 
 class ValueHead(nn.Module):
     """logits_b(s, v) = (A_b s + a_b) . e_v + c_b s + d_b, of bins b of the final reward.
 
-    The states' map starts at zero: every next token then has the same value.
+    A fresh head is a reward head's (arXiv 1909.08593) seen as a law: c_b is one random direction times the standardised
+    reward of bin b, so the layers learn what moves the reward at once, and not each bin by itself; A, a and d are 0, so
+    every next token has the same value.
 
     Attributes:
         centres: (bins,) float32, the reward that each bin stands for, ascending.
@@ -42,7 +45,7 @@ class ValueHead(nn.Module):
             vocabulary: number of tokens.
             centres: (bins,) rewards.
             rank: width of the tokens' table e.
-            seed: of that table.
+            seed: of that table and of the direction.
         """
         super().__init__()
         self.bins, self.rank = len(centres), rank
@@ -52,8 +55,11 @@ class ValueHead(nn.Module):
         random = torch.Generator().manual_seed(derive(seed, "value_head"))
         with torch.no_grad():
             self.of_token.normal_(0.0, rank**-0.5, generator=random)
-        nn.init.zeros_(self.of_state.weight)
-        nn.init.zeros_(self.of_state.bias)
+            self.of_state.weight.zero_()
+            self.of_state.bias.zero_()
+            direction = torch.randn(width, generator=random) * STEEPNESS * (width + 1) ** -0.5
+            rewards = (self.centres - self.centres.mean()) / self.centres.std(unbiased=False)
+            self.of_state.weight.view(self.bins, rank + 1, width)[:, -1] = rewards[:, None] * direction
 
     def factors(self, states: Tensor) -> Tensor:
         """(n, bins, rank + 1) float32 of (n, width) states: what multiplies e_v, and last the part without a token."""

@@ -51,11 +51,14 @@ def test_the_logits_are_bilinear_in_state_and_token() -> None:
 
 def test_a_fresh_head_gives_every_token_the_same_law() -> None:
     head = ValueHead(16, 19, CENTRES, 3, 0)
-    assert not head(torch.randn(4, 16), torch.tensor([1, 2, 3, 4])).any()
+    logits = head(torch.ones(4, 1) * torch.randn(16), torch.tensor([1, 2, 3, 4])).detach()
+    assert torch.equal(logits, logits[:1].expand(4, -1)) and not logits[0, 3].abs() > 1e-5  # the middle bin
+    # linear in the bins' rewards: odds of the form of a reward head's
+    assert torch.allclose(logits[0], (CENTRES - CENTRES[3]) * (logits[0, 6] / (CENTRES[6] - CENTRES[3])), atol=1e-5)
     assert not torch.equal(head.of_token, ValueHead(16, 19, CENTRES, 3, 1).of_token)
     assert torch.equal(head.of_token, ValueHead(16, 19, CENTRES, 3, 0).of_token)
     tilts = head.log_tilt(torch.randn(4, 16), 0.5, slice(0, 19))
-    assert torch.allclose(tilts, tilts[:1, :1])
+    assert torch.allclose(tilts, tilts[:, :1].expand(-1, 19)) and tilts[:, 0].unique().numel() == 4
 
 
 @pytest.mark.parametrize("held", [1, 1 << 19])
