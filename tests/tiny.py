@@ -269,8 +269,8 @@ def reward_model(**changes: Any) -> RewardModelConfig:
 
 
 def value(**changes: Any) -> ValueConfig:
-    values = {"reward": RewardSource.ground_truth, "samples": None, "bins": 20, "network": ValueNetwork.own}
-    values |= {"init": Init.sft, "rank": 8, "epochs": 2.0, "batch_size": 6}
+    values: dict[str, Any] = {"reward": RewardSource.ground_truth, "samples": None, "network": ValueNetwork.own}
+    values |= {"init": Init.sft, "bins": 20, "rank": 8, "epochs": 2.0, "batch_size": 6}
     return ValueConfig(**{**values, "optim": adamw(), **changes})
 
 

@@ -1,12 +1,14 @@
 """The training of the action value: bins by hand, its loss token by token."""
 
+from typing import cast
+
 import numpy as np
 import pytest
 import torch
 
 from imdb_rlhf.algos.value import Rewarded, ValueBatch, ValueLearning, bins_of, centres_of, held_out_loss
 from imdb_rlhf.errors import RunError
-from imdb_rlhf.models.value import make_value
+from imdb_rlhf.models.value import ActionValue, make_value
 from tests import tiny
 from tests.models.test_value import scattered
 
@@ -33,7 +35,7 @@ def test_bins_are_even_over_the_range_of_the_rewards() -> None:
 @pytest.mark.parametrize("limit", [None, 1, 2])
 def test_the_loss_is_a_mean_over_completion_tokens(limit: int | None) -> None:
     algorithm = learning()
-    network = algorithm.module
+    network = cast(ActionValue, algorithm.module)
     batch = next(algorithm.batches(0))
     assert isinstance(batch, ValueBatch) and batch.size == 6
     losses = []
@@ -59,7 +61,7 @@ def test_every_pass_takes_each_completion_once() -> None:
 
 def test_the_held_out_loss_is_beside_that_of_a_histogram() -> None:
     algorithm = learning()
-    loss, constant = held_out_loss(algorithm.module, algorithm.data, 2)
+    loss, constant = held_out_loss(cast(ActionValue, algorithm.module), algorithm.data, 2)
     assert loss == pytest.approx(tiny.run_batch(algorithm, next(algorithm.batches(0)))[0], rel=1e-5)
     law = np.array([3, 2, 1]) / 6  # tokens of the bins 0, 1 and 3
     assert constant == pytest.approx(-(law * np.log(law)).sum())

@@ -113,8 +113,8 @@ def test_it_is_loaded_as_it_was_saved(own: bool, tmp_path: Path) -> None:
     assert again.own is own and again.head.centres.equal(CENTRES)
     assert not any(parameter.requires_grad for parameter in again.parameters())
     rows = Rows.of([[3], [4, 5, 6]], [[7, 8, 0], [9]])
-    both = [each(rows.ids, rows.starts, rows.lengths) for each in (value, again)]
-    assert torch.allclose(*both, atol=1e-6)
+    first, second = (each(rows.ids, rows.starts, rows.lengths) for each in (value, again))
+    assert torch.allclose(first, second, atol=1e-6)
     (tmp_path / "value" / "head.safetensors").write_bytes(b"no tensors")
     with pytest.raises(RunError, match="cannot be loaded as a value network"):
         load_value(tmp_path / "value", reference, "eager")

@@ -12,7 +12,8 @@ from imdb_rlhf import load_policy
 from imdb_rlhf.errors import ConfigError, RunError
 from imdb_rlhf.models.kl import compare
 from imdb_rlhf.models.logprobs import Rows
-from tests.experiments import REWARD, TINY, keys_of, one_line, runs, stages_made, summary_of, train, well
+from tests.command import train
+from tests.experiments import REWARD, TINY, keys_of, one_line, runs, stages_made, summary_of, well
 
 VALUE = ["value.reward=ground_truth", "value.batch_size=8", "value.epochs=3.0"]
 GUIDED = ["algo=guided", *VALUE]
