@@ -1,4 +1,4 @@
-"""Ours and the peers in one run: `python -m benchmarks [peak dpo generate ppo sft] [options]`.
+"""Ours and the peers in one run: `python -m benchmarks [peak dpo generate ppo value guided sft] [options]`.
 
 In each case every program runs once per round, a fresh process each, in turn: what is compared ran minutes apart. The
 table has medians over all steps of all rounds. Exit code 1 if a program failed, or if two that should compute the same
@@ -17,7 +17,8 @@ from benchmarks.harness import STORE, Job, run_all
 from benchmarks.programs.program import Record
 from benchmarks.results import number, percent
 
-MEASUREMENTS = ("peak", "dpo", "generate", "ppo", "sft")
+MEASUREMENTS = ("peak", "dpo", "generate", "ppo", "value", "guided", "sft")
+NETWORKS = ("own", "shared")  # that a value is on
 # How far first losses may be apart: a sequence's log-prob moves by some tenths of a nat in bf16, and a loss is a mean
 # over 64 pairs of a tenth of such differences; float32 leaves far less.
 LOSS_TOLERANCE = {"bf16": 5e-3, "float32": 1e-4}
@@ -80,7 +81,7 @@ def cases(measurements: Sequence[str], shapes: Sequence[str]) -> list[list[Progr
         shapes: names of SHAPES; SFT is of `small`, the shape that is trained from scratch, and PPO of GPT-2s.
     """
     small = list(dict.fromkeys("toy" if shape == "toy" else "small" for shape in shapes))
-    chosen = [("peak", shapes[0]), *((m, s) for s in shapes for m in ("dpo", "generate", "ppo"))]
+    chosen = [("peak", shapes[0]), *((m, s) for s in shapes for m in ("dpo", "generate", "ppo", "value", "guided"))]
     # the transformers of PPO's peer is of 2024 and reads today's Llama configurations otherwise
     chosen = [case for case in chosen if case != ("ppo", "llama")]
     return [_programs(*case) for case in (*chosen, *(("sft", s) for s in small)) if case[0] in measurements]
@@ -116,6 +117,18 @@ def _programs(measurement: str, shape: str) -> list[Program]:
             Program(case, "ours", "package.ppo", {}, 3, against="TRL 0.11.4", check="logprob"),
             Program(case, "TRL 0.11.4", "trl_ppo.train", {}, 2, "trl_ppo"),
         ]
+    if measurement == "value":  # without a peer: beside DPO, whose data it can learn from
+        return [
+            Program(case, "DPO", "guided.dpo"),
+            *(Program(case, f"value, {n} network", "guided.value", {"network": n}, against="DPO") for n in NETWORKS),
+        ]
+    if measurement == "guided":  # beside the reference alone
+        batch = {"batch": {"toy": 16, "mini": 128}.get(shape, 64)}
+        guided = [
+            Program(case, f"guided, {n} network", "guided.generate", batch | {"network": n}, 3, against="reference")
+            for n in NETWORKS
+        ]
+        return [Program(case, "reference", "package.generate", batch), *guided]
     return [
         Program(case, "ours", "package.sft", against="transformers' own loss", check="loss"),
         Program(case, "transformers' own loss", "hf.sft", {}, 3),
@@ -202,7 +215,7 @@ def main(words: Sequence[str]) -> int:
     result, console, text = results.Result(parser, options, words), results.console(), ""
     selected = cases(options.measurements or MEASUREMENTS, list(dict.fromkeys(options.shapes)))
     if options.no_peers:
-        selected = [[p for p in case if p.name.startswith(("package.", "peak."))] for case in selected]
+        selected = [[p for p in case if p.name.startswith(("package.", "peak.", "guided."))] for case in selected]
     programs = [program for case in selected for program in case]
     owners = {program.job().label: program for program in programs}
     jobs = [program.job() for case in selected for program in case * options.rounds]

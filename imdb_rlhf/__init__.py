@@ -14,6 +14,8 @@ _API = {
     "Measurement": "imdb_rlhf.api.results",
     "World": "imdb_rlhf.api.world",
     "load_world": "imdb_rlhf.api.load",
+    "load_policy": "imdb_rlhf.api.policy",
+    "LoadedPolicy": "imdb_rlhf.api.policy",
     "RunWorld": "imdb_rlhf.api.load",
     "FrontierCallback": "imdb_rlhf.api.callback",
     "Frontier": "imdb_rlhf.api.frontier",

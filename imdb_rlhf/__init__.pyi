@@ -12,6 +12,8 @@ from imdb_rlhf.api.frontier import Frontier as Frontier
 from imdb_rlhf.api.load import RunWorld as RunWorld
 from imdb_rlhf.api.load import load_world as load_world
 from imdb_rlhf.api.measure import measure as measure
+from imdb_rlhf.api.policy import LoadedPolicy as LoadedPolicy
+from imdb_rlhf.api.policy import load_policy as load_policy
 from imdb_rlhf.api.results import Measurement as Measurement
 from imdb_rlhf.api.world import World as World
 from imdb_rlhf.errors import ConfigError as ConfigError

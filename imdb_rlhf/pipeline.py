@@ -1,7 +1,7 @@
 """THE DATA FLOW, stage by stage.
 
     reviews -> data -> sft -> (two_label) -> groups -> (rescored) -> reference -> (reward_model) -> (reservoir)
-            -> policy
+            -> (value_samples) -> (value) -> policy
 
 Every stage but the last makes an artifact named by the hash of its inputs, so it is made once and reused by every run
 that needs the same. A stage's file in `stages/` says what its key hashes and how it is made; the policy is trained and
@@ -17,6 +17,7 @@ from imdb_rlhf.artifacts.files import plain
 from imdb_rlhf.config.run import Run
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.stages.checked import CheckedModels
+from imdb_rlhf.stages.decoded import GuidedEvaluation, RealignedEvaluation
 from imdb_rlhf.stages.evaluations import BaseEvaluation, OwnModel, ReferenceEvaluation
 from imdb_rlhf.stages.groups import Groups, RescoredGroups
 from imdb_rlhf.stages.reference import TrainedReference
@@ -25,6 +26,7 @@ from imdb_rlhf.stages.reviews import Labelled, Reviews
 from imdb_rlhf.stages.reward_model import TrainedRewardModel
 from imdb_rlhf.stages.stage import Disk, Flow, Stage, unchanging
 from imdb_rlhf.stages.true_reward import TrainedReward, TrueReward
+from imdb_rlhf.stages.value import TrainedValue, ValueSamples
 from imdb_rlhf.tracking.console import STAGE_WIDTH, Console
 from imdb_rlhf.training.runtime import Runtime
 
@@ -43,6 +45,10 @@ STAGES: tuple[type[Stage], ...] = (
     TrainedRewardModel,  # reward_model: the learned reward
     Reservoir,  # reservoir: M reference samples per evaluation prompt
     LearnedScores,  # learned_scores: the learned reward of the reservoir
+    ValueSamples,  # value_samples: more completions per training prompt, where the groups are not to serve
+    TrainedValue,  # value: the action value that guides sampling
+    GuidedEvaluation,  # guided: value-guided sampling
+    RealignedEvaluation,  # realigned: the reference mixed with a policy
 )
 
 

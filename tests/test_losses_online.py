@@ -6,14 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from imdb_rlhf.losses import (
-    group_advantage,
-    k3,
-    leave_one_out_advantage,
-    penalised_reward,
-    ppo_policy_loss,
-    reinforce,
-)
+from imdb_rlhf.losses import ppo_policy_loss
+from imdb_rlhf.losses.online import group_advantage, k3, leave_one_out_advantage, penalised_reward, reinforce
 
 REF = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
 

@@ -25,6 +25,8 @@ from transformers import (
 from imdb_rlhf.algos.inputs import Optimised, Score
 from imdb_rlhf.config.algos import BestOfNConfig, Divergence, DPOConfig, DPOLoss, OwnModelConfig
 from imdb_rlhf.config.data import Bos, EmbeddedData, PromptsConfig
+from imdb_rlhf.config.decoding import DistillConfig, GuidedRun, RealignConfig, ValueConfig
+from imdb_rlhf.config.decoding import Divergence as Direction
 from imdb_rlhf.config.hub import HubConfig, Part
 from imdb_rlhf.config.machine import (
     Device,
@@ -71,6 +73,7 @@ from imdb_rlhf.config.stages import (
     SFTConfig,
     Ties,
 )
+from imdb_rlhf.models.next_token import NextToken
 from imdb_rlhf.models.policy import Policy
 from imdb_rlhf.rewards import Scores
 from imdb_rlhf.training import loop
@@ -276,6 +279,12 @@ def reward_model(**changes: Any) -> RewardModelConfig:
     return RewardModelConfig(**{**values, "validation": 0.3, "evaluations": 5, "optim": adamw(), **changes})
 
 
+def value(**changes: Any) -> ValueConfig:
+    values: dict[str, Any] = {"reward": RewardSource.ground_truth, "samples": None, "network": ValueNetwork.own}
+    values |= {"init": Init.sft, "bins": 20, "rank": 8, "epochs": 2.0, "batch_size": 6}
+    return ValueConfig(**{**values, "optim": adamw(), **changes})
+
+
 def reservoir(**changes: int) -> ReservoirConfig:
     return ReservoirConfig(**{"seed": 0, "samples": 16, "batch_size": 8, **changes})
 
@@ -400,6 +409,9 @@ def run(kind: type[R], **changes: Any) -> R:
         "n": 4,
         "best_of_n": BestOfNConfig(RewardSource.ground_truth),
         "own_model": OwnModelConfig("model", None, None),
+        "value": value(),
+        "realign": RealignConfig("model", None, None),
+        "distill": DistillConfig(Direction.forward),
     }
     keys = {key.name for key in fields(kind)}
     assert changes.keys() <= keys, f"{kind.__name__} has no {changes.keys() - keys}"
@@ -420,6 +432,11 @@ class FixedInputs:
     prompts: list[list[int]] = field(default_factory=list)
     scores: Score = lambda prompt_ids, completion_ids: np.zeros(len(prompt_ids))
     kl_coefficient: float = 1.0
+    teacher: NextToken | None = None
+
+    def guided(self, run: GuidedRun) -> NextToken:
+        assert self.teacher is not None
+        return self.teacher
 
     @property
     def learned_score(self) -> Score:

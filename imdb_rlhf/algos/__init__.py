@@ -2,6 +2,7 @@
 
 from imdb_rlhf.algos.bon_sft import BonSFT
 from imdb_rlhf.algos.cpo import CPO
+from imdb_rlhf.algos.distill import Distill
 from imdb_rlhf.algos.dpo import DPO
 from imdb_rlhf.algos.exo import EXO
 from imdb_rlhf.algos.grpo import GRPO
@@ -32,4 +33,5 @@ ALGOS: dict[str, type[PolicyMethod]] = {
     "cpo": CPO,
     "exo": EXO,
     "bon_sft": BonSFT,
+    "distill": Distill,
 }

@@ -15,7 +15,7 @@ from imdb_rlhf.algos.online import OnlineMethod, Sampled
 from imdb_rlhf.algos.rollout import Episodes, Minibatch, aligned, episode_metrics
 from imdb_rlhf.config.online_algos import OnlineRun
 from imdb_rlhf.config.reward import RewardSource
-from imdb_rlhf.losses import penalised_reward
+from imdb_rlhf.losses.online import penalised_reward
 from imdb_rlhf.models.logprobs import LogProbs
 from imdb_rlhf.models.policy import Policy
 from imdb_rlhf.training.runtime import Runtime

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from imdb_rlhf.algos.fixed_beta import EpisodeMinibatch, FixedBetaMethod, Scored
 from imdb_rlhf.algos.online import Sampled
 from imdb_rlhf.config.online_algos import GRPORun, KLPlace, LengthNorm
-from imdb_rlhf.losses import group_advantage, k3, ppo_policy_loss
+from imdb_rlhf.losses import ppo_policy_loss
+from imdb_rlhf.losses.online import group_advantage, k3
 
 
 class GRPO(FixedBetaMethod[GRPORun, Scored]):

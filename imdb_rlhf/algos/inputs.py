@@ -7,8 +7,10 @@ from typing import Protocol
 import numpy as np
 from transformers import PreTrainedModel
 
+from imdb_rlhf.config.decoding import GuidedRun
 from imdb_rlhf.config.ppo import PPOConfig, Scale
 from imdb_rlhf.config.reward import RewardSource
+from imdb_rlhf.models.next_token import NextToken
 from imdb_rlhf.models.policy import Policy
 from imdb_rlhf.training.runtime import Runtime
 
@@ -50,6 +52,10 @@ class Inputs(Protocol):
     @property
     def learned_score(self) -> Score:
         """The reward model's normalised scores, for an algorithm that chooses by them."""
+        ...
+
+    def guided(self, run: GuidedRun) -> NextToken:
+        """Return the guided policy of a run, frozen."""
         ...
 
     def score(self, config: Optimised) -> Score:

@@ -26,13 +26,7 @@ from imdb_rlhf.algos.rollout import Minibatch, Rollout, aligned, batch_metrics
 from imdb_rlhf.config.algos import PPORun
 from imdb_rlhf.config.ppo import Scale, Whitening
 from imdb_rlhf.config.reward import RewardSource
-from imdb_rlhf.losses import (
-    gae,
-    ppo_policy_loss,
-    ppo_value_loss,
-    token_rewards,
-    whiten,
-)
+from imdb_rlhf.losses import gae, ppo_policy_loss, ppo_value_loss, token_rewards, whiten
 from imdb_rlhf.models.actor_critic import ActorCritic
 from imdb_rlhf.models.logprobs import Rows
 from imdb_rlhf.models.policy import Policy

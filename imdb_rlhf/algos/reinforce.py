@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from imdb_rlhf.algos.fixed_beta import EpisodeMinibatch, FixedBetaMethod, Scored
 from imdb_rlhf.algos.online import Sampled
 from imdb_rlhf.config.online_algos import Baseline, ReinforceRun
-from imdb_rlhf.losses import leave_one_out_advantage, reinforce
+from imdb_rlhf.losses.online import leave_one_out_advantage, reinforce
 
 
 class Reinforce(FixedBetaMethod[ReinforceRun, Scored]):

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from imdb_rlhf.algos.fixed_beta import EpisodeMinibatch, FixedBetaMethod, Scored, sequence_metrics
 from imdb_rlhf.algos.online import Sampled
 from imdb_rlhf.config.online_algos import RLOORun
-from imdb_rlhf.losses import leave_one_out_advantage, ppo_policy_loss
+from imdb_rlhf.losses import ppo_policy_loss
+from imdb_rlhf.losses.online import leave_one_out_advantage
 
 
 class RLOO(FixedBetaMethod[RLOORun, Scored]):

@@ -8,6 +8,7 @@ from typing import Any, get_type_hints
 from imdb_rlhf.config import (
     algos,
     data,
+    decoding,
     families,
     hub,
     machine,
@@ -23,7 +24,22 @@ from imdb_rlhf.config import (
 from imdb_rlhf.config.places import places_of
 from imdb_rlhf.config.run import Run
 
-_MODULES = (run, families, algos, preference_algos, online_algos, ppo, stages, machine, hub, model, data, reward, optim)
+_MODULES = (
+    run,
+    families,
+    algos,
+    preference_algos,
+    online_algos,
+    decoding,
+    ppo,
+    stages,
+    machine,
+    hub,
+    model,
+    data,
+    reward,
+    optim,
+)
 # What conf/ names as `/schema/<key>`; each module of this room lists its own.
 SCHEMAS: dict[str, type] = {
     name: schema for module in _MODULES for name, schema in getattr(module, "SCHEMAS", {}).items()

@@ -32,11 +32,12 @@ class Run:
     """The keys that every algorithm has; a subclass in `algos.py` adds those of one algorithm.
 
     `has_policy` says whether a run ends in a policy, which is a point of the frontier; `leaves_model` whether it has a
-    model to leave in its folder (`keep_model` says whether it does).
+    model to leave in its folder (`keep_model` says whether it does); `one_model` whether that is a single causal LM.
     """
 
     has_policy: ClassVar[bool] = True
     leaves_model: ClassVar[bool] = True
+    one_model: ClassVar[bool] = True
     algo: str
     seed: Seed
     plan: bool

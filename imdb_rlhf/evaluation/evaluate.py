@@ -17,6 +17,7 @@ from imdb_rlhf.errors import RunError
 from imdb_rlhf.evaluation.stats import bootstrap_mean, distinct_n, prompt_means
 from imdb_rlhf.models.kl import compare
 from imdb_rlhf.models.logprobs import Rows
+from imdb_rlhf.models.mixtures import DecodedPolicy
 from imdb_rlhf.models.policy import Policy
 from imdb_rlhf.models.sampling import batches_by_length, limits, sample, uniforms
 from imdb_rlhf.models.tokens import decode
@@ -50,7 +51,7 @@ class Processes(Protocol):
 
 
 def evaluate(
-    policy: Policy,
+    policy: Policy | DecodedPolicy,
     reference: PreTrainedModel,
     reward: Reward,
     prompts: Mapping[str, list[list[int]]],
@@ -63,7 +64,7 @@ def evaluate(
     """Sample from a policy, score the samples, and compute their KL to the reference.
 
     Args:
-        policy: the policy to evaluate.
+        policy: the policy to evaluate; one model, or several that are decoded together.
         reference: the model that the KL is measured from.
         reward: the true reward.
         prompts: split -> prompts as token rows.
@@ -103,8 +104,8 @@ def evaluate(
         draws = np.stack([random[split][prompt, repetition] for split, prompt, repetition in keys])
         ends = np.array([limit[split][prompt, repetition] for split, prompt, repetition in keys])
         with torch.autocast(runtime.device.type, enabled=False):
-            samples = sample(policy.lm, prompt_ids, draws, policy.eos_id, generation.temperature, ends)
-        compared = compare(policy.lm, reference, Rows.of(prompt_ids, samples.ids), generation.temperature)
+            samples = sample(policy.next_token, prompt_ids, draws, policy.eos_id, generation.temperature, ends)
+        compared = compare(policy.next_token, reference, Rows.of(prompt_ids, samples.ids), generation.temperature)
         prompt_texts = decode(policy.tokenizer, prompt_ids)
         texts = decode(policy.tokenizer, [row + ids for row, ids in zip(prompt_ids, samples.ids, strict=True)])
         scores = reward.score(texts)

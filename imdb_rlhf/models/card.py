@@ -263,10 +263,21 @@ def _use(run: Run, bos: str | None, is_policy: bool, published: Published | None
             "`normalisation.json` has the mean and the scale that PPO subtracts and divides by."
         )
     new = run.generation.max_new_tokens
+    if run.one_model:
+        how = (
+            "from transformers import pipeline\n\n"
+            f'generate = pipeline("text-generation", model={place})\n'
+            f'generate("This film", max_new_tokens={new})\n```\n\n'
+        )
+    else:
+        how = (
+            'from imdb_rlhf import load_policy\n\npolicy = load_policy(".")\n'
+            'policy.generate(["This film"])\n```\n\n'
+            "It is two models that are decoded together, as `decoding.json` says, and not one that `from_pretrained` "
+            "loads: `reference/` is a causal LM, and beside it is the network that steers it.\n\n"
+        )
     return (
-        "## Use\n\n```python\nfrom transformers import pipeline\n\n"
-        f'generate = pipeline("text-generation", model={place})\n'
-        f'generate("This film", max_new_tokens={new})\n```\n\n'
+        f"## Use\n\n```python\n{how}"
         f"The numbers are of samples at temperature {run.generation.temperature:g} without top-k or top-p, at most "
         f"{new} new tokens, after prompts of {run.data.prompts.min_tokens} to {run.data.prompts.max_tokens} tokens. "
         f"Right-pad, and {begin}.\n\nIt was made to measure a method: it knows film reviews alone, and was taught to "

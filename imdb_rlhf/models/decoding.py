@@ -38,6 +38,14 @@ class Decoder(Protocol):
         """
         ...
 
+    def read_states(self, ids: Tensor) -> Tensor:
+        """As `read`, up to the (rows, width) states that the output layer reads, in the decoder's precision."""
+        ...
+
+    def logits(self, states: Tensor) -> Tensor:
+        """(rows, vocabulary) float32 logits of the states that `read_states` returned."""
+        ...
+
     def keep(self, rows: Tensor) -> None:
         """Continue with these (n,) rows alone, in this order."""
         ...
@@ -72,10 +80,17 @@ class CachedDecoder:
 
     def read(self, ids: Tensor) -> Tensor:
         """As in `Decoder`."""
+        return self.logits(self.read_states(ids))
+
+    def read_states(self, ids: Tensor) -> Tensor:
+        """As in `Decoder`."""
         output = self.layout.base(input_ids=ids, use_cache=True, **self.arguments)
-        state = output.last_hidden_state[:, -1].to(self.dtype)
-        with torch.autocast(ids.device.type, enabled=False):
-            return self.layout.output(state)
+        return cast(Tensor, output.last_hidden_state[:, -1].to(self.dtype))
+
+    def logits(self, states: Tensor) -> Tensor:
+        """As in `Decoder`."""
+        with torch.autocast(states.device.type, enabled=False):
+            return self.layout.output(states)
 
     def keep(self, rows: Tensor) -> None:
         """As in `Decoder`."""

@@ -57,6 +57,15 @@ class GPT2Decoder:
 
     def read(self, ids: Tensor) -> Tensor:
         """As in `decoding.Decoder`."""
+        return self.logits(self.read_states(ids))
+
+    def logits(self, states: Tensor) -> Tensor:
+        """As in `decoding.Decoder`."""
+        with torch.autocast(states.device.type, enabled=False):
+            return self.layout.output(states)
+
+    def read_states(self, ids: Tensor) -> Tensor:
+        """As in `decoding.Decoder`."""
         rows, time = ids.shape
         first, self.column = self.column, self.column + time
         if first and self.mask is not None:
@@ -77,7 +86,7 @@ class GPT2Decoder:
             ends = self.lengths - 1 if self.lengths is not None else torch.zeros_like(ids[:, 0])
             self.lengths = None
             last = x.view(rows, time, -1)[torch.arange(rows, device=ids.device), ends]
-            return self.layout.output(gpt2.layer_norm(self.model.ln_f, last).to(self.dtype))
+            return gpt2.layer_norm(self.model.ln_f, last).to(self.dtype)
 
     def _step(self, index: int, block: GPT2Block, x: Tensor, rows: int) -> Tensor:
         products = self.layout.layers[index]

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from imdb_rlhf.models.blocks import Blocks, Normaliser, OutputLayer, indices_in, slices, tiles
-from imdb_rlhf.models.logprobs import Rows, completion_mask, output_layer, states_before
+from imdb_rlhf.models.blocks import Normaliser, indices_in, slices, tiles
+from imdb_rlhf.models.logprobs import Rows, completion_mask
+from imdb_rlhf.models.next_token import NextToken, next_token
 
 
 @dataclass(frozen=True)
@@ -29,40 +30,45 @@ class Comparison:
 
 
 @torch.no_grad()
-def compare(policy: PreTrainedModel, reference: PreTrainedModel, rows: Rows, temperature: float = 1.0) -> Comparison:
-    """Score completions under both models, in float32, with the exact KL of every step.
+def compare(
+    policy: PreTrainedModel | NextToken,
+    reference: PreTrainedModel | NextToken,
+    rows: Rows,
+    temperature: float = 1.0,
+) -> Comparison:
+    """Score completions under both policies, in float32, with the exact KL of every step.
 
     Args:
-        policy: the model that sampled the completions.
-        reference: a model with the same vocabulary; it may have more entries (padding), which the policy never samples.
+        policy: the model, or the distribution over the next token, that sampled the completions.
+        reference: one with the same vocabulary; it may have more entries (padding), which the policy never samples.
         rows: prompts and completions.
         temperature: divides the logits of both.
     """
-    rows = rows.to(policy.device)
+    both = [next_token(policy), next_token(reference)]
+    rows = rows.to(both[0].device)
     mask = completion_mask(rows.ids, rows.starts, rows.lengths)
     owner = mask.nonzero()[:, 0]
     targets = rows.ids[mask]
     with torch.autocast(rows.ids.device.type, enabled=False):
-        states = [states_before(lm.base_model, rows.ids, rows.lengths, mask).float() for lm in (policy, reference)]
-        layers = [output_layer(lm) for lm in (policy, reference)]
-        values = _divergence(states, layers, targets, temperature)
+        states = [each.states(rows.ids, rows.lengths, mask) for each in both]
+        values = _divergence(both, states, targets, temperature)
     sums = torch.zeros(3, len(rows.ids), dtype=torch.float64, device=rows.ids.device)
     return Comparison(*sums.index_add_(1, owner, values))
 
 
-def _divergence(states: list[Tensor], layers: list[OutputLayer], targets: Tensor, temperature: float) -> Tensor:
+def _divergence(both: list[NextToken], states: list[Tensor], targets: Tensor, temperature: float) -> Tensor:
     """(3, n) float64: log-probs of the targets under policy and reference, and the KL of the steps.
 
     With l and m the logits of policy and reference, KL = E[l - m] - logsumexp(l) + logsumexp(m), where the expectation
     is under the policy. All three terms are accumulated block by block of the vocabulary.
     """
     tokens, device = len(targets), targets.device
-    policy_entries, reference_entries = (layer.vocabulary for layer in layers)
-    normalisers = [Normaliser.of(tokens, device) for _ in layers]
+    policy_entries, reference_entries = (each.vocabulary for each in both)
+    normalisers = [Normaliser.of(tokens, device) for _ in both]
     chosen = torch.zeros(2, tokens, dtype=torch.float64, device=device)
     gap = torch.zeros(tokens, dtype=torch.float64, device=device)  # sum of exp(l - top) (l - m)
     parts, blocks = tiles(tokens, policy_entries, device.type)
-    memories = [Blocks(state, layer, parts, blocks, temperature) for state, layer in zip(states, layers, strict=True)]
+    memories = [each.blocks(own, parts, blocks, temperature) for each, own in zip(both, states, strict=True)]
     for entries, part in product(blocks, parts):
         policy, reference = (memory.logits(part, entries) for memory in memories)
         indices, inside = indices_in(targets[part], entries)

@@ -21,6 +21,7 @@ from imdb_rlhf.config.model import ScratchModel
 from imdb_rlhf.errors import RunError, first_line
 from imdb_rlhf.models.contract import check_finite, check_output_layer, check_weights, or_refuse
 from imdb_rlhf.models.logprobs import output_layer
+from imdb_rlhf.models.next_token import CausalLM, NextToken
 from imdb_rlhf.models.tokens import check_vocabulary, load_tokenizer
 
 EOS, PAD = "<|endoftext|>", "<|pad|>"
@@ -33,6 +34,11 @@ class Policy:
 
     lm: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def next_token(self) -> NextToken:
+        """Its distribution over the next token."""
+        return CausalLM(self.lm)
 
     @property
     def eos_id(self) -> int:

@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 
 from imdb_rlhf.config.stages import GenerationConfig
 from imdb_rlhf.errors import RunError
-from imdb_rlhf.models.decoding import open_decoder
-from imdb_rlhf.models.logprobs import Rows, output_layer
+from imdb_rlhf.models.logprobs import Rows
+from imdb_rlhf.models.next_token import NextToken, next_token
 from imdb_rlhf.seeds import generator
 
 # Probabilities that a CPU computes at once: few enough to stay in its cache.
@@ -125,7 +125,7 @@ def _invert(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def sample(
-    lm: PreTrainedModel,
+    policy: PreTrainedModel | NextToken,
     prompts: Sequence[Sequence[int]],
     uniform: Tensor | np.ndarray,
     eos_id: int,
@@ -138,7 +138,7 @@ def sample(
     prompt's next token while others already draw, so that no row waits for another.
 
     Args:
-        lm: the policy; runs in the caller's autocast precision.
+        policy: a causal LM, or any distribution over the next token; runs in the caller's autocast precision.
         prompts: tokens, at least one per row.
         uniform: (rows, new tokens) in [0, 1).
         eos_id: token that ends a completion.
@@ -148,7 +148,8 @@ def sample(
     Raises:
         RunError: a logit is nan.
     """
-    device = lm.device
+    model = next_token(policy)
+    device = model.device
     random = torch.as_tensor(uniform).to(device)
     rows, steps = random.shape
     limits = torch.full((rows,), steps, device=device) if limit is None else torch.as_tensor(limit).to(device)
@@ -157,9 +158,9 @@ def sample(
     completions = torch.full((rows, steps), eos_id, dtype=torch.int64, device=device)
     active = torch.arange(rows, device=device)  # rows of the decoder's cache, in its order
     unfinished = torch.ones(rows, dtype=torch.bool, device=device)  # of the active rows
-    decoder = open_decoder(lm, rows, longest + steps)
+    decoder = model.open(rows, longest + steps)
     ids, starts = decoder.begin(padded.ids, padded.lengths)
-    room = room_for(rows, output_layer(lm).vocabulary, device)
+    room = room_for(rows, model.vocabulary, device)
     for column in range(ids.shape[1], longest + steps):
         logits = decoder.read(ids)
         step = column - starts[active]  # index of the new token; below 0 while the prompt is read

@@ -18,6 +18,7 @@ from imdb_rlhf.data.card import card as dataset_card
 from imdb_rlhf.data.hub import in_time, is_folder
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.models.card import Published, base_model, card
+from imdb_rlhf.models.decoded_files import REFERENCE, is_decoded
 from imdb_rlhf.models.tokens import first_token, load_tokenizer
 from imdb_rlhf.publish.repository import Repository, Upload
 from imdb_rlhf.runs import files
@@ -78,11 +79,13 @@ def model(path: Path, run: Run, repository: Repository, published: Published) ->
 
 def has_model(path: Path) -> bool:
     """Whether a finished run has kept its model."""
-    return (path / "model" / "config.json").is_file()
+    folder = path / "model"
+    return (folder / "config.json").is_file() or is_decoded(folder)
 
 
 def _bos(folder: Path, run: Run) -> str | None:
     """The token that rows of a saved model begin with, if any."""
+    folder = folder / REFERENCE if is_decoded(folder) else folder
     tokenizer = load_tokenizer(folder, "model")
     kind = AutoConfig.from_pretrained(folder, trust_remote_code=False).model_type
     token = first_token(tokenizer, kind, run.data.bos, str(folder))

@@ -6,13 +6,16 @@ from pathlib import Path
 import numpy as np
 
 from imdb_rlhf.algos.inputs import Optimised, Score
+from imdb_rlhf.config.decoding import GuidedRun
 from imdb_rlhf.config.ppo import PPOConfig, Scale
 from imdb_rlhf.config.reward import RewardSource
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.evaluation import optimum, reservoir
 from imdb_rlhf.models import policy as policies
+from imdb_rlhf.models.next_token import NextToken
 from imdb_rlhf.models.policy import Policy
 from imdb_rlhf.models.tokens import decode
+from imdb_rlhf.stages.decoded import open_guided
 from imdb_rlhf.stages.groups import Groups, RescoredGroups
 from imdb_rlhf.stages.reference import Reference
 from imdb_rlhf.stages.reservoir import Reservoir
@@ -59,6 +62,10 @@ class RunInputs:
                 return learned.score_ids(prompt_ids, completion_ids)
 
         return learned_scores
+
+    def guided(self, run: GuidedRun) -> NextToken:
+        """Return the guided policy of a run, frozen."""
+        return open_guided(self.flow, run).next_token
 
     def score(self, config: Optimised) -> Score:
         """Return the reward that a method optimises: the learned one, or the true one on the configured scale.

@@ -27,6 +27,7 @@ from imdb_rlhf.evaluation.stats import distinct_n
 from imdb_rlhf.kinds import check_whole
 from imdb_rlhf.models.policy import Policy
 from imdb_rlhf.runs import files, summary
+from imdb_rlhf.runs.decoded import GuidedSampling, Realignment
 from imdb_rlhf.runs.folder import RunFolder
 from imdb_rlhf.runs.kind import PolicyRun, RunKind, UntrainedRun
 from imdb_rlhf.runs.trackers import log_artifacts
@@ -190,6 +191,8 @@ class RewardModelAccount(RunKind):
 KINDS: dict[str, type[RunKind]] = {
     "sft": ReferenceRun,
     **dict.fromkeys(ALGOS, TrainedPolicyRun),
+    "guided": GuidedSampling,
+    "realign": Realignment,
     "own_model": OwnModelEvaluation,
     "best_of_n": BestOfN,
     "reward_model": RewardModelAccount,

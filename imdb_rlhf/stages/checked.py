@@ -8,28 +8,32 @@ import transformers
 
 from imdb_rlhf.artifacts.files import write_json
 from imdb_rlhf.config.algos import OwnModelRun
+from imdb_rlhf.config.decoding import RealignRun
 from imdb_rlhf.models import policy as policies
 from imdb_rlhf.models.contract import TOKENS, check_reading
-from imdb_rlhf.stages.evaluations import OwnModel
+from imdb_rlhf.stages.decoded import RealignedEvaluation
+from imdb_rlhf.stages.evaluations import OutsideModel, OwnModel
 from imdb_rlhf.stages.sources import Base, ModelSource
 from imdb_rlhf.stages.stage import Disk, Flow, Stage, unchanging
 
 
 class CheckedModels(Stage):
-    """The models of `model.path`, `sft.path` and `own_model.path`, loaded and read in every way before use."""
+    """The models of `model.path`, `sft.path`, `own_model.path` and `realign.path`, read in every way before use."""
 
     name = "checked"
 
     @classmethod
     def of(cls, flow: Flow) -> Self | None:
         """Only where a model comes from outside."""
-        return cls(flow) if flow.get(Base).source is not None or isinstance(flow.run, OwnModelRun) else None
+        outside = flow.get(Base).source is not None or isinstance(flow.run, OwnModelRun | RealignRun)
+        return cls(flow) if outside else None
 
     @property
     def sources(self) -> list[ModelSource]:
         """Where they come from."""
         base = self.flow.get(Base).source
-        own = [self.flow.get(OwnModel).source] if self.flow.has(OwnModel) else []
+        kinds: tuple[type[OutsideModel], ...] = (OwnModel, RealignedEvaluation)
+        own = [self.flow.get(kind).source for kind in kinds if self.flow.has(kind)]
         return own if base is None else [base, *own]
 
     def inputs(self) -> dict[str, Any]:

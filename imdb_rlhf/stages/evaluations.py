@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import pandas as pd
+from transformers import PreTrainedModel
 
 from imdb_rlhf.artifacts.files import write_json
 from imdb_rlhf.artifacts.tables import write_table
@@ -14,6 +15,7 @@ from imdb_rlhf.evaluation.evaluate import COLUMNS, TEXTS, evaluate
 from imdb_rlhf.models import policy as policies
 from imdb_rlhf.models import tokens
 from imdb_rlhf.models.logprobs import output_layer
+from imdb_rlhf.models.mixtures import DecodedPolicy
 from imdb_rlhf.models.policy import Policy
 from imdb_rlhf.stages.reference import Reference, open_base
 from imdb_rlhf.stages.reviews import Reviews
@@ -43,11 +45,11 @@ class Evaluation(Stage):
             "columns": COLUMNS + TEXTS,
         }
 
-    def evaluate(self, folder: Path, policy: Policy, reference: Policy) -> None:
+    def evaluate(self, folder: Path, policy: Policy | DecodedPolicy, reference: Policy) -> None:
         """Evaluate a policy and write its rows."""
         run = self.flow.run
-        for model in (policy, reference):
-            policies.freeze(model.lm)
+        for lm in (*policy.next_token.models, reference.lm):
+            policies.freeze(lm)
         prompts = self.flow.get(Reviews).evaluation_prompts
         total = sum(len(rows) for rows in prompts.values()) * run.evaluation.samples
         with self.console.progress(self.name, total, "sample") as progress:
@@ -111,26 +113,18 @@ class BaseEvaluation(Evaluation):
         self.evaluate(folder, policy, self.flow.get(Reference).policy())
 
 
-class OwnModel(Evaluation):
-    """A model that exists, with the reference's tokenizer."""
+class OutsideModel(Evaluation):
+    """A policy that needs a model that exists, with the reference's tokenizer."""
 
-    name = "own_model"
-
-    def __init__(self, flow: Flow, run: OwnModelRun) -> None:
+    def __init__(self, flow: Flow, source: ModelSource) -> None:
         super().__init__(flow)
-        own, attention = run.own_model, str(run.model.attention)
-        self.source = ModelSource(own.path, own.revision, "own_model.path", attention)
+        self.source = source
         self.compared = False  # whether its tokenizer was compared with the reference's
 
-    @classmethod
-    def of(cls, flow: Flow) -> Self | None:
-        """Only for `algo=own_model`."""
-        return cls(flow, flow.run) if isinstance(flow.run, OwnModelRun) else None
-
-    def inputs(self) -> dict[str, Any]:
-        """An evaluation's, and the model."""
-        own = {"model": self.source.identity, "attention": self.flow.run.model.attention}
-        return super().inputs() | {"own_model": own}
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the model contributes to the key."""
+        return {"model": self.source.identity, "attention": self.flow.run.model.attention}
 
     def check(self) -> None:
         """Refuse a local folder that cannot be used."""
@@ -159,14 +153,38 @@ class OwnModel(Evaluation):
             tokens.check_same_tokens(own, reference, bos_id, self.source.folder, self.source.key)
             self.compared = True
 
-    def make(self, folder: Path) -> None:
-        """Evaluate the model, without the entries of its vocabulary that the reference does not have."""
+    def open(self, reference: Policy) -> tuple[PreTrainedModel, int]:
+        """The model on this run's device, and how many entries of its vocabulary it lost: the reference has none."""
         own = policies.load(self.source.folder, self.source.attention, self.source.key)
-        reference = self.flow.get(Reference).policy()
         left_out = policies.drop_tokens(own.lm, output_layer(reference.lm).vocabulary)
         own.lm.to(self.runtime.device)
+        return own.lm, left_out
+
+
+class OwnModel(OutsideModel):
+    """A model that exists, as it is."""
+
+    name = "own_model"
+
+    @classmethod
+    def of(cls, flow: Flow) -> Self | None:
+        """Only for `algo=own_model`."""
+        run = flow.run
+        if not isinstance(run, OwnModelRun):
+            return None
+        own, attention = run.own_model, str(run.model.attention)
+        return cls(flow, ModelSource(own.path, own.revision, "own_model.path", attention))
+
+    def inputs(self) -> dict[str, Any]:
+        """An evaluation's, and the model."""
+        return super().inputs() | {"own_model": self.identity}
+
+    def make(self, folder: Path) -> None:
+        """Evaluate the model, without the entries of its vocabulary that the reference does not have."""
+        reference = self.flow.get(Reference).policy()
+        lm, left_out = self.open(reference)
         # the reference's tokenizer: both end a completion with the same token, and the reward reads the same texts
-        self.evaluate(folder, Policy(own.lm, reference.tokenizer), reference)
+        self.evaluate(folder, Policy(lm, reference.tokenizer), reference)
         if self.runtime.rank == 0:
             write_json(folder / "report.json", {"tokens_left_out": left_out})
 

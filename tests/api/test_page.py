@@ -36,7 +36,7 @@ def test_its_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_r
             ),
             names,
         )
-    assert len(others) == 4 and names["x"].run.path.name == "mine"
+    assert len(others) == 5 and names["x"].run.path.name == "mine"
     assert set(names["frontier"].to_frame()["method"]) == {"mine", "my model"}
     assert names["rewards"].shape == (2, 4) and names["result"].samples_per_prompt == 8
     assert len(names["ax"].get_lines()) > 1
