@@ -7,7 +7,7 @@ A batch of episodes is sampled and scored once, then trained on in several passe
 3. rewards: -beta (log pi_old - log ref) per token, plus the score on the last token, whitened if configured;
 4. advantages and returns by GAE; advantages whitened over the minibatch, or over the batch;
 5. clipped policy and value losses;
-6. the controller moves beta once per batch.
+6. the controller moves beta once per batch: for the batch that it has seen, or for the next one (Ziegler's).
 Left out: dropout, an entropy bonus, Ziegler's fixed score for completions without a full stop.
 """
 
@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 
 from imdb_rlhf.algos.batches import Stream
 from imdb_rlhf.algos.inputs import Inputs, Score
-from imdb_rlhf.algos.kl_controller import KLController
+from imdb_rlhf.algos.kl_controller import controller, missed_because
 from imdb_rlhf.algos.method import Method
 from imdb_rlhf.algos.rollout import Minibatch, Rollout, aligned, batch_metrics, padded
 from imdb_rlhf.config.algos import PPORun
@@ -32,6 +32,7 @@ from imdb_rlhf.config.reward import RewardSource
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.losses import (
     gae,
+    mean_kl,
     ppo_policy_loss,
     ppo_value_loss,
     token_rewards,
@@ -95,7 +96,7 @@ class PPO(Method):
             len(prompts), config.batch_size, lambda e: generator(run.seed, "ppo/prompts", e).permutation(len(prompts))
         )
         # the state that later batches depend on, besides the weights
-        self.controller = KLController(config, run.target_kl, kl_coefficient)
+        self.controller = controller(config, run.target_kl, kl_coefficient)
         self.rollout: Rollout | None = None
         self.notes: dict[str, float] = {}
         self.number, self.stopped = -1, False
@@ -121,7 +122,7 @@ class PPO(Method):
 
     @property
     def coefficient(self) -> float:
-        """The KL coefficient beta of the next batch."""
+        """The KL coefficient beta of the next batch, as far as it is known."""
         return self.controller.coefficient
 
     @property
@@ -184,7 +185,9 @@ class PPO(Method):
         score = torch.tensor(np.array(scores), dtype=torch.float32) - config.missing_eos_penalty * (~ended).float()
         self._check(score, logprob - ref_logprob, number)
 
-        rewards = token_rewards(logprob, ref_logprob, mask, score, self.coefficient)
+        k1, kl = float((logprob - ref_logprob).sum(-1).double().mean()), mean_kl(logprob, ref_logprob)
+        coefficient = self.controller.steer(k1, kl)
+        rewards = token_rewards(logprob, ref_logprob, mask, score, coefficient)
         bessel = config.advantage_whitening == Whitening.batch  # TRL's whitening, for rewards too
         if config.whiten_rewards:
             rewards = whiten(rewards, mask, keep_mean=True, bessel=bessel)
@@ -194,10 +197,9 @@ class PPO(Method):
         self.rollout = Rollout(rows.ids, rows.starts, rows.lengths, mask, logprob, value, advantage, returns)
         self.number, self.stopped = number, False
 
-        kl = float((logprob - ref_logprob).sum(-1).double().mean())
         total = (number + 1) * config.batch_size
-        self.notes = batch_metrics(self.rollout, score, ended, kl, self.coefficient, run.target_kl, total)
-        self.controller.step(kl)
+        self.notes = batch_metrics(self.rollout, score, ended, k1, coefficient, run.target_kl, total)
+        self.notes["ppo/kl_cv"] = kl
 
     @torch.no_grad()
     def _episodes(
@@ -288,11 +290,10 @@ class PPO(Method):
         return {
             "rollout": tensors,
             "number": self.number,
-            "coefficient": self.coefficient,
             "stopped": self.stopped,
             "skipped_steps": self.skipped_steps,
             "notes": self.notes,
-            "history": self.history,
+            "controller": self.controller.state(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -300,7 +301,13 @@ class PPO(Method):
         self.rollout = None if state["rollout"] is None else Rollout(**state["rollout"])
         self.number, self.stopped = state["number"], state["stopped"]
         self.skipped_steps, self.notes = state["skipped_steps"], state["notes"]
-        self.controller.restore(state["coefficient"], state["history"])
+        self.controller.restore(state["controller"])
+
+    def outcome(self, rewards: Sequence[float]) -> dict[str, Any]:
+        """Return the report, and why the KL is not on target."""
+        result = self.report()
+        result["ppo"]["missed_because"] = missed_because(result["ppo"], rewards)
+        return result
 
     def report(self) -> dict[str, Any]:
         """Return the controller's report, with the numbers of episodes and of skipped steps."""

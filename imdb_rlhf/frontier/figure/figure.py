@@ -127,33 +127,45 @@ def _footnote(frontier: Mapping[str, Any], end: float) -> list[str]:
         parts.append("faint: earlier checkpoints")
     if any(method["diverged"] for method in frontier["methods"]):
         parts.append("×: diverged")
+    if _off_target(frontier):
+        parts.append("hollow: KL of training off its target")
     return [*lines, "  ·  ".join(parts)]
+
+
+def _off_target(frontier: Mapping[str, Any]) -> set[str]:
+    """The names of the runs whose KL missed its target."""
+    return {run["name"] for run in frontier.get("runs", ()) if run["missed_target"]}
 
 
 def methods(panel: Panel, frontier: Mapping[str, Any]) -> None:
     """Draw every method: its checkpoints, its settings joined in the order of their knob, and its diverged runs."""
     style_of = styles(method["name"] for method in frontier["methods"])
     colours: list[str] = []
+    missed = _off_target(frontier)
     for method in frontier["methods"]:
         name, style = method["name"], style_of[method["name"]]
         points = [p for p in frontier["points"] if p["method"] == name and finite(p["kl"], p["reward"])]
         faint: dict[str, Any] = {"marker": style.marker, "ms": 2.6, "mfc": style.colour, "mec": "none", "alpha": 0.4}
         panel.dots(*_columns(points), f"points-{name}", weight=0.35, zorder=3, **faint)
-        _settings(panel, method, style, DASHES[min(colours.count(style.colour), len(DASHES) - 1)])
+        _settings(panel, method, style, DASHES[min(colours.count(style.colour), len(DASHES) - 1)], missed)
         colours.append(style.colour)
         diverged = [p for p in points if p["run"] in method["diverged"] and p["last"]]
         panel.dots(*_columns(diverged), f"diverged-{name}", radius=3, marker="x", color=INK, ms=7, mew=1.1, zorder=7)
 
 
-def _settings(panel: Panel, method: Mapping[str, Any], style: Style, dashes: Any) -> None:
-    """Draw a method's settings and the line through them, with one label that names the method and its settings."""
+def _settings(panel: Panel, method: Mapping[str, Any], style: Style, dashes: Any, missed: set[str]) -> None:
+    """Draw a method's settings and the line through them, with one label that names the method and its settings.
+
+    A setting is hollow if one of its runs is among those that missed their target.
+    """
     name, colour = method["name"], style.colour
     settings = [setting for setting in method["settings"] if finite(setting["kl"], setting["reward"])]
     line: dict[str, Any] = {"color": colour, "lw": 1.1, "alpha": 0.9, "ls": dashes, "zorder": 4}
     points = panel.line(*_columns(settings), f"line-{name}", **line)
     for number, setting in enumerate(settings):
         gid = f"setting-{name}-{number}"
-        panel.estimate(setting["kl"], setting, gid, marker=style.marker, color=colour, edge=_readable(colour), size=4.6)
+        mark: dict[str, Any] = {"marker": style.marker, "color": colour, "edge": _readable(colour), "size": 4.6}
+        panel.estimate(setting["kl"], setting, gid, hollow=bool(missed.intersection(setting["runs"])), **mark)
     groups = _together(panel, settings)
     shown = [setting for group in groups for setting in group]
     _outside(panel, method, [setting for setting in settings if setting not in shown], bool(shown), colour)

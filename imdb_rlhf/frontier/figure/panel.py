@@ -56,7 +56,16 @@ class Panel:
         self._occupy(self.visible(self.points(x, y)), weight, radius)
 
     def estimate(
-        self, kl: float, of: Mapping[str, Any], gid: str, *, marker: str, color: str, edge: str, size: float
+        self,
+        kl: float,
+        of: Mapping[str, Any],
+        gid: str,
+        *,
+        marker: str,
+        color: str,
+        edge: str,
+        size: float,
+        hollow: bool = False,
     ) -> None:
         """Draw a point at a KL and the `reward` of a mapping, with its `kl_ci` and `reward_ci` if it has them."""
         reward = of["reward"]
@@ -68,7 +77,8 @@ class Panel:
         ends = of.get("reward_ci")
         if ends is not None and finite(*ends):
             self.line([kl] * 2, ends, f"{gid}-reward-ci", weight=0.7, color=color, lw=0.9, alpha=0.8, zorder=4.5)
-        style: dict[str, Any] = {"marker": marker, "ms": size, "mfc": color, "mec": edge, "mew": 0.5, "zorder": 5}
+        fill, width = ("white", 0.9) if hollow else (color, 0.5)
+        style: dict[str, Any] = {"marker": marker, "ms": size, "mfc": fill, "mec": edge, "mew": width, "zorder": 5}
         self.dots([kl], [reward], gid, weight=1.5, radius=size / 2, clip_on=kl != 0, **style)
 
     def arrow(self, tip: np.ndarray, vector: np.ndarray, gid: str, color: str) -> None:
