@@ -1,6 +1,5 @@
 """PPO's configuration; a preset (`ppo=paper`) sets the constants of the optimisation."""
 
-import math
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Annotated
@@ -86,10 +85,14 @@ class PPOConfig:
         return self.epochs * (self.batch_size // self.minibatch_size)
 
     def optim_for(self, target_kl: float | None) -> OptimConfig:
-        """The optimizer, with the learning rate of a target: the KL grows as the square of what the steps cover."""
+        """The optimizer, with the learning rate of a target.
+
+        The KL grows as the square of the distance that steps cover, and steps cover more as the reward's gradient
+        grows: with the fourth root of the target, the batches until it is reached are about the same for all.
+        """
         if target_kl is None or self.lr_target_kl is None:
             return self.optim
-        return replace(self.optim, lr=self.optim.lr * math.sqrt(target_kl / self.lr_target_kl))
+        return replace(self.optim, lr=self.optim.lr * (target_kl / self.lr_target_kl) ** 0.25)
 
     def check(self, at: str) -> None:
         """Refuse constants that do not go together."""

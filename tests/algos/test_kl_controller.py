@@ -135,17 +135,19 @@ def config(**changes: Any) -> PPOConfig:
 
 def test_the_proportional_integral_controller_by_hand() -> None:
     controller = ProportionalIntegral(config(episodes=4 * 256), 4.0, 0.5)
-    # distances 0, 0.9 and 0.99 of the target's
-    headings = [1e-6, 0.9 + LEAD * 0.9, 0.99 + LEAD * 0.99 / 2]
+    # distances 0, 0.8, 0.9 and 0.99 of the target's; at the third it has arrived
+    distances = [0.0, 0.8, 0.9, 0.99]
+    headings = [1e-6, 0.8 + LEAD * 0.8, 0.9 + LEAD * 0.9 / 2, 0.99 + LEAD * 0.19 / 2]
     integral, expected = 0.5, []
-    for heading in headings:
+    for number, heading in enumerate(headings):
         error = 1 - 1 / heading
-        expected.append(max(integral + PROPORTIONAL * 0.5 * error, 1e-4))
-        integral += INTEGRAL * 0.5 * min(error, 0.25) if heading > 0.5 else 0.0  # at the floor it rests
-    given = [controller.steer(77.0, kl) for kl in (0.0, 4 * 0.9**2, 4 * 0.99**2)]
+        expected.append(max(integral * (1 + PROPORTIONAL * error), 1e-4))
+        integral *= math.exp(INTEGRAL * min(error, 0.25)) if number >= 2 else 1.0
+    kls = [4 * distance**2 for distance in distances]
+    given = [controller.steer(77.0, kl) for kl in kls]
     assert given == pytest.approx(expected, rel=1e-6)
     assert controller.integral == pytest.approx(integral)
-    assert controller.history == [[kl, beta] for kl, beta in zip((0.0, 3.24, 4 * 0.99**2), given, strict=True)]
+    assert controller.history == [[kl, beta] for kl, beta in zip(kls, given, strict=True)]
     assert controller.report()["first_kl_coefficient"] == 0.5
 
 
