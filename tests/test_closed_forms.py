@@ -26,14 +26,15 @@ from imdb_rlhf.algos.preferred_ft import PreferredFT
 from imdb_rlhf.algos.unlikelihood import Unlikelihood
 from imdb_rlhf.config.algos import DPOLoss, DPORun, PPORun, PreferredFTRun, UnlikelihoodRun
 from imdb_rlhf.config.optim import AdamWConfig
-from imdb_rlhf.config.ppo import Scale, ValueNetwork
+from imdb_rlhf.config.ppo import KLControl, Scale, ValueNetwork
 from imdb_rlhf.config.run import Run
 from imdb_rlhf.config.stages import Labels
 from imdb_rlhf.data.pairs import draw_pairs, flip
 from imdb_rlhf.evaluation import best_of_n
 from imdb_rlhf.evaluation.evaluate import evaluate
+from imdb_rlhf.losses import mean_kl
 from imdb_rlhf.models.kl import compare
-from imdb_rlhf.models.logprobs import Rows, sequence_logprobs
+from imdb_rlhf.models.logprobs import LogProbs, Rows, sequence_logprobs
 from imdb_rlhf.models.policy import Policy
 from imdb_rlhf.models.sampling import sample, uniforms
 from imdb_rlhf.rewards import Scores
@@ -295,6 +296,22 @@ def test_the_controller_settles_at_its_target(runtime: Runtime, tmp_path: Path) 
     assert reward == pytest.approx(best, abs=0.02 * RANGE)
 
 
+@pytest.mark.parametrize("target", [0.25, 1.0])
+def test_a_short_run_is_on_its_target(target: float, runtime: Runtime, tmp_path: Path) -> None:
+    """In the shape of ppo=small, 32 batches of 256 in 3 passes: the KL is enumerated, not what the run says of it."""
+    controller = {"controller": KLControl.proportional_integral, "coefficient_range": None, "lr_target_kl": 1.0}
+    run = ppo_run(target, value=ValueNetwork.shared, episodes=32 * 256, epochs=3, optim=adam(lr=3e-4), **controller)
+    algorithm = PPO.from_inputs(inputs(runtime, Path(), coefficient_of(target)), run)
+    fit(algorithm, runtime, run.optim, tmp_path)
+    reward, kl = reward_and_kl(log_law(language_model(algorithm)))
+    report = algorithm.outcome([0.5])["ppo"]
+    assert report["kl_last_fifth"] == pytest.approx(target, rel=0.1) and report["on_target"]
+    assert report["missed_because"] is None
+    assert kl == pytest.approx(target, rel=0.15)
+    best, _ = reward_and_kl(optimum(coefficient_of(kl)))
+    assert reward == pytest.approx(best, abs=0.06 * RANGE)
+
+
 # --- best of N, and the KL
 
 
@@ -341,6 +358,27 @@ def test_the_exact_kl_of_steps_sums_to_that_of_sequences() -> None:
         assert float(np.exp(log_pi) @ compared.kl.numpy()) == pytest.approx(kl, abs=1e-5)
         assert compared.logprob.numpy() == pytest.approx(log_pi, abs=1e-4)
         assert compared.ref_logprob.numpy() == pytest.approx(log_ref, abs=1e-4)
+
+
+def test_the_mean_kl_with_a_control_variate_is_the_enumerated_one() -> None:
+    """It has the enumerated mean, and less spread than k1."""
+    lm, law = moved().lm, log_law(moved().lm)
+    kl = float((np.exp(law) * (law - LOG_REF)).sum(1).mean())
+    estimates, k1 = [], []
+    for seed in range(50):
+        random = uniforms(seed, "kl", range(len(PROMPTS)), 64, LENGTH)
+        prompts = [prompt for prompt in PROMPTS for _ in range(64)]
+        completions = sample(lm, prompts, np.concatenate(list(random)), EOS, TEMPERATURE).ids
+        rows = Rows.of(prompts, completions)
+        spans = [slice(len(prompt), len(prompt) + LENGTH) for prompt in prompts]
+        with torch.no_grad():
+            tables = [LogProbs(model, TEMPERATURE)(rows.ids, rows.starts, rows.lengths) for model in (lm, REFERENCE)]
+        logprob, ref_logprob = (torch.stack([table[r, s] for r, s in enumerate(spans)]) for table in tables)
+        estimates.append(mean_kl(logprob, ref_logprob))
+        k1.append(float((logprob - ref_logprob).sum(-1).mean()))
+    assert np.mean(estimates) == pytest.approx(kl, abs=3 * np.std(estimates) / math.sqrt(50) + 0.01 * kl)
+    assert np.std(estimates) < 0.5 * np.std(k1)
+    assert mean_kl(logprob, logprob) == 0
 
 
 class Lookup:

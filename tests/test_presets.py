@@ -20,6 +20,7 @@ PAPER = "arXiv 2305.18290"
 DPO_CODE = "DPO authors' code"
 LM, TRL = "lm-human-preferences", "TRL 0.4"
 LM_PPO, LM_TASK = f"{LM}, train_policy.py, PpoHParams", f"{LM}, launch.py, sentiment"
+LM_KL = f"{LM}, train_policy.py, AdaptiveKLController"
 LM_ADAM = f"{LM}, utils/core.py, minimize: tf.train.AdamOptimizer(lr, epsilon=1e-5)"
 LM_LR = f"{LM}, train_policy.py, train_minibatch: lr * (1 - policy_frac)"
 TRL_CONFIG = f"{TRL}, ppo_config.py, PPOConfig"
@@ -74,7 +75,10 @@ ZIEGLER = {
     "ppo.minibatch_size": (512, f"{LM_PPO}.nminibatches is 1"),
     "ppo.whiten_rewards": (True, f"{LM_PPO}.whiten_rewards"),
     "ppo.initial_kl_coefficient": (0.15, f"{LM_TASK}: rewards.kl_coef"),
+    "ppo.controller": ("ziegler", LM_KL),
     "ppo.horizon": (10_000.0, f"{LM}, train_policy.py, AdaptiveKLParams.horizon"),
+    "ppo.coefficient_range": (2.5, "not used: a horizon is given"),
+    "ppo.lr_target_kl": (None, f"{LM_TASK}: one rate"),
     "ppo.optim.lr": (1e-5, f"{LM_TASK}: ppo.lr"),
     "ppo.optim.schedule": ("linear", LM_LR),
     "ppo.optim.eps": (1e-5, LM_ADAM),
@@ -155,7 +159,10 @@ PRESETS = {
             "ppo.minibatch_size": (1024, f"{LM_PPO}.nminibatches is 1"),
             "ppo.whiten_rewards": (True, f"{LM_PPO}.whiten_rewards"),
             "ppo.initial_kl_coefficient": (None, f"{UNSTATED}: from the reservoir"),
+            "ppo.controller": ("ziegler", LM_KL),
             "ppo.horizon": (None, f"{UNSTATED}: from the episodes"),
+            "ppo.coefficient_range": (2.5, f"{UNSTATED}: own runs"),
+            "ppo.lr_target_kl": (None, f"{LM_TASK}: one rate"),
             "ppo.optim.lr": (1e-5, f"{LM_TASK}: ppo.lr"),
             "ppo.optim.schedule": ("linear", LM_LR),
             "ppo.optim.eps": (1e-5, LM_ADAM),
@@ -179,7 +186,10 @@ PRESETS = {
             ),
             "ppo.whiten_rewards": (False, f"{TRL}, ppo_trainer.py, loss: rewards are not whitened"),
             "ppo.initial_kl_coefficient": (0.2, f"{TRL_CONFIG}.init_kl_coef"),
+            "ppo.controller": ("ziegler", f"{TRL}, ppo_trainer.py: AdaptiveKLController"),
             "ppo.horizon": (10_000.0, f"{TRL_CONFIG}.horizon"),
+            "ppo.coefficient_range": (2.5, "not used: a horizon is given"),
+            "ppo.lr_target_kl": (None, f"{TRL_CONFIG}: one rate"),
             "ppo.optim.lr": (1.41e-5, f"{NOTEBOOK}: learning_rate"),
             "ppo.optim.schedule": ("constant", f"{NOTEBOOK}: no lr_scheduler"),
             "ppo.optim.eps": (1e-8, f"{TRL_ADAM}, its default"),
@@ -197,6 +207,9 @@ PRESETS = {
             "ppo.epochs": (3, "own runs"),
             "ppo.value_coefficient": (1.0, "own runs: the value head has a network of its own"),
             "ppo.whiten_rewards": (False, "own runs"),
+            "ppo.controller": ("proportional_integral", "own runs: docs/methods.md"),
+            "ppo.coefficient_range": (None, "of the other controller"),
+            "ppo.lr_target_kl": (3.0, "its target_kl, for which the rate was tuned"),
             "ppo.optim.lr": (1.3e-4, "own runs"),
             "ppo.optim.warmup_steps": (10, "own runs"),
             "ppo.optim.max_grad_norm": (1.0, "own runs"),

@@ -47,7 +47,7 @@ from imdb_rlhf.config.online_algos import (
     RLOOConfig,
 )
 from imdb_rlhf.config.optim import AdamWConfig, RMSpropConfig, Schedule
-from imdb_rlhf.config.ppo import PPOConfig, Scale, ValueNetwork, Whitening
+from imdb_rlhf.config.ppo import KLControl, PPOConfig, Scale, ValueNetwork, Whitening
 from imdb_rlhf.config.preference_algos import BonSFTConfig, CPOConfig, EXOConfig, KTOConfig, SimPOConfig
 from imdb_rlhf.config.reward import (
     Crop,
@@ -319,11 +319,13 @@ def ppo(**changes: Any) -> PPOConfig:
         "whiten_rewards": False,
         "advantage_whitening": Whitening.minibatch,
         "kl_coefficient": None,
+        "controller": KLControl.ziegler,
         "initial_kl_coefficient": None,
         "min_kl_coefficient": 1e-4,
         "max_kl_coefficient": 100.0,
         "horizon": None,
         "coefficient_range": 6.0,
+        "lr_target_kl": None,
         "missing_eos_penalty": 0.0,
         "early_stop_kl": None,
         "precision": None,

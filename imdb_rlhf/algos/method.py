@@ -1,6 +1,6 @@
 """What an algorithm that trains a policy must have beyond what the training loop needs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import FunctionType
 from typing import Any, ClassVar, Protocol, Self
 
@@ -59,6 +59,10 @@ class PolicyMethod(Algorithm, Protocol):
         """Return what the console says before training starts."""
         ...
 
+    def outcome(self, rewards: Sequence[float]) -> dict[str, Any]:
+        """Return `report`, with what follows from the mean validation reward of each evaluation point, in order."""
+        ...
+
 
 def method_members() -> set[str]:
     """The names that the class of an entry of `ALGOS` must have; `module` and `steps` are its objects' own."""
@@ -86,3 +90,7 @@ class Method(Plain):
     def log_every(self, steps: int) -> int:
         """Return `steps`."""
         return steps
+
+    def outcome(self, rewards: Sequence[float]) -> dict[str, Any]:
+        """Return the report as it is."""
+        return self.report()

@@ -6,7 +6,7 @@ A batch of episodes is sampled and scored once, then trained on in several passe
 3. rewards: -beta (log pi_old - log ref) per token, plus the score on the last token, whitened if configured;
 4. advantages and returns by GAE; advantages whitened over the minibatch, or over the batch;
 5. clipped policy and value losses;
-6. the controller moves beta once per batch.
+6. the controller moves beta once per batch: for the batch that it has seen, or for the next one (Ziegler's).
 Left out: dropout, an entropy bonus, Ziegler's fixed score for completions without a full stop.
 """
 
@@ -19,14 +19,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from imdb_rlhf.algos.inputs import Inputs, Score
-from imdb_rlhf.algos.kl_controller import KLController
+from imdb_rlhf.algos.kl_controller import controller, missed_because
 from imdb_rlhf.algos.online import OnlineMethod
 from imdb_rlhf.algos.population import Population, Selector, Tilted
 from imdb_rlhf.algos.rollout import Minibatch, Rollout, aligned, batch_metrics
 from imdb_rlhf.config.algos import PPORun
 from imdb_rlhf.config.ppo import Scale, Whitening
 from imdb_rlhf.config.reward import RewardSource
-from imdb_rlhf.losses import gae, ppo_policy_loss, ppo_value_loss, token_rewards, whiten
+from imdb_rlhf.losses import gae, mean_kl, ppo_policy_loss, ppo_value_loss, token_rewards, whiten
 from imdb_rlhf.models.actor_critic import ActorCritic
 from imdb_rlhf.models.logprobs import Rows
 from imdb_rlhf.models.policy import Policy
@@ -69,7 +69,7 @@ class PPO(OnlineMethod[PPORun, Rollout]):
         # eval: no dropout
         self.actor_critic = ActorCritic(policy.lm, run.generation.temperature, config.value).eval()
         super().__init__(policy, reference, prompts, score, run, config, runtime, self.actor_critic)
-        self.controller = KLController(config, run.target_kl, kl_coefficient)
+        self.controller = controller(config, run.target_kl, kl_coefficient)
 
     @classmethod
     def from_inputs(cls, inputs: Inputs, run: PPORun) -> Self:
@@ -94,7 +94,7 @@ class PPO(OnlineMethod[PPORun, Rollout]):
 
     @property
     def coefficient(self) -> float:
-        """The KL coefficient beta of the next batch."""
+        """The KL coefficient beta of the next batch, as far as it is known."""
         return self.controller.coefficient
 
     @property
@@ -123,7 +123,9 @@ class PPO(OnlineMethod[PPORun, Rollout]):
         """Sample and score batch `number`, and move the coefficient."""
         config, run, sampled = self.config, self.run, self.sample(number)
         rows, mask, score, (logprob, ref_logprob, value) = sampled.rows, sampled.mask, sampled.score, sampled.tables
-        rewards = token_rewards(logprob, ref_logprob, mask, score, self.coefficient)
+        kl = mean_kl(logprob, ref_logprob)
+        coefficient = self.controller.steer(sampled.kl, kl)
+        rewards = token_rewards(logprob, ref_logprob, mask, score, coefficient)
         bessel = config.advantage_whitening == Whitening.batch  # TRL's whitening, for rewards too
         if config.whiten_rewards:
             rewards = whiten(rewards, mask, keep_mean=True, bessel=bessel)
@@ -132,9 +134,8 @@ class PPO(OnlineMethod[PPORun, Rollout]):
             advantage = whiten(advantage, mask, bessel=True)
         rollout = Rollout(rows.ids, rows.starts, rows.lengths, mask, logprob, value, advantage, returns)
         total = (number + 1) * config.batch_size
-        notes = batch_metrics(rollout, score, sampled.ended, sampled.kl, self.coefficient, run.target_kl, total)
-        self.controller.step(sampled.kl)
-        return rollout, notes
+        notes = batch_metrics(rollout, score, sampled.ended, sampled.kl, coefficient, run.target_kl, total)
+        return rollout, notes | {"ppo/kl_cv": kl}
 
     def score_tokens(self, rows: Rows) -> tuple[Tensor, ...]:
         """(rows, time) log-probs under the policy and under the reference, and values."""
@@ -185,12 +186,18 @@ class PPO(OnlineMethod[PPORun, Rollout]):
 
     def state(self) -> dict[str, Any]:
         """The rollout in use, and the controller."""
-        return super().state() | {"coefficient": self.coefficient, "history": self.history}
+        return super().state() | {"controller": self.controller.state()}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Resume within a batch of episodes, or after it."""
         super().restore(state)
-        self.controller.restore(state["coefficient"], state["history"])
+        self.controller.restore(state["controller"])
+
+    def outcome(self, rewards: Sequence[float]) -> dict[str, Any]:
+        """Return the report, and why the KL is not on target."""
+        result = self.report()
+        result["ppo"]["missed_because"] = missed_because(result["ppo"], rewards)
+        return result
 
     def report(self) -> dict[str, Any]:
         """Return the controller's report, with the numbers of episodes and of skipped steps."""

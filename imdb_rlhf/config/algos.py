@@ -253,8 +253,8 @@ class PPORun(ReservoirRun, TrainedRun):
 
     @property
     def optim(self) -> OptimConfig:
-        """The optimizer of the policy and of the value network."""
-        return self.ppo.optim
+        """The optimizer of the policy and of the value network, with the target's learning rate."""
+        return self.ppo.optim_for(self.target_kl)
 
     @property
     def precision(self) -> PolicyPrecision | None:

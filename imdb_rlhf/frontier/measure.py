@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from imdb_rlhf.algos.kl_controller import TOLERANCE
 from imdb_rlhf.evaluation.stats import percentile
 from imdb_rlhf.frontier import nats
 from imdb_rlhf.frontier.compare import compare, paired_tests
@@ -107,6 +108,7 @@ def entry_of(run: FinishedRun, method: str) -> dict[str, Any]:
         method: what figures and tables call it.
     """
     summary, knob = run.summary, run.knob
+    control = summary.get("ppo", {})
     copied = ("reward", "kl", "win_rate", "distinct_2", "length", "seconds")
     return {
         "name": run.name,
@@ -118,8 +120,18 @@ def entry_of(run: FinishedRun, method: str) -> dict[str, Any]:
         "overrides": list(run.overrides),
         "command": summary.get("command"),
         **{key: summary.get(key) for key in copied},
-        "missed_target": bool(summary.get("ppo", {}).get("on_target") is False),
+        "kl_last_fifth": control.get("kl_last_fifth"),
+        "missed_target": _off_target(control),
+        "missed_because": control.get("missed_because"),
     }
+
+
+def _off_target(control: Mapping[str, Any]) -> bool:
+    """Whether a run's KL is off its target, by its own numbers: what was near enough has changed."""
+    target, kl = control.get("target_kl"), control.get("kl_last_fifth")
+    if target is None or kl is None:
+        return control.get("on_target") is False
+    return not abs(kl / target - 1) <= TOLERANCE
 
 
 def _warnings(frontier: dict[str, Any]) -> list[str]:
@@ -132,9 +144,13 @@ def _warnings(frontier: dict[str, Any]) -> list[str]:
         if point["above_optimum"]
     ]
     warnings += [f"diverged: {run}" for method in frontier["methods"] for run in method["diverged"]]
-    missed = [run["name"] for run in frontier["runs"] if run["missed_target"]]
-    if missed:
-        warnings.append(f"KL of the last fifth of training more than 25 % off its target in {', '.join(missed)}")
+    missed: dict[str | None, list[str]] = {}
+    for run in frontier["runs"]:
+        if run["missed_target"]:
+            missed.setdefault(run["missed_because"], []).append(run["name"])
+    for why, names in missed.items():
+        off = f"KL of the last fifth of training more than {TOLERANCE:.0%} off its target in {', '.join(names)}"
+        warnings.append(off.replace("%", " %") + (f" ({why})" if why else ""))
     if frontier["optimum"] is None:
         warnings.append(NO_RESERVOIR)
     return warnings

@@ -277,6 +277,27 @@ def ppo_value_loss(value: Tensor, old_value: Tensor, returns: Tensor, clip: floa
     return 0.5 * torch.maximum((value - returns).square(), (clipped - returns).square())
 
 
+def mean_kl(logprob: Tensor, ref_logprob: Tensor) -> float:
+    """The mean sequence KL of samples of the policy, with less variance than the mean of log pi - log ref.
+
+    At each token ref / pi - 1 has mean 0 under the policy, so its sum over a sequence is a control variate: c times it
+    is taken off log pi - log ref, with c the regression coefficient over sequences. Near the reference c is -1, which
+    gives k3 (Schulman, "Approximating KL divergence", 2020); far from it ref / pi has a heavy tail, and c is near 0.
+
+    Args:
+        logprob: (episodes, time) of sampled tokens under the policy, nats; 0 for padding.
+        ref_logprob: (episodes, time) of the same tokens under the reference.
+
+    Returns:
+        Nats per sequence.
+    """
+    ratio = (logprob - ref_logprob).double()
+    k1, control = ratio.sum(-1), torch.expm1(-ratio).sum(-1)
+    spread = float((control - control.mean()).square().sum())
+    slope = float(((control - control.mean()) * k1).sum()) / spread if spread > 0 else 0.0
+    return float(k1.mean() - slope * control.mean())
+
+
 def kl_error(kl: float, target: float) -> float:
     """What the adaptive controller sees: KL / target - 1, clipped to +-0.2 (arXiv 1909.08593, section 2.2)."""
     return min(max(kl / target - 1, -KL_ERROR_CLIP), KL_ERROR_CLIP)

@@ -1,5 +1,6 @@
 """What a run's algorithm is made from, taken from the built stages: PPO's score and first coefficient, too."""
 
+import math
 from functools import cached_property
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 
 from imdb_rlhf.algos.inputs import Optimised, Score
 from imdb_rlhf.config.decoding import GuidedRun
-from imdb_rlhf.config.ppo import PPOConfig, Scale
+from imdb_rlhf.config.ppo import KLControl, PPOConfig, Scale
 from imdb_rlhf.config.reward import RewardSource
 from imdb_rlhf.errors import RunError
 from imdb_rlhf.evaluation import optimum, reservoir
@@ -120,6 +121,10 @@ class RunInputs:
             coefficient = optimum.coefficient_for(values, target_kl)
         except ValueError as error:
             raise RunError(f"ppo: {error}; set ppo.initial_kl_coefficient, or use another reward") from error
+        if config.controller == KLControl.proportional_integral:
+            # past what M samples reach, as for rewards of a normal distribution, where KL = variance / (2 beta^2)
+            reached = float(optimum.plug_in(values, coefficient)[1].mean())
+            coefficient *= math.sqrt(min(1.0, reached / target_kl))
         return min(max(coefficient, config.min_kl_coefficient), config.max_kl_coefficient)
 
     def _reservoir(self, column: str) -> np.ndarray:

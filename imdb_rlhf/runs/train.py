@@ -1,5 +1,6 @@
 """Training the policy of a run, with evaluations on the way."""
 
+import math
 from typing import Any
 
 from imdb_rlhf.algos import ALGOS
@@ -57,10 +58,9 @@ def train_policy(folder: RunFolder, run: TrainedRun, policy: Policy, trackers: T
         points.drop(folder.path, start)
     runtime.barrier()
     earlier = points.read(folder.path)
-    best = max((metrics(frame)["eval/validation_reward"] for frame in earlier.values()), default=-float("inf"))
+    rewards = [metrics(earlier[step])["eval/validation_reward"] for step in sorted(earlier)]
 
     def evaluate_at(step: int) -> dict[str, float]:
-        nonlocal best
         reward = flow.get(TrueReward).reward
         frame = evaluate(policy, inputs.reference, reward, prompts, run.evaluation, run.generation, runtime, step)
         values = metrics(frame)
@@ -72,9 +72,9 @@ def train_policy(folder: RunFolder, run: TrainedRun, policy: Policy, trackers: T
         if folder.leader:
             points.keep(folder.path, frame, step)
             trackers.histogram("eval/reward_histogram", test["reward"].tolist(), step)
-            if run.keep_model == KeepModel.best and values["eval/validation_reward"] > best:
+            if run.keep_model == KeepModel.best and values["eval/validation_reward"] > max(rewards, default=-math.inf):
                 policies.save(policy, folder.path / "best", "", run.generation.temperature)
-        best = max(best, values["eval/validation_reward"])
+        rewards.append(values["eval/validation_reward"])
         return values
 
     def advance(values: dict[str, float]) -> None:
@@ -86,4 +86,4 @@ def train_policy(folder: RunFolder, run: TrainedRun, policy: Policy, trackers: T
     with console.progress(run.algo, algorithm.steps, start=start) as progress:
         hooks = loop.Hooks(trackers.log, advance, evaluate_at)
         loop.train(algorithm, loop_settings, runtime, folder.path, hooks)
-    return algorithm.report()
+    return algorithm.outcome(rewards)

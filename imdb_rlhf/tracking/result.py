@@ -63,12 +63,11 @@ def _control(ppo: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Whether PPO's controller reached its target KL."""
     if ppo.get("target_kl") is None:
         return
-    reached = "within 25 %" if ppo["on_target"] else "missed by more than 25 %"
-    bound = (
-        ", coefficient at its floor" if ppo["at_floor"] else ", coefficient at its ceiling" if ppo["at_ceiling"] else ""
-    )
+    reached = "met within 10 %" if ppo["on_target"] else "missed by more than 10 %"
     yield (
         "target KL",
-        f"{ppo['target_kl']:g}, last fifth of training {ppo['kl_last_fifth']:.3f}: {reached}{bound}; "
+        f"{ppo['target_kl']:g}, last fifth of training {ppo['kl_last_fifth']:.3f}: {reached}; "
         f"coefficient {ppo['first_kl_coefficient']:.3g} to {ppo['kl_coefficient']:.3g}",
     )
+    if ppo.get("missed_because") is not None:
+        yield "", ppo["missed_because"]

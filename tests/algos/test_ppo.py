@@ -13,6 +13,7 @@ from tests.algos.naive_ppo import (
     BETA,
     MAX_NEW_TOKENS,
     PROMPTS,
+    Episode,
     assert_close,
     disturb,
     episodes,
@@ -109,6 +110,14 @@ def test_a_completion_of_full_length_may_have_ended() -> None:
     assert any(token == 0 and int(rollout.mask[row].sum()) == MAX_NEW_TOKENS for row, token in enumerate(last))
 
 
+def control_variate_kl(batch: list[Episode]) -> float:
+    """k1 less its regression on the sum of ref / pi - 1, by least squares."""
+    control = np.array([sum(math.expm1(r - p) for p, r in zip(e.logprob, e.ref_logprob, strict=True)) for e in batch])
+    k1 = np.array([episode.kl for episode in batch])
+    (intercept, _), *_ = np.linalg.lstsq(np.stack([np.ones(len(batch)), control], 1), k1, rcond=None)
+    return float(intercept)
+
+
 def test_the_numbers_of_a_batch_by_hand() -> None:
     algorithm = make(ppo_run(target_kl=2.0, missing_eos_penalty=0.5))
     expected = episodes(algorithm, 0, BETA)
@@ -123,6 +132,7 @@ def test_the_numbers_of_a_batch_by_hand() -> None:
             "ppo/score": np.mean(scores),
             "ppo/score_std": np.std(scores),
             "ppo/kl": kl,
+            "ppo/kl_cv": control_variate_kl(expected),
             "ppo/kl_coefficient": 0.3,
             "ppo/log_kl_coefficient": math.log(0.3),
             "ppo/kl_penalty": 0.3 * kl,

@@ -9,7 +9,7 @@ import torch
 from imdb_rlhf.algos.ppo import PPO
 from imdb_rlhf.config.algos import PPORun
 from imdb_rlhf.config.machine import Precision
-from imdb_rlhf.config.ppo import ValueNetwork
+from imdb_rlhf.config.ppo import KLControl, ValueNetwork
 from imdb_rlhf.training import checkpoint
 from tests import tiny
 from tests.algos.naive_ppo import disturb, first_batch, make, ppo_run, rollout_of, same, train
@@ -39,6 +39,7 @@ def same_after_a_crash(run: PPORun, steps: list[int], folder: Path, every: int |
         assert tiny.weights(resumed.module).equal(tiny.weights(straight.module))
         assert resumed.history == straight.history
         assert resumed.coefficient == straight.coefficient
+        assert resumed.controller.state() == straight.controller.state()
         assert resumed.report() == straight.report()
     return straight
 
@@ -52,6 +53,12 @@ def test_a_run_goes_on_bit_for_bit(network: ValueNetwork, steps: list[int], ever
     assert len(straight.history) == 2
     assert len({coefficient for _, coefficient in straight.history} | {straight.coefficient}) == 3
     assert not tiny.weights(straight.module).equal(tiny.weights(make(straight.run).module))
+
+
+def test_the_proportional_integral_controller_goes_on_too(tmp_path: Path) -> None:
+    changes = {"controller": KLControl.proportional_integral, "coefficient_range": None}
+    straight = same_after_a_crash(ppo_run(target_kl=0.5, **changes), [3, 7, 11], tmp_path)
+    assert "integral" in straight.state()["controller"]
 
 
 def test_a_run_goes_on_from_an_old_checkpoint(tmp_path: Path) -> None:

@@ -166,7 +166,25 @@ def test_wrong_type(override, reason):
             "ppo.episodes=63 is less than one batch (ppo.batch_size=64); raise it",
         ),
         (
-            [PPO, "ppo.batch_size=256", "ppo.horizon=51"],  # 0.2 * 256 / 51 is above 1
+            [PPO, "ppo.coefficient_range=2.5"],
+            "ppo.coefficient_range=2.5 is of ppo.controller=ziegler; set it to null, or ppo.controller=ziegler",
+        ),
+        (
+            [PPO, "ppo.horizon=10000"],
+            "ppo.horizon=10000.0 is of ppo.controller=ziegler; set it to null, or ppo.controller=ziegler",
+        ),
+        (
+            [PPO, "ppo.controller=ziegler"],
+            "ppo.controller=ziegler needs ppo.coefficient_range=2.5, or a ppo.horizon; give one of them",
+        ),
+        (
+            [
+                PPO,
+                "ppo=paper",
+                "ppo.batch_size=256",
+                "ppo.minibatch_size=256",
+                "ppo.horizon=51",
+            ],  # 0.2 * 256 / 51 is above 1
             "ppo.horizon=51.0 is so short that one batch of 256 episodes would take the coefficient to 0; give",
         ),
         (

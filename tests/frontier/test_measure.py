@@ -237,6 +237,30 @@ def test_missed_targets_are_said(write_run: Write) -> None:
     assert any("off its target" in warning and run.name in warning for warning in frontier_of(run)["warnings"])
 
 
+def test_a_target_is_met_within_10_percent_whatever_the_run_said(write_run: Write) -> None:
+    """By its numbers, and grouped by their reasons."""
+    kls, why = {1: 1.09, 2: 2.3, 3: 3.4, 6: 2.0}, {3: "a reason", 6: "a reason"}
+    runs = [
+        write_run(
+            "ppo",
+            ("target_kl", target),
+            {5: (level(0.7), level(1.0))},
+            summary={
+                "ppo": {"target_kl": target, "kl_last_fifth": kl, "on_target": True, "missed_because": why.get(target)}
+            },
+            name=f"run{target}",
+        )
+        for target, kl in kls.items()
+    ]
+    frontier = frontier_of(*runs)
+    assert [run["missed_target"] for run in frontier["runs"]] == [False, True, True, True]
+    off = [warning for warning in frontier["warnings"] if "off its target" in warning]
+    assert off == [
+        "KL of the last fifth of training more than 10 % off its target in run2",
+        "KL of the last fifth of training more than 10 % off its target in run3, run6 (a reason)",
+    ]
+
+
 def test_nothing_to_draw(write_run: Write) -> None:
     run = write_run("reward_model", None, {5: (level(0.7), level(1.0))})
     with pytest.raises(RunError, match="none of the runs has a policy"):

@@ -313,15 +313,18 @@ def test_ppo_reports_what_its_controller_did(methods, name):
         "first_kl_coefficient",
         "at_floor",
         "at_ceiling",
+        "missed_because",
         "episodes",
         "skipped_steps",
     }
     assert (report["target_kl"], report["episodes"], report["skipped_steps"]) == (0.05, 16, 0)
     # two batches of 8 in minibatches of 4, twice: four steps each
     assert [row["step"] for row in rows if "train/loss" in row] == [4, 8] and done.summary["step"] == 8
-    assert [row["ppo/kl_coefficient"] for row in rows] == [report["first_kl_coefficient"], report["kl_coefficient"]]
+    # the policy is the reference yet, so nothing holds it back
+    assert [row["ppo/kl_coefficient"] for row in rows] == [1e-4, report["kl_coefficient"]]
+    assert report["on_target"] == (report["missed_because"] is None)
     assert rows[0]["ppo/kl"] == pytest.approx(0, abs=1e-3)  # the policy is the reference yet
-    assert rows[-1]["ppo/kl"] == pytest.approx(report["kl_last_fifth"])  # of two batches, one
+    assert rows[-1]["ppo/kl_cv"] == pytest.approx(report["kl_last_fifth"])  # of two batches, one
     assert ("eval/learned_reward" in rows[0]) == (name == "ppo")
     assert "target KL" in done.answer.out
 

@@ -142,6 +142,8 @@ def _footnote(frontier: Mapping[str, Any], view: View) -> list[str]:
         parts.append("faint: earlier checkpoints" + (f", {beyond} of them outside" if beyond else ""))
     if any(method["diverged"] for method in frontier["methods"]):
         parts.append("×: diverged")
+    if _off_target(frontier):
+        parts.append("ringed: KL of training off its target")
     for part in parts:
         longer = f"{lines[-1]}  ·  {part}" if lines and not lines[-1].startswith("grey") else part
         lines = [*lines[:-1], longer] if len(longer) <= LONGEST_NOTE and longer != part else [*lines, part]
@@ -155,23 +157,32 @@ def _is_outside(point: Mapping[str, Any], view: View) -> bool:
     return not point["last"] and not (inside and point["kl"] <= max(view.kl, view.log_kl[1]))
 
 
+def _off_target(frontier: Mapping[str, Any]) -> set[str]:
+    """The names of the runs whose KL missed its target."""
+    return {run["name"] for run in frontier.get("runs", ()) if run["missed_target"]}
+
+
 def methods(panel: Panel, frontier: Mapping[str, Any]) -> None:
     """Draw every method: its checkpoints, its settings joined in the order of their knob, and its diverged runs."""
     style_of = styles(method["name"] for method in frontier["methods"])
     colours: list[str] = []
+    missed = _off_target(frontier)
     for method in frontier["methods"]:
         name, style = method["name"], style_of[method["name"]]
         points = [p for p in frontier["points"] if p["method"] == name and finite(p["kl"], p["reward"])]
         faint: dict[str, Any] = {"marker": style.marker, "ms": 2.6, "mfc": style.colour, "mec": "none", "alpha": 0.4}
         panel.dots(*_columns(points), f"points-{name}", weight=0.35, zorder=3, **faint)
-        _settings(panel, method, style, DASHES[min(colours.count(style.colour), len(DASHES) - 1)])
+        _settings(panel, method, style, DASHES[min(colours.count(style.colour), len(DASHES) - 1)], missed)
         colours.append(style.colour)
         diverged = [p for p in points if p["run"] in method["diverged"] and p["last"]]
         panel.dots(*_columns(diverged), f"diverged-{name}", radius=3, marker="x", color=INK, ms=7, mew=1.1, zorder=7)
 
 
-def _settings(panel: Panel, method: Mapping[str, Any], style: Style, dashes: Any) -> None:
-    """Draw a method's settings and the line through them, with one label that names the method and its settings."""
+def _settings(panel: Panel, method: Mapping[str, Any], style: Style, dashes: Any, missed: set[str]) -> None:
+    """Draw a method's settings and the line through them, with one label that names the method and its settings.
+
+    A setting is ringed if one of its runs is among those that missed their target.
+    """
     name, colour = method["name"], style.colour
     settings = [setting for setting in method["settings"] if finite(setting["kl"], setting["reward"])]
     line: dict[str, Any] = {"color": colour, "lw": 1.1, "alpha": 0.9, "ls": dashes, "zorder": 4}
@@ -180,6 +191,9 @@ def _settings(panel: Panel, method: Mapping[str, Any], style: Style, dashes: Any
         gid = f"setting-{name}-{number}"
         look: dict[str, Any] = {"marker": style.marker, "color": colour, "edge": _readable(colour), "size": 4.6}
         panel.estimate(setting["kl"], setting, gid, hollow=prompts_only(setting), **look)
+        if missed.intersection(setting["runs"]):
+            ring: dict[str, Any] = {"marker": "o", "ms": 9, "mfc": "none", "mec": _readable(colour), "mew": 0.7}
+            panel.dots([setting["kl"]], [setting["reward"]], f"{gid}-off-target", radius=4.5, zorder=4.9, **ring)
     groups = _together(panel, settings)
     shown = [setting for group in groups for setting in group]
     _outside(panel, method, [setting for setting in settings if setting not in shown], bool(shown), colour)

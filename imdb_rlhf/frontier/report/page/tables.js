@@ -138,10 +138,13 @@ function withNote(element, note) {
   return element;
 }
 
+/** That a run's KL is off its target, by how much and why. */
+const missed = (run) => `target missed${known(run.kl_last_fifth) ? `: ${fixed(run.kl_last_fifth, 2)} nats` : ""}${run.missed_because ? `; ${run.missed_because}` : ""}`;
+
 // The columns of runs: heading, sort key, cell, and whether it is a number.
 const RUN_COLUMNS = [
   ["method", (run) => METHODS.indexOf(run.method), (run) => withNote(methodCell(run.method), DIVERGED.has(run.name) && "diverged")],
-  ["setting", (run) => run.knob_value, (run) => withNote(cell("name", setting(run.knob, run.knob_value) || "\u2013"), run.missed_target && "target missed"), true],
+  ["setting", (run) => run.knob_value, (run) => withNote(cell("name", setting(run.knob, run.knob_value) || "\u2013"), run.missed_target && missed(run)), true],
   ["seed", (run) => run.seed, (run) => number(String(run.seed)), true],
   ["reward", (run) => run.reward, (run) => number(fixed(run.reward)), true],
   ["KL, nats", (run) => run.kl, (run) => number(fixed(run.kl, 2)), true],
