@@ -201,18 +201,13 @@ def test_settings_that_cover_one_another_say_how_many_they_are() -> None:
     assert not texts(apart, "linear-count") and not texts(apart, "log-count")
 
 
-def test_a_setting_off_its_target_is_hollow() -> None:
+def test_a_setting_off_its_target_is_ringed() -> None:
     missed = [{"name": f"PPO-{at}", "missed_target": at == 2} for at in range(4)]
     drawn = compose(frontier_of(SWEEP, runs=missed))
-    faces = {
-        line.get_gid(): to_hex(line.get_markerfacecolor())
-        for line in drawn.findobj(Line2D)
-        if str(line.get_gid()).startswith("log-setting-PPO-") and not str(line.get_gid()).endswith("-ci")
-    }
-    assert [face for _, face in sorted(faces.items()) if face == "#ffffff"] == ["#ffffff"]
-    assert faces["log-setting-PPO-2"] == "#ffffff"
-    assert any("hollow" in text.get_text() for text in drawn.findobj(Text))
-    assert not any("hollow" in text.get_text() for text in compose(frontier_of(SWEEP)).findobj(Text))
+    rings = {str(line.get_gid()) for line in drawn.axes[0].get_lines() if str(line.get_gid()).endswith("-off-target")}
+    assert rings == {"linear-setting-PPO-2-off-target"}
+    assert any("ringed: KL of training off its target" in text.get_text() for text in drawn.findobj(Text))
+    assert not any("ringed" in text.get_text() for text in compose(frontier_of(SWEEP)).findobj(Text))
 
 
 def test_the_optimum_is_seen_on_both_sides_of_best_of_n(crowd: Figure) -> None:
