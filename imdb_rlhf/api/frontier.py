@@ -197,12 +197,14 @@ class Frontier:
                 color=style.colour,
                 ms=5,
                 lw=0.8,
+                mfc="white" if last["seed"].notna().any() else style.colour,
                 label=str(name),
             )
         ax.set_xlabel("KL to the reference (nats)")
         ax.set_ylabel("reward")
         ax.spines[["top", "right"]].set_visible(False)
-        ax.legend(frameon=False, fontsize=8)
+        title = "hollow: one run each, bars over prompts only" if self.points["seed"].notna().any() else None
+        ax.legend(frameon=False, fontsize=8, title=title, title_fontsize=7)
         return ax
 
 

@@ -129,8 +129,8 @@ def two_sided_p(
 ) -> float:
     """The p-value of two methods having the same mean: a t-test with the variance of `over_seeds`.
 
-    The test is paired over prompts, since all draws are of the same resamples; the training seeds of the two methods
-    are independent. Seeds add no variance on a side that has fewer than 3.
+    The test is paired over prompts, since all draws are of the same resamples; training seeds are independent. Seeds
+    add no variance on a side that has fewer than 3.
 
     Args:
         first: (seeds,) estimates of one method.
@@ -151,7 +151,7 @@ def two_sided_p(
     away = abs(difference) / float(np.sqrt(spread.variance))
     if away >= spread.quantile(LEAST_TAIL):
         return 0.0
-    # the tail on each side at which the interval just touches 0; its logarithm, since p may be tiny
+    # the tail on each side at which the interval just touches 0
     tail = brentq(lambda log_tail: spread.quantile(float(np.exp(log_tail))) - away, np.log(LEAST_TAIL), np.log(0.5))
     return float(min(2 * np.exp(tail), 1.0))
 
