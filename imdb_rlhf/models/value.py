@@ -20,6 +20,7 @@ from imdb_rlhf.seeds import derive
 
 # (states, bins, entries) logits held at once on a CPU: few enough for its cache.
 HELD = {"cpu": 1 << 19, "cuda": 1 << 26}
+FAR = 60.0  # range of exponents that one float32 sum holds with room to spare
 STEEPNESS = 0.5  # of a fresh head's law of the reward
 VALUE, HEAD, LAYERS = "value.json", "head.safetensors", "layers"
 
@@ -85,7 +86,6 @@ class ValueHead(nn.Module):
             (n, entries) float32.
         """
         table = self.of_token[entries]
-        exponents = (self.centres / beta)[:, None]
         states = states.float()
         tilts = torch.empty(len(states), len(table), device=states.device)
         step = max(1, HELD.get(states.device.type, HELD["cpu"]) // (self.bins * len(table)))
@@ -94,9 +94,20 @@ class ValueHead(nn.Module):
                 factors = self.factors(states[at : at + step])
                 logits = (factors[:, :, :-1].reshape(-1, self.rank) @ table.t()).view(len(factors), self.bins, -1)
                 logits += factors[:, :, -1:]
-                # two log-sum-exps, and no mean of exp(r / beta), which has any size
-                tilts[at : at + step] = (logits + exponents).logsumexp(1) - logits.logsumexp(1)
+                tilts[at : at + step] = _log_mean_exp(logits, self.centres / beta)
         return tilts
+
+
+def _log_mean_exp(logits: Tensor, exponents: Tensor) -> Tensor:
+    """(n, entries) log of the mean of exp(exponent) over bins, of (n, bins, entries) logits and (bins,) exponents."""
+    top = exponents.max()
+    if float(top - exponents.min()) > FAR:
+        return (logits + exponents[:, None]).logsumexp(1) - logits.logsumexp(1)
+    # one exponential for both sums: no term that counts is lost, as the likeliest bin's is at least exp(-FAR)
+    masses = logits.sub_(logits.amax(1, keepdim=True)).exp_()
+    weights = torch.stack([torch.ones_like(exponents), (exponents - top).exp()])
+    total, tilted = torch.matmul(weights, masses).log_().unbind(1)
+    return tilted - total + top
 
 
 class ActionValue(nn.Module):
