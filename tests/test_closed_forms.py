@@ -302,7 +302,9 @@ def test_a_short_run_is_on_its_target(target: float, runtime: Runtime, tmp_path:
     controller = {"controller": KLControl.proportional_integral, "coefficient_range": None, "lr_target_kl": 1.0}
     run = ppo_run(target, value=ValueNetwork.shared, episodes=32 * 256, epochs=3, optim=adam(lr=3e-4), **controller)
     algorithm = PPO.from_inputs(inputs(runtime, Path(), coefficient_of(target)), run)
-    fit(algorithm, runtime, run.optim, tmp_path)
+    optim = run.optim
+    assert isinstance(optim, AdamWConfig)
+    fit(algorithm, runtime, optim, tmp_path)
     reward, kl = reward_and_kl(log_law(language_model(algorithm)))
     report = algorithm.outcome([0.5])["ppo"]
     assert report["kl_last_fifth"] == pytest.approx(target, rel=0.1) and report["on_target"]
@@ -376,7 +378,7 @@ def test_the_mean_kl_with_a_control_variate_is_the_enumerated_one() -> None:
         logprob, ref_logprob = (torch.stack([table[r, s] for r, s in enumerate(spans)]) for table in tables)
         estimates.append(mean_kl(logprob, ref_logprob))
         k1.append(float((logprob - ref_logprob).sum(-1).mean()))
-    assert np.mean(estimates) == pytest.approx(kl, abs=3 * np.std(estimates) / math.sqrt(50) + 0.01 * kl)
+    assert np.mean(estimates) == pytest.approx(kl, abs=3 * float(np.std(estimates)) / math.sqrt(50) + 0.01 * kl)
     assert np.std(estimates) < 0.5 * np.std(k1)
     assert mean_kl(logprob, logprob) == 0
 

@@ -1,6 +1,7 @@
 """PPO trained by the loop: it learns, a run goes on bit for bit after a crash, and early stopping skips steps."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,7 +57,7 @@ def test_a_run_goes_on_bit_for_bit(network: ValueNetwork, steps: list[int], ever
 
 
 def test_the_proportional_integral_controller_goes_on_too(tmp_path: Path) -> None:
-    changes = {"controller": KLControl.proportional_integral, "coefficient_range": None}
+    changes: dict[str, Any] = {"controller": KLControl.proportional_integral, "coefficient_range": None}
     straight = same_after_a_crash(ppo_run(target_kl=0.5, **changes), [3, 7, 11], tmp_path)
     assert "integral" in straight.state()["controller"]
 
