@@ -39,10 +39,10 @@ Every key has its value and meaning in {2}. Change one with key=value."""
 
 def program() -> str:
     """How this process was called: `python train.py` in the repository, `imdb-rlhf` where pip has installed it."""
-    name = Path(sys.argv[0]).name if sys.argv and sys.argv[0] else ""
-    if name == "__main__.py":
-        return "python -m imdb_rlhf"
-    return name if name == "imdb-rlhf" else "python train.py"
+    file = Path(sys.argv[0]) if sys.argv else Path()
+    if file.parent.name == __package__:  # a module of the package was run
+        return f"python -m {__package__}"
+    return file.name if file.name == "imdb-rlhf" else "python train.py"
 
 
 def help_text(own: Path | None) -> str:

@@ -28,6 +28,7 @@ FLOORS = [
     {"publish", "experiment"},
     {"api", "sweep"},
     {"typed_run"},
+    {"usage"},
     {"cli"},
     {"train", "hydra_plugins", "command"},
 ]
@@ -36,8 +37,8 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
 # Who alone may import a library: rooms, or single modules.
 ALLOWED = {
-    "hydra": {"cli", "typed_run", "train", "hydra_plugins"},
-    "omegaconf": {"cli", "typed_run", "train", "hydra_plugins"},
+    "hydra": {"cli", "usage", "typed_run", "train", "hydra_plugins"},
+    "omegaconf": {"cli", "usage", "typed_run", "train", "hydra_plugins"},
     "wandb": {"imdb_rlhf.tracking.wandb", "imdb_rlhf.tracking.wandb_service"},
     "wandb_workspaces": {"imdb_rlhf.frontier.workspace"},
     "accelerate": {"training", "models", "imdb_rlhf.tracking.others"},

@@ -6,6 +6,7 @@ that sampled bytes cannot move the cursor, and a character that the stream's enc
 
 import io
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -150,9 +151,7 @@ class Console:
 
     def _line(self, text: Text) -> None:
         """Write a line; a terminal gets it broken between words, and only it breaks a longer word, such as a path."""
-        lines = text.wrap(self._out, self._out.width, overflow="ignore") if self._live else [text]
-        for line in lines:
-            line.rstrip()
+        for line in _between_words(text, self._out.width) if self._live else [text]:
             self._out.print(line, soft_wrap=True)
         self._keep(text, soft_wrap=True)
 
@@ -265,6 +264,15 @@ class Progress:
         resumed = f" (resumed at {self._start})" if self._start else ""
         took = f"{self.count()} in {duration(_now() - self._began)}{resumed}"
         return "   ".join(part for part in (took, self.rate(), self.latest()) if part)
+
+
+def _between_words(text: Text, width: int) -> Iterator[Text]:
+    """Yield a text in lines of at most so many columns, or of one longer word."""
+    at = 0
+    for line in textwrap.wrap(text.plain, width, break_long_words=False, break_on_hyphens=False) or [""]:
+        at = text.plain.index(line, at)
+        yield text[at : at + len(line)]
+        at += len(line)
 
 
 def _clip(text: str) -> str:

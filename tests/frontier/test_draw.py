@@ -77,7 +77,7 @@ def test_the_table_says_what_a_budget_buys(write_run: Write, tmp_path: Path) -> 
 
 def test_without_a_largest_reward_the_optimum_has_no_upper_end(write_run: Write, tmp_path: Path) -> None:
     """The upper curve follows its last tangent: far beyond the samples it is a number without a meaning."""
-    reservoir = np.random.default_rng(0).normal(size=(20, 64))
+    reservoir = np.random.default_rng(0).normal(size=(6, 64))
     more = {"reward.name": "own"}
     run = write_run("dpo", ("beta", 1), steps((1.0, 0.7)), reservoir=reservoir, more=more)
     frontier = draw([run], tmp_path / "out")

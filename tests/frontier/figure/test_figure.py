@@ -12,9 +12,7 @@ import matplotlib
 import matplotlib.style
 import numpy as np
 import pytest
-from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
 from imdb_rlhf.frontier.figure import figure
