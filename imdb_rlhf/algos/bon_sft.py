@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from imdb_rlhf.algos.batches import share
 from imdb_rlhf.algos.inputs import Inputs
+from imdb_rlhf.algos.population import BestOf, Population, Selector
 from imdb_rlhf.algos.preferences import Completions, PreferenceMethod
 from imdb_rlhf.config.preference_algos import BonSFTRun
 from imdb_rlhf.config.reward import RewardSource
@@ -97,6 +98,12 @@ class BonSFT(PreferenceMethod[BonSFTRun]):
         drawn = Rankings.of([each.tolist() for each in rows], list(members), {})
         super().__init__(policy, groups, drawn, run)
         self.weights = np.stack([best_of_weights(scores[each], run.n) for each in rows])
+
+    @classmethod
+    def population(cls, config: Mapping[str, Any]) -> Population | str:
+        """Return the best of n: likelihood is largest there."""
+        learned = config["bon_sft"]["selector"] == RewardSource.learned
+        return BestOf(int(config["n"]), Selector.learned if learned else Selector.logit)
 
     @classmethod
     def from_inputs(cls, inputs: Inputs, run: BonSFTRun) -> Self:

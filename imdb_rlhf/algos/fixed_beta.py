@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from imdb_rlhf.algos.inputs import Inputs, Score
 from imdb_rlhf.algos.online import OnlineMethod, Sampled
+from imdb_rlhf.algos.population import Population, tilted_by
 from imdb_rlhf.algos.rollout import Episodes, Minibatch, aligned, episode_metrics
 from imdb_rlhf.config.online_algos import OnlineRun
 from imdb_rlhf.config.reward import RewardSource
@@ -83,6 +84,11 @@ class FixedBetaMethod(OnlineMethod[R, E]):
     def from_inputs(cls, inputs: Inputs, run: R) -> Self:
         """The method on training prompts."""
         return cls(inputs.policy, inputs.reference, inputs.prompts, inputs.score(run.online), run, inputs.runtime)
+
+    @classmethod
+    def population(cls, config: Mapping[str, Any]) -> Population | str:
+        """Return the reference tilted by the reward that it maximises."""
+        return tilted_by(config[cls.stage])
 
     @classmethod
     def method_name(cls, config: Mapping[str, Any], variant: str | None) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from imdb_rlhf.algos.fixed_beta import EpisodeMinibatch, FixedBetaMethod, Scored
 from imdb_rlhf.algos.online import Sampled
+from imdb_rlhf.algos.population import Population
 from imdb_rlhf.config.online_algos import GRPORun, KLPlace, LengthNorm
 from imdb_rlhf.losses import ppo_policy_loss
 from imdb_rlhf.losses.online import group_advantage, k3
@@ -36,6 +37,16 @@ class GRPO(FixedBetaMethod[GRPORun, Scored]):
         grpo = config["grpo"]
         doctor = not grpo["scale_advantages"] and grpo["length_norm"] == LengthNorm.constant
         return ("Dr. " if doctor else "") + super().method_name(config, variant)
+
+    @classmethod
+    def population(cls, config: Mapping[str, Any]) -> Population | str:
+        """Return the tilted reference where beta is one number, and the KL in the reward; else none is known."""
+        grpo = config["grpo"]
+        if grpo["kl_in"] != KLPlace.reward:
+            return "the gradient of k3 in the loss is not that of the KL to the reference"
+        if grpo["scale_advantages"]:
+            return "divided by a group's standard deviation, beta differs from prompt to prompt"
+        return super().population(config)
 
     def prepare(self, sampled: Sampled, number: int) -> Scored:
         """The batch with advantages within groups."""

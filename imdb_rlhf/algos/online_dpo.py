@@ -6,14 +6,16 @@
 Nothing is differentiated through the sampling. Pairs of the same completion, and ties, teach nothing and are left out.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from imdb_rlhf.algos.fixed_beta import FixedBetaMethod
 from imdb_rlhf.algos.online import Sampled
+from imdb_rlhf.algos.population import Population
 from imdb_rlhf.algos.rollout import Episodes, Minibatch
 from imdb_rlhf.config.online_algos import OnlineDPORun
 from imdb_rlhf.config.stages import Labels
@@ -61,6 +63,13 @@ class OnlineDPO(FixedBetaMethod[OnlineDPORun, Compared]):
     stage = "online_dpo"
     title = "Online DPO"
     rollout_type = Compared
+
+    @classmethod
+    def population(cls, config: Mapping[str, Any]) -> Population | str:
+        """Return the tilted reference for Bradley-Terry labels; deterministic ones have none."""
+        if config["online_dpo"]["labels"] == Labels.bradley_terry:
+            return super().population(config)
+        return "deterministic labels: the margin that minimises its expected loss is infinite"
 
     def prepare(self, sampled: Sampled, number: int) -> Compared:
         """The batch with its winners."""

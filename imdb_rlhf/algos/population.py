@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from imdb_rlhf.config.ppo import Scale
+from imdb_rlhf.config.reward import RewardSource
 from imdb_rlhf.config.stages import Labels
 
 
@@ -57,6 +59,13 @@ class Winners:
         """Those of the section `pairs` of a configuration."""
         tau, labels = pairs["tau"], Labels(str(pairs["labels"]))
         return Winners(labels, 1.0 if tau is None else tau, pairs["noise"] or 0.0, pairs["min_margin"])
+
+
+def tilted_by(section: Mapping[str, Any]) -> Tilted:
+    """What a method asks for that maximises the reward of its section less beta times the KL."""
+    if section["reward"] == RewardSource.learned:
+        return Tilted(Selector.learned)
+    return Tilted(Selector.logit if section.get("scale") == Scale.logit else Selector.reward)
 
 
 Population = Tilted | BestOf | Winners

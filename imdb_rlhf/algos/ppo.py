@@ -21,10 +21,10 @@ from transformers import PreTrainedModel
 from imdb_rlhf.algos.inputs import Inputs, Score
 from imdb_rlhf.algos.kl_controller import controller, missed_because
 from imdb_rlhf.algos.online import OnlineMethod
-from imdb_rlhf.algos.population import Population, Selector, Tilted
+from imdb_rlhf.algos.population import Population, tilted_by
 from imdb_rlhf.algos.rollout import Minibatch, Rollout, aligned, batch_metrics
 from imdb_rlhf.config.algos import PPORun
-from imdb_rlhf.config.ppo import Scale, Whitening
+from imdb_rlhf.config.ppo import Whitening
 from imdb_rlhf.config.reward import RewardSource
 from imdb_rlhf.losses import gae, mean_kl, ppo_policy_loss, ppo_value_loss, token_rewards, whiten
 from imdb_rlhf.models.actor_critic import ActorCritic
@@ -88,9 +88,7 @@ class PPO(OnlineMethod[PPORun, Rollout]):
     @classmethod
     def population(cls, config: Mapping[str, Any]) -> Population | str:
         """Return the reference tilted by the score that it maximises."""
-        if config["ppo"]["reward"] == RewardSource.learned:
-            return Tilted(Selector.learned)
-        return Tilted(Selector.logit if config["ppo"]["scale"] == Scale.logit else Selector.reward)
+        return tilted_by(config["ppo"])
 
     @property
     def coefficient(self) -> float:

@@ -25,6 +25,8 @@ from imdb_rlhf.frontier.finished import FinishedRun
 from imdb_rlhf.frontier.methods import NO_METHOD
 from imdb_rlhf.frontier.population import population_curve, with_true_reward
 from imdb_rlhf.frontier.world import MeasuredRun, Origin, World
+from imdb_rlhf.runs.kind import RunKind
+from imdb_rlhf.runs.kinds import KINDS
 
 PARTS = ("needed", "objective", "reward_model", "data", "optimisation")
 DATA_KEYS = ("groups.k", "pairs.prompts")
@@ -199,7 +201,7 @@ def _loss_parts(setting: _Setting, curves: Sequence[_Curves], needed: Part) -> d
 def _asked(run: FinishedRun) -> Population | str:
     """What a run's loss asks for, or why that is not known."""
     try:
-        return ALGOS[run.algo].population(run.config) if run.algo in ALGOS else "nothing is known of its loss"
+        return (ALGOS.get(run.algo) or KINDS.get(run.algo) or RunKind).population(run.config)
     except KeyError as error:
         return f"its configuration has no {error.args[0]}"
 

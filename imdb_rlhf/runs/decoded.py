@@ -1,10 +1,12 @@
 """Runs whose policy is decoded from several models: their evaluation, and the models that they leave together."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pandas as pd
 
+from imdb_rlhf.algos.population import Population, tilted_by
 from imdb_rlhf.config.decoding import GuidedRun, RealignRun
 from imdb_rlhf.config.run import KeepModel
 from imdb_rlhf.models import policy as policies
@@ -64,6 +66,11 @@ class GuidedSampling(DecodedRun):
 
     title = "value-guided"
     stage = GuidedEvaluation
+
+    @classmethod
+    def population(cls, config: Mapping[str, Any]) -> Population | str:
+        """Return the tilted reference, which it is if its value is right."""
+        return tilted_by(config["value"])
 
     @property
     def value(self) -> Path:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import pandas as pd
 
 from imdb_rlhf.algos import ALGOS
+from imdb_rlhf.algos.population import Population
 from imdb_rlhf.artifacts.files import write_json
 from imdb_rlhf.artifacts.tables import write_table
 from imdb_rlhf.config.run import KeepModel
@@ -56,6 +57,11 @@ class RunKind(ABC):
     def method_name(cls, config: Mapping[str, Any], variant: str | None) -> str:
         """Return what figures and tables call a finished run: the title, with the variant if there is one."""
         return cls.title if variant is None else f"{cls.title} ({variant})"
+
+    @classmethod
+    def population(cls, config: Mapping[str, Any]) -> Population | str:
+        """Return the policy that a finished run's loss asks for, or why none is known (as `PolicyMethod`)."""
+        return "nothing is known of its loss"
 
     @abstractmethod
     def work(self, trackers: Trackers, start: int, began: float) -> tuple[dict[str, Any], pd.DataFrame]:

@@ -7,7 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from imdb_rlhf.algos import ALGOS
+from imdb_rlhf.algos.population import BestOf, Selector, Tilted
 from imdb_rlhf.frontier.nats import inverse
+from imdb_rlhf.runs.kinds import KINDS
 from tests.frontier.test_measure import coin_kl, coin_reservoir, frontier_of, level
 
 Write = Callable[..., Path]
@@ -87,6 +90,29 @@ def test_a_reward_beyond_the_known_optimum_is_not_split(write_run: Write) -> Non
     found = parts(frontier_of(run), "PPO-GT")
     assert all(part["nats"] is None for part in found.values())
     assert "ends below its reward" in found["needed"]["why"]
+
+
+LEARNED, TRUE, LOGIT = (
+    {"reward": reward, "scale": scale}
+    for reward, scale in (("learned", "reward"), ("ground_truth", "reward"), ("ground_truth", "logit"))
+)
+ONLINE = {"labels": "bradley_terry", "kl_in": "reward", "scale_advantages": False}
+
+
+@pytest.mark.parametrize("algo", ["reinforce", "rloo", "grpo", "online_dpo", "ppo", "guided"])
+def test_what_maximises_a_reward_asks_for_the_tilted_reference(algo: str) -> None:
+    section = "value" if algo == "guided" else algo
+    kind: Any = ALGOS.get(algo) or KINDS[algo]
+    asked = [kind.population({section: {**ONLINE, **values}}) for values in (LEARNED, TRUE, LOGIT)]
+    assert asked == [Tilted(Selector(name)) for name in ("learned", "reward", "reward_logit")]
+
+
+def test_what_else_is_known_of_losses() -> None:
+    assert ALGOS["bon_sft"].population({"n": 4, "bon_sft": {"selector": "learned"}}) == BestOf(4, Selector.learned)
+    assert "k3" in str(ALGOS["grpo"].population({"grpo": {**TRUE, **ONLINE, "kl_in": "loss"}}))
+    assert "deviation" in str(ALGOS["grpo"].population({"grpo": {**TRUE, **ONLINE, "scale_advantages": True}}))
+    assert "infinite" in str(ALGOS["online_dpo"].population({"online_dpo": {**TRUE, "labels": "deterministic"}}))
+    assert "no closed form" in str(ALGOS["kto"].population({}))
 
 
 def test_inverse() -> None:
