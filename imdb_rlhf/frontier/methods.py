@@ -100,7 +100,11 @@ def method_names(runs: Sequence[FinishedRun]) -> dict[Path, str]:
         keys = {key for run in members for key in run.flat if not NO_METHOD.match(key)}
         keys -= {key for run in members for key in run.knob_keys} | (PLACES - {PREFERENCES})
         values = {key: _values(key, members) for key in sorted(keys)}
-        differing = [key for key, column in values.items() if len(set(column)) > 1]
+        # a run of an earlier version lacks keys that came later: it had what one value of them stands for
+        known = {
+            key: {v for v, m in zip(column, members, strict=True) if key in m.flat} for key, column in values.items()
+        }
+        differing = [key for key, found in known.items() if len(found) > 1]
         for at, run in enumerate(members):
             difference = ", ".join(f"{_short(key, differing)}={values[key][at]}" for key in differing)
             names[run.path] = f"{name} ({difference})" if difference else name

@@ -8,6 +8,8 @@ import pandas as pd
 
 from imdb_rlhf.algos.population import Population, tilted_by
 from imdb_rlhf.config.decoding import GuidedRun, RealignRun
+from imdb_rlhf.config.ppo import ValueNetwork
+from imdb_rlhf.config.reward import RewardSource
 from imdb_rlhf.config.run import KeepModel
 from imdb_rlhf.models import policy as policies
 from imdb_rlhf.models.decoded_files import save_decoded
@@ -64,8 +66,16 @@ class DecodedRun(UntrainedRun):
 class GuidedSampling(DecodedRun):
     """`algo=guided`: the reference, guided by a value."""
 
-    title = "value-guided"
+    title = "Guided"
     stage = GuidedEvaluation
+
+    @classmethod
+    def method_name(cls, config: Mapping[str, Any], variant: str | None) -> str:
+        """Guided by a value of the learned reward, Guided-GT by one of the true reward, with the samples per prompt."""
+        value = config["value"]
+        name = cls.title if value["reward"] == RewardSource.learned else f"{cls.title}-GT"
+        shared = ", shared" if value["network"] == ValueNetwork.shared else ""
+        return f"{name} (K={value['samples'] or config['groups']['k']}{shared})"
 
     @classmethod
     def population(cls, config: Mapping[str, Any]) -> Population | str:
