@@ -125,7 +125,7 @@ SIZES = {
     "beta": 13,
     "kl_target": 16,
     "seeds": 155,
-    "optimizer": 32,
+    "optimizer": 37,
     "labels": 17,
     "length": 15,
     "smoke": 6,
@@ -365,8 +365,6 @@ def test_default_says_the_values_of_a_default_run():
         "policy.optim.lr",
         "policy.optim.warmup_steps",
         "policy.optim.schedule",
-        "policy.optim.max_grad_norm",
-        "policy.optim.eps",
         "pairs.min_margin",
     ]
     run = run_of()
@@ -375,7 +373,7 @@ def test_default_says_the_values_of_a_default_run():
     assert isinstance(paper, DPORun) and isinstance(run, DPORun) and paper.policy != run.policy
     changed = sections("default")["dpo"]
     assert set(changed) == {"policy", "pairs"} and set(changed["pairs"]) == {"min_margin"}
-    assert len(changed["policy"]) - 1 + len(changed["policy"]["optim"]) == 6
+    assert len(changed["policy"]) - 1 + len(changed["policy"]["optim"]) == 4
 
 
 def test_a_section_changes_its_algorithm_and_no_other():
