@@ -92,7 +92,7 @@ def test_the_readmes_commands_run_in_their_order(tmp_path: Path, monkeypatch: py
     assert command.train("algo=dpo", "beta=0.1", *TINY).code == 0
     slow = ("-m sweep=frontier", "experiment=imdb_cpu data.path=DIR")
     shown = [line for line in table_of_commands() if not line.endswith(slow)]
-    assert len(shown) == len(table_of_commands()) - len(slow) == 6
+    assert len(shown) == len(table_of_commands()) - len(slow) == 7
     for line in shown:
         _, *words = [match for word in shlex.split(line) for match in sorted(glob(word)) or [word]]
         if words[:2] == ["-m", "imdb_rlhf.frontier"]:
@@ -105,7 +105,7 @@ def test_the_readmes_commands_run_in_their_order(tmp_path: Path, monkeypatch: py
             several = "-m" in words
             answer = command.run(*words[1:], *more, cwd=tmp_path) if several else command.train(*words[1:], *more)
             assert answer.code == 0, f"{line}: {answer.err}"
-    assert len(list(tmp_path.glob("outputs/runs/*/DONE"))) == 8
+    assert len(list(tmp_path.glob("outputs/runs/*/DONE"))) == 12
     assert artifacts(["list"]) == artifacts(["prune", "--yes"]) == 0
 
 
