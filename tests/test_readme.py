@@ -105,7 +105,7 @@ def test_the_readmes_commands_run_in_their_order(tmp_path: Path, monkeypatch: py
             several = "-m" in words
             answer = command.run(*words[1:], *more, cwd=tmp_path) if several else command.train(*words[1:], *more)
             assert answer.code == 0, f"{line}: {answer.err}"
-    assert len(list(tmp_path.glob("outputs/runs/*/DONE"))) == 12
+    assert len(list(tmp_path.glob("outputs/runs/*/DONE"))) == 11
     assert artifacts(["list"]) == artifacts(["prune", "--yes"]) == 0
 
 
