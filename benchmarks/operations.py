@@ -134,7 +134,9 @@ class Finished:
 
     def pairs(self) -> Pairs:
         """The pairs of its groups, drawn again as the run drew them."""
-        return load_pairs(self.folders["groups"], PairsConfig(**self.config["pairs"]), int(self.config["seed"]))[1]
+        return load_pairs(
+            self.folders["groups"], PairsConfig(**{"prompts": None, **self.config["pairs"]}), int(self.config["seed"])
+        )[1]
 
 
 @dataclass(frozen=True)

@@ -145,6 +145,12 @@ ONLINE: dict[str, dict[str, tuple[Any, str]]] = {
 }
 
 
+OURS = "ours: no paper has this method at this scale"
+VALUE: dict[str, tuple[Any, str]] = {
+    "value.batch_size": (256, OURS),
+    "value.optim.lr": (5e-5, OURS),
+}
+
 PRESETS = {
     "ppo/paper": Preset(
         ["ppo/paper"],
@@ -335,6 +341,22 @@ PRESETS = {
         )
         for algo in ("reinforce", "rloo", "grpo", "online_dpo")
     },
+    "experiment_algo/paper: guided": Preset(
+        ["experiment_algo/paper"], ["experiment=paper", "algo=guided"], {**LEARNED, **VALUE}, section="guided"
+    ),
+    "experiment_algo/paper: distill": Preset(
+        ["experiment_algo/paper"],
+        ["experiment=paper", "algo=distill"],
+        {
+            **LEARNED,
+            **VALUE,
+            "policy.epochs": (1.0, OURS),
+            "policy.optim.lr": (1e-5, OURS),
+            "policy.optim.warmup_steps": (20, OURS),
+            "policy.optim.schedule": ("linear", OURS),
+        },
+        section="distill",
+    ),
     "experiment/trl_gpt2_sentiment": Preset(
         ["experiment/trl_gpt2_sentiment"],
         ["experiment=trl_gpt2_sentiment"],

@@ -158,7 +158,7 @@ def test_owners_are_the_algorithms_with_the_root_key():
         (["algo=preferred_ft", "+alpha=1"], "alpha=1: no such key for algo=preferred_ft; it belongs to", "policy"),
         (
             ["algo=reward_model", "reservoir.samples=8"],
-            "reservoir.samples=8: no such key for algo=reward_model; it belongs to algo=best_of_n, ppo; keys of",
+            "reservoir.samples=8: no such key for algo=reward_model; it belongs to algo=best_of_n, ppo, ",
             "reward_model",
         ),
         (

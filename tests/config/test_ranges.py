@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import pytest
 
@@ -78,6 +78,8 @@ def test_every_number_has_a_range_and_every_seed_the_same():
         hints = get_type_hints(schema, include_extras=True)
         plain = get_type_hints(schema)
         for field in fields(schema):
+            if get_origin(plain[field.name]) is list:
+                continue  # `check` has its ends
             if {int, float} & {plain[field.name], *get_args(plain[field.name])}:
                 wanted = range_of(hints[field.name])
                 assert wanted is not None, f"{name}.{field.name}"

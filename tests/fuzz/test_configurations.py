@@ -23,7 +23,11 @@ WORDS = st.one_of(
     st.text(st.characters(exclude_categories=["Cs"]), max_size=12),
 )
 # One command line of each algorithm that is complete by itself.
-COMPLETE: dict[str, list[str]] = {"own_model": ["own_model.path=x"], "ppo": ["target_kl=1"]}
+COMPLETE: dict[str, list[str]] = {
+    "own_model": ["own_model.path=x"],
+    "realign": ["realign.path=x"],
+    "ppo": ["target_kl=1"],
+}
 
 
 def keys_of(algo: str) -> list[str]:

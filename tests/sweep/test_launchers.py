@@ -63,6 +63,7 @@ def test_a_basic_sweeper_loses_no_override(outputs):
     assert again.code == 0 and " running " not in again.out
 
 
+@pytest.mark.slow
 def test_optuna_gets_objectives(outputs):
     """Two objectives, by a foreign launcher: values and parameters are those of the runs."""
     search = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=2"]
