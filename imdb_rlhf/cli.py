@@ -204,7 +204,9 @@ def main() -> None:
         return
     if options.shell_completion:
         if not any(word.partition("=")[0] in COMPLETION for word in options.overrides):
-            _leave(2, 'refused: -sc needs install=bash, zsh or fish, or uninstall=...: eval "$(... -sc install=bash)"')
+            _leave(
+                2, f'refused: -sc needs install= or uninstall=bash, zsh or fish: eval "$({program()} -sc install=bash)"'
+            )
         complete_choices()
     try:
         register(Path(options.config_dir) if options.config_dir else None)

@@ -169,7 +169,7 @@ def test_completion_offers_every_choice(here, monkeypatch, typed, offered):
 
 @pytest.mark.parametrize("words", [["bash"], []])
 def test_completion_without_what_to_do(here, words):
-    one_line(train("-sc", *words), 2, "refused: -sc needs install=bash, zsh or fish")
+    one_line(train("-sc", *words), 2, "refused: -sc needs install= or uninstall=bash, zsh or fish")
 
 
 def test_options_between_values(here):

@@ -16,31 +16,13 @@ from imdb_rlhf.algos.batches import share
 from imdb_rlhf.algos.inputs import Inputs
 from imdb_rlhf.algos.population import BestOf, Population, Selector
 from imdb_rlhf.algos.preferences import Completions, PreferenceMethod
+from imdb_rlhf.algos.preferred_ft import WinnerPart, weighted_likelihood
 from imdb_rlhf.config.preference_algos import BonSFTRun
 from imdb_rlhf.config.reward import RewardSource
 from imdb_rlhf.data.best_of import best_of_weights
 from imdb_rlhf.data.groups import read
 from imdb_rlhf.data.rankings import Rankings
-from imdb_rlhf.losses import negative_log_likelihood
-from imdb_rlhf.models.logprobs import Rows
 from imdb_rlhf.models.policy import Policy
-
-
-@dataclass(frozen=True)
-class BestPart:
-    """The input of one forward pass.
-
-    Attributes:
-        rows: completions that are the best of some n.
-        ref_logprob: (completions,) float32 log-prob of each under the reference, nats.
-        weights: (completions,) float32, how often each is the best.
-        mean_tokens: mean number of tokens per group of the global batch.
-    """
-
-    rows: Rows
-    ref_logprob: Tensor
-    weights: Tensor
-    mean_tokens: float
 
 
 @dataclass(frozen=True)
@@ -64,7 +46,7 @@ class BestBatch:
         lengths = [[len(self.completions.completion_ids[row]) for row in group] for group in self.rows]
         return float((np.array(lengths) * self.weights).sum())
 
-    def parts(self, rank: int, world: int, limit: int | None) -> list[BestPart]:
+    def parts(self, rank: int, world: int, limit: int | None) -> list[WinnerPart]:
         """This process's groups in pieces of so many, without the completions that are never the best."""
         mean_tokens, parts = self.size / len(self.rows), []
         for piece in share(np.arange(len(self.rows)), rank, world, limit):
@@ -74,7 +56,7 @@ class BestBatch:
             total = torch.zeros(len(reference)).index_add(
                 0, indices, torch.as_tensor(weights[seen], dtype=torch.float32)
             )
-            parts.append(BestPart(tokens, reference, total, mean_tokens))
+            parts.append(WinnerPart(tokens, reference, total, mean_tokens))
         return parts
 
 
@@ -129,11 +111,6 @@ class BonSFT(PreferenceMethod[BonSFTRun]):
             chosen = self.stream.at(step)
             yield BestBatch(self.completions, self.drawn.rows[chosen], self.weights[chosen])
 
-    def loss(self, module: nn.Module, part: BestPart) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, module: nn.Module, part: WinnerPart) -> tuple[Tensor, dict[str, Tensor]]:
         """Summed negative log-likelihood of a part, nats; the log-ratio is a mean over groups, nats per sequence."""
-        device = next(module.parameters()).device
-        rows, weights = part.rows.to(device), part.weights.to(device)
-        losses = negative_log_likelihood(module(rows.ids, rows.starts, rows.lengths))
-        ratio = -losses.detach() - part.ref_logprob.to(device)
-        # the loop divides by tokens; multiplied by the mean tokens per group, the metric is a mean over groups
-        return (weights * losses).sum(), {"train/chosen_log_ratio": (weights * ratio).sum() * part.mean_tokens}
+        return weighted_likelihood(module, part)

@@ -27,7 +27,7 @@ class WinnerPart:
     Attributes:
         rows: the distinct winners.
         ref_logprob: (winners,) float32 log-prob of each under the reference, nats.
-        counts: (winners,) float32, how often each occurs in the part.
+        counts: (winners,) float32, how often each counts in the part.
         mean_tokens: mean number of tokens per example of the global batch.
     """
 
@@ -78,9 +78,14 @@ class PreferredFT(PreferenceMethod[PreferredFTRun]):
 
     def loss(self, module: nn.Module, part: WinnerPart) -> tuple[Tensor, dict[str, Tensor]]:
         """Summed negative log-likelihood of a part, nats; the log-ratio is a mean over examples, nats per sequence."""
-        device = next(module.parameters()).device
-        rows, counts = part.rows.to(device), part.counts.to(device)
-        losses = negative_log_likelihood(module(rows.ids, rows.starts, rows.lengths))
-        ratio = -losses.detach() - part.ref_logprob.to(device)
-        # the loop divides by tokens; multiplied by the mean tokens per example, the metric is a mean over examples
-        return (counts * losses).sum(), {"train/chosen_log_ratio": (counts * ratio).sum() * part.mean_tokens}
+        return weighted_likelihood(module, part)
+
+
+def weighted_likelihood(module: nn.Module, part: WinnerPart) -> tuple[Tensor, dict[str, Tensor]]:
+    """Summed negative log-likelihood of a part, each completion as often as it counts, and the mean log-ratio."""
+    device = next(module.parameters()).device
+    rows, counts = part.rows.to(device), part.counts.to(device)
+    losses = negative_log_likelihood(module(rows.ids, rows.starts, rows.lengths))
+    ratio = -losses.detach() - part.ref_logprob.to(device)
+    # the loop divides by tokens; multiplied by the mean tokens per example, the metric is a mean over examples
+    return (counts * losses).sum(), {"train/chosen_log_ratio": (counts * ratio).sum() * part.mean_tokens}

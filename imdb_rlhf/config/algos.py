@@ -1,14 +1,12 @@
 """Each algorithm's run: its own keys, its knob and what it needs."""
 
-import os
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any
 
-from imdb_rlhf.config.families import LearnedRun, PreferenceRun, ReservoirRun, TrainedRun
+from imdb_rlhf.config.families import LearnedRun, OutsideModelConfig, PreferenceRun, ReservoirRun, TrainedRun
 from imdb_rlhf.config.machine import PolicyPrecision
 from imdb_rlhf.config.optim import OptimConfig
-from imdb_rlhf.config.places import Place
 from imdb_rlhf.config.ppo import PPOConfig, Scale, ValueNetwork
 from imdb_rlhf.config.ranges import Coefficient, PositiveCoefficient, Range
 from imdb_rlhf.config.reward import Objective, RewardSource
@@ -23,18 +21,8 @@ class SFTRun(Run):
 
 
 @dataclass
-class OwnModelConfig:
+class OwnModelConfig(OutsideModelConfig):
     """A causal LM that was trained elsewhere."""
-
-    path: Place
-    revision: Place | None
-    name: str | None
-
-    def check(self, at: str) -> None:
-        """Refuse a path or a name that is empty."""
-        for key in ("path", "name"):
-            if getattr(self, key) == "":
-                raise ConfigError(f"{at}{key} is empty; give one, or leave {at}name=null")
 
 
 @dataclass
@@ -46,12 +34,8 @@ class OwnModelRun(Run):
 
     @property
     def variant(self) -> str | None:
-        """Its name: as given, else its Hub id or its folder's name; a run's `model/` has the name of the run."""
-        name, path = self.own_model.name, self.own_model.path
-        if name is not None or not os.path.isdir(os.path.expanduser(path)):
-            return name or path
-        parent, folder = os.path.split(os.path.abspath(os.path.expanduser(path)))
-        return os.path.basename(parent) if folder == "model" and os.path.basename(parent) else folder
+        """Its name."""
+        return self.own_model.shown_name
 
     @property
     def hashed_instead(self) -> dict[str, Any]:

@@ -1,19 +1,15 @@
 """Runs whose policy is decoded from several models, and the distillation of such a policy into one."""
 
-import os
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any
 
-from imdb_rlhf.config.families import LearnedRun, TrainedRun
-from imdb_rlhf.config.machine import PolicyPrecision
+from imdb_rlhf.config.families import LearnedRun, OutsideModelConfig, TrainedPolicyRun
 from imdb_rlhf.config.optim import OptimConfig
-from imdb_rlhf.config.places import Place
 from imdb_rlhf.config.ppo import ValueNetwork
 from imdb_rlhf.config.ranges import BatchSize, Epochs, PositiveCoefficient, Range
 from imdb_rlhf.config.reward import Init, RewardSource
 from imdb_rlhf.config.run import Run
-from imdb_rlhf.config.stages import PolicyConfig
 from imdb_rlhf.errors import ConfigError
 
 
@@ -85,18 +81,8 @@ class GuidedRun(LearnedRun):
 
 
 @dataclass
-class RealignConfig:
+class RealignConfig(OutsideModelConfig):
     """The policy that is mixed with the reference."""
-
-    path: Place
-    revision: Place | None
-    name: str | None
-
-    def check(self, at: str) -> None:
-        """Refuse a path or a name that is empty."""
-        for key in ("path", "name"):
-            if getattr(self, key) == "":
-                raise ConfigError(f"{at}{key} is empty; give one, or leave {at}name=null")
 
 
 @dataclass
@@ -114,12 +100,8 @@ class RealignRun(Run):
 
     @property
     def variant(self) -> str | None:
-        """The policy's name: as given, else its Hub id or the name of its folder or run."""
-        name, path = self.realign.name, self.realign.path
-        if name is not None or not os.path.isdir(os.path.expanduser(path)):
-            return name or path
-        parent, folder = os.path.split(os.path.abspath(os.path.expanduser(path)))
-        return os.path.basename(parent) if folder == "model" and os.path.basename(parent) else folder
+        """The policy's name."""
+        return self.realign.shown_name
 
     @property
     def hashed_instead(self) -> dict[str, Any]:
@@ -142,26 +124,11 @@ class DistillConfig:
 
 
 @dataclass
-class DistillRun(GuidedRun, TrainedRun):
+class DistillRun(GuidedRun, TrainedPolicyRun):
     """`algo=distill`: the guided policy of this beta, distilled into one causal LM."""
 
     one_model = True
-    policy: PolicyConfig
     distill: DistillConfig
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._check_divisible("policy.batch_size", self.policy.batch_size)
-
-    @property
-    def optim(self) -> OptimConfig:
-        """The optimizer of the student."""
-        return self.policy.optim
-
-    @property
-    def precision(self) -> PolicyPrecision | None:
-        """As configured."""
-        return self.policy.precision
 
 
 # The names under which conf/ finds these classes: `/schema/<key>`; every subclass of `Run` is an algorithm.

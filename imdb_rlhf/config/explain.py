@@ -19,13 +19,14 @@ def _file(name: str) -> str:
     return f"{name.removesuffix(max(endings, key=len, default=''))}.yaml"
 
 
-def _unknown(key: str, schema: type | None, override: str | None) -> str:
+def _unknown(key: str, schema: type | None, override: str | None, experiment: str | None) -> str:
     """The answer to a key that does not exist.
 
     Args:
         key: with its place.
         schema: the class that lacks it, if it is a class of the configuration.
         override: what the command line says, if the key is from there; else a file of conf/ has it.
+        experiment: that file, if it is an experiment's: `experiment/mine`.
     """
     if key.endswith(".schema") and not override:
         return f"the file that {key.partition('.')[0]}= chooses needs @_here_ after its /schema/... in `defaults:`"
@@ -36,7 +37,11 @@ def _unknown(key: str, schema: type | None, override: str | None) -> str:
     if schema is None:
         return f"{override or key}: no such key; --cfg job lists them"
     algo = next((name for name, algorithm in ALGORITHMS.items() if algorithm is schema), None)
-    return unknown_key(key, names_of(schema, key.rpartition(".")[0]), algo, shown=override or key)
+    answer = unknown_key(key, names_of(schema, key.rpartition(".")[0]), algo, shown=override or key)
+    if experiment is None or algo is None or algo in (having := owners(key)) or not having:
+        return answer
+    where = experiment.replace("experiment/", "experiment_algo/")
+    return f"{experiment}.yaml: {answer}; what changes one algorithm alone belongs into {where}.yaml"
 
 
 def explain(error: BaseException) -> str:
@@ -72,12 +77,9 @@ def explain(error: BaseException) -> str:
     if match := re.search(r"Key '([^']+)' (?:not in|is not in struct)(?: '(\w+)')?", last):
         key = full_key[1] if full_key else match[1]
         override = re.search(r"To append to your config use \+(.+)", text)
-        answer = _unknown(key, CLASSES.get(match[2] or ""), override[1] if override else None)
         file = re.search(r"In '(experiment/[^']+)'", text)
-        if file and not override and "; it belongs to algo=" in answer:
-            where = file[1].replace("experiment/", "experiment_algo/")
-            return f"{file[1]}.yaml: {answer}; what changes one algorithm alone belongs into {where}.yaml"
-        return answer
+        experiment = file[1] if file and not override else None
+        return _unknown(key, CLASSES.get(match[2] or ""), override[1] if override else None, experiment)
     # 4. a key without a value
     if match := re.search(r"[Mm]issing (?:mandatory value:|1 required positional argument:) '?([\w.]+)", text):
         key = full_key[1] if full_key and full_key[1].endswith(match[1]) else match[1]

@@ -1,9 +1,11 @@
 """Keys, checks and needs that several algorithms share."""
 
+import os
 from dataclasses import dataclass
 
 from imdb_rlhf.config.machine import PolicyPrecision
 from imdb_rlhf.config.optim import OptimConfig
+from imdb_rlhf.config.places import Place
 from imdb_rlhf.config.reward import Init, Objective, RewardModelConfig
 from imdb_rlhf.config.run import Run
 from imdb_rlhf.config.stages import Eos, GroupsConfig, Labels, PairsConfig, PolicyConfig, ReservoirConfig
@@ -28,6 +30,50 @@ class TrainedRun(Run):
     def networks(self) -> int:
         """How many networks of the policy's size are trained."""
         return 1
+
+
+@dataclass
+class TrainedPolicyRun(TrainedRun):
+    """One whose training has the section `policy`."""
+
+    policy: PolicyConfig
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_divisible("policy.batch_size", self.policy.batch_size)
+
+    @property
+    def optim(self) -> OptimConfig:
+        """The optimizer of the policy."""
+        return self.policy.optim
+
+    @property
+    def precision(self) -> PolicyPrecision | None:
+        """As configured."""
+        return self.policy.precision
+
+
+@dataclass
+class OutsideModelConfig:
+    """A causal LM that was trained elsewhere, and its name on the frontier."""
+
+    path: Place
+    revision: Place | None
+    name: str | None
+
+    def check(self, at: str) -> None:
+        """Refuse a path or a name that is empty."""
+        for key in ("path", "name"):
+            if getattr(self, key) == "":
+                raise ConfigError(f"{at}{key} is empty; give one, or leave {at}name=null")
+
+    @property
+    def shown_name(self) -> str:
+        """Its name: as given, else its Hub id or its folder's name; a run's `model/` has the name of the run."""
+        if self.name is not None or not os.path.isdir(os.path.expanduser(self.path)):
+            return self.name or self.path
+        parent, folder = os.path.split(os.path.abspath(os.path.expanduser(self.path)))
+        return os.path.basename(parent) if folder == "model" and os.path.basename(parent) else folder
 
 
 @dataclass
@@ -69,24 +115,8 @@ class GroupsRun(Run):
 
 
 @dataclass
-class PreferenceRun(GroupsRun, TrainedRun):
+class PreferenceRun(GroupsRun, TrainedPolicyRun):
     """An algorithm that trains a policy on groups."""
-
-    policy: PolicyConfig
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._check_divisible("policy.batch_size", self.policy.batch_size)
-
-    @property
-    def optim(self) -> OptimConfig:
-        """The optimizer of the policy."""
-        return self.policy.optim
-
-    @property
-    def precision(self) -> PolicyPrecision | None:
-        """As configured."""
-        return self.policy.precision
 
 
 @dataclass

@@ -66,7 +66,7 @@ class RunInputs:
 
     def guided(self, run: GuidedRun) -> NextToken:
         """Return the guided policy of a run, frozen."""
-        return open_guided(self.flow, run).next_token
+        return open_guided(self.flow, run, self.flow.get(Reference).policy()).next_token
 
     def score(self, config: Optimised) -> Score:
         """Return the reward that a method optimises: the learned one, or the true one on the configured scale.

@@ -6,6 +6,7 @@ from typing import Any, Self
 from imdb_rlhf.config.decoding import DistillRun, GuidedRun, RealignRun
 from imdb_rlhf.models import policy as policies
 from imdb_rlhf.models.mixtures import DecodedPolicy, Guided, Realigned
+from imdb_rlhf.models.policy import Policy
 from imdb_rlhf.stages.evaluations import Evaluation, OutsideModel
 from imdb_rlhf.stages.reference import Reference
 from imdb_rlhf.stages.sources import ModelSource
@@ -13,9 +14,8 @@ from imdb_rlhf.stages.stage import Flow
 from imdb_rlhf.stages.value import TrainedValue
 
 
-def open_guided(flow: Flow, run: GuidedRun) -> DecodedPolicy:
-    """The guided policy of a run, frozen, on its device."""
-    reference = flow.get(Reference).policy()
+def open_guided(flow: Flow, run: GuidedRun, reference: Policy) -> DecodedPolicy:
+    """The guided policy of a run, frozen, on its device; the reference becomes a part of it."""
     policies.freeze(reference.lm)
     value = flow.get(TrainedValue).network(reference)
     return DecodedPolicy(Guided(reference.lm, value, run.beta, run.generation.temperature), reference.tokenizer)
@@ -42,7 +42,8 @@ class GuidedEvaluation(Evaluation):
 
     def make(self, folder: Path) -> None:
         """Evaluate the guided policy."""
-        self.evaluate(folder, open_guided(self.flow, self.run), self.flow.get(Reference).policy())
+        reference = self.flow.get(Reference).policy()
+        self.evaluate(folder, open_guided(self.flow, self.run, reference), reference)
 
 
 class RealignedEvaluation(OutsideModel):

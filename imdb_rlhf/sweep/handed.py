@@ -64,8 +64,9 @@ class HandedSweep(Sweep):
         self._look(handed, start)
         for record, error in zip(handed, errors, strict=False):
             self._ended(record, error)
-        for record in self._in("running") if not self.signals else []:
-            record.state = "stopped"
+        if not self.signals:  # else they go on elsewhere
+            for record in self._in("running"):
+                record.state = "stopped"
         self._save()
 
     def _abandon(self) -> None:

@@ -37,13 +37,10 @@ def test_the_parts_of_ppo_on_the_true_reward(write_run: Write) -> None:
 
 
 def test_the_parts_of_ppo_on_a_learned_reward(write_run: Write) -> None:
-    """Its scores tell a quarter of the good samples from the others: half of what it prefers is good no more often."""
+    """Its score is the true reward for four fifths of the samples, and the other one for the rest."""
     reservoir = coin_reservoir()
     random = np.random.default_rng(0)
-    learned = np.where(random.random(reservoir.shape) < 0.8, reservoir, 1 - reservoir) + 1e-6 * random.random(
-        reservoir.shape
-    )
-    learned = np.round(learned)
+    learned = np.where(random.random(reservoir.shape) < 0.8, reservoir, 1 - reservoir)
     more = {"ppo.scale": "reward"}
     run = write_run(
         "ppo", ("target_kl", 1.0), {5: (level(0.7), level(1.0))}, reservoir=reservoir, learned=learned, more=more

@@ -8,14 +8,12 @@ The SVG has its text as outlines: it looks the same wherever it is opened, whate
 the words. The PDF has its text as text, with the glyphs that it uses embedded (TrueType, as publishers ask).
 """
 
-import io
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -23,43 +21,17 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from imdb_rlhf.artifacts.files import atomic_write
 from imdb_rlhf.frontier.figure import references
 from imdb_rlhf.frontier.figure.panel import Panel, finite
 from imdb_rlhf.frontier.figure.references import GREY, INK
+from imdb_rlhf.frontier.figure.saving import DPI, save
 from imdb_rlhf.frontier.figure.view import View, view_of
 from imdb_rlhf.frontier.methods import Style, knob_of, prompts_only, setting_label, styles
 
 SIZE = (7.0, 3.3)  # inches: two columns of a paper
-DPI = 300
 DASHES = ("-", (0, (5, 1.5)), (0, (5, 1.5, 1, 1.5)))  # for the second and third method of one colour
 LONGEST_NOTE = 110  # letters of a line below the panels
 COVERED = 6.0  # points between settings whose markers cover one another
-# No file records when or by what it was made, so equal frontiers give equal bytes.
-METADATA: dict[str, dict[str, Any]] = {
-    ".svg": {"Date": None, "Creator": None},
-    ".png": {"Software": None},
-    ".pdf": {"CreationDate": None, "Creator": None, "Producer": None},
-}
-LOOK = {
-    "svg.fonttype": "path",
-    "pdf.fonttype": 42,
-    "svg.hashsalt": "imdb_rlhf",
-    "font.family": "DejaVu Sans",  # comes with matplotlib
-    "font.size": 7.5,
-    "axes.labelsize": 8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "axes.edgecolor": INK,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "xtick.major.size": 2.5,
-    "ytick.major.size": 2.5,
-    "xtick.labelsize": 7.5,
-    "ytick.labelsize": 7.5,
-    "lines.solid_capstyle": "butt",
-}
 
 
 def draw(frontier: Mapping[str, Any], *paths: Path) -> None:
@@ -69,12 +41,7 @@ def draw(frontier: Mapping[str, Any], *paths: Path) -> None:
         frontier: what `frontier.json` holds.
         paths: each ends in .svg, .pdf or .png, which has 300 pixels per inch.
     """
-    with matplotlib.style.context(["default", LOOK]):
-        figure = compose(frontier)
-        for path in paths:
-            file = io.BytesIO()
-            figure.savefig(file, format=path.suffix[1:], metadata=METADATA[path.suffix])
-            atomic_write(path, file.getvalue())
+    save(lambda: compose(frontier), *paths)
 
 
 def compose(frontier: Mapping[str, Any]) -> Figure:

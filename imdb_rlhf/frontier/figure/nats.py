@@ -1,19 +1,16 @@
 """Where the nats go: a bar for each setting, its length the KL, divided into the parts that add up to it."""
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from imdb_rlhf.artifacts.files import atomic_write
-from imdb_rlhf.frontier.figure.figure import DPI, LOOK, METADATA
 from imdb_rlhf.frontier.figure.references import GREY, INK
+from imdb_rlhf.frontier.figure.saving import DPI, save
 from imdb_rlhf.frontier.methods import setting_label
 
 # Of each part its words and its colour; those that the method spends for nothing are warm.
@@ -35,12 +32,7 @@ def draw(frontier: Mapping[str, Any], *paths: Path) -> None:
         frontier: what `frontier.json` holds; `nats` has at least one entry.
         paths: each ends in .svg, .pdf or .png.
     """
-    with matplotlib.style.context(["default", LOOK]):
-        figure = compose(frontier)
-        for path in paths:
-            file = io.BytesIO()
-            figure.savefig(file, format=path.suffix[1:], metadata=METADATA[path.suffix])
-            atomic_write(path, file.getvalue())
+    save(lambda: compose(frontier), *paths)
 
 
 def compose(frontier: Mapping[str, Any]) -> Figure:

@@ -17,6 +17,7 @@ from matplotlib.text import Text
 
 from imdb_rlhf.frontier.figure import figure
 from imdb_rlhf.frontier.figure.labels import Wish, place
+from imdb_rlhf.frontier.figure.saving import LOOK
 
 SVG = "{http://www.w3.org/2000/svg}"
 FILES = ("f.svg", "f.pdf", "f.png")
@@ -83,7 +84,7 @@ def frontier_of(methods: list[Any], checkpoints: int = 4, **changes: Any) -> dic
 
 
 def compose(frontier: dict[str, Any]) -> Figure:
-    with matplotlib.style.context(["default", figure.LOOK]):
+    with matplotlib.style.context(["default", LOOK]):
         return figure.compose(frontier)
 
 
@@ -369,7 +370,7 @@ def test_bars_are_whole_and_checkpoints_outside_are_counted() -> None:
     frontier = frontier_of([("DPO", "beta", [(0.1, 2.0, 0.6), (1, 1.0, 0.55)])], optimum=None, best_of_n={}, base=None)
     frontier["methods"][0]["settings"][0]["reward_ci"] = [0.47, 0.7]
     frontier["points"].append({"run": "DPO-0", "method": "DPO", "last": False, "kl": 20.0, "reward": 0.65})
-    with matplotlib.style.context(["default", figure.LOOK]):
+    with matplotlib.style.context(["default", LOOK]):
         drawn = figure.compose(frontier)
     low, high = drawn.axes[0].get_ylim()
     assert low < 0.47 and high > 0.7
